@@ -1,0 +1,126 @@
+"""Encodings: how one tensor's real numbers are written as integers (scale, zero point, dtype, axis, block)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.errors import InputError
+
+INTEGER_RANGES: Mapping[str, tuple[int, int]] = {
+    "int2": (-2, 1), "uint2": (0, 3), "int3": (-4, 3), "int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "uint8": (0, 255),
+    "int16": (-32768, 32767), "uint16": (0, 65535), "int32": (-(2**31), 2**31 - 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """real = (integer - zero_point) * scale.
+
+    Attributes:
+        dtype: integer type's name, a key of INTEGER_RANGES.
+        scale: float32; shape () per tensor, [C] per channel along `axis`, or the tensor's shape with
+            `axis` divided by `block` for blocks.
+        zero_point: int32, the shape of `scale`.
+        axis: quantized dimension (per channel: the channel; per block: the dimension cut in blocks), None per tensor.
+        block: elements along `axis` that share a scale, 0 if not blocked.
+    """
+
+    dtype: str
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    axis: int | None = None
+    block: int = 0
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Least and greatest integer of the dtype."""
+        return INTEGER_RANGES[self.dtype]
+
+    def _expand(self, values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+        if self.axis is None:
+            return values
+        if self.block:
+            spread = np.repeat(values, self.block, axis=self.axis)
+            return spread.take(np.arange(shape[self.axis]), axis=self.axis)
+        return values.reshape([-1 if d == self.axis else 1 for d in range(len(shape))])
+
+    def quantize(self, real: NDArray[np.floating]) -> NDArray[np.int32]:
+        """Round half to even and saturate, as ONNX QuantizeLinear does; int32 integers of `real`'s shape."""
+        low, high = self.bounds
+        scaled = np.rint(real / self._expand(self.scale, real.shape)) + self._expand(self.zero_point, real.shape)
+        return np.clip(scaled, low, high).astype(np.int32)
+
+    def dequantize(self, integers: NDArray[np.integer]) -> NDArray[np.float32]:
+        """The real numbers that `integers` stand for, float32."""
+        centred = integers.astype(np.int32) - self._expand(self.zero_point, integers.shape)
+        return (centred * self._expand(self.scale, integers.shape)).astype(np.float32)
+
+
+def encoding_for_range(low: float, high: float, dtype: str, *, symmetric: bool) -> Encoding:
+    """Per-tensor encoding covering [low, high] widened to contain 0 (Jacob et al. 2018, arXiv 1712.05877, section 3).
+
+    Symmetric means zero point 0 for signed types and the middle of the range for unsigned ones.
+    """
+    first, last = INTEGER_RANGES[dtype]
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if symmetric:
+        middle = (first + last + 1) // 2
+        reach = max(-low, high)
+        scale = reach / (last - middle) if reach > 0 else 1.0
+        return Encoding(dtype, np.float32(scale).reshape(()), np.int32(middle).reshape(()))
+    scale = (high - low) / (last - first) if high > low else 1.0
+    zero_point = int(np.clip(round(first - low / scale), first, last))
+    return Encoding(dtype, np.float32(scale).reshape(()), np.int32(zero_point).reshape(()))
+
+
+@dataclass
+class EncodingTable:
+    """Encodings by tensor name, kept as one ``.npz`` file."""
+
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Encoding:
+        return self.encodings[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.encodings
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.encodings)
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    def save(self, path: Path) -> None:
+        """Write to `path` (``.npz``), same table, same bytes."""
+        from pocketport.calibration.storage import write_npz
+
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for name, e in sorted(self.encodings.items()):
+            arrays[f"{name}|scale"] = np.asarray(e.scale)
+            arrays[f"{name}|zero_point"] = np.asarray(e.zero_point)
+            arrays[f"{name}|format"] = np.array([e.dtype, "" if e.axis is None else str(e.axis), str(e.block)])
+        write_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "EncodingTable":
+        """Read what `save` wrote; InputError when `path` is not such a file."""
+        from pocketport.calibration.storage import read_npz
+
+        arrays = read_npz(path)
+        table = cls()
+        for key in arrays:
+            name, _, part = key.rpartition("|")
+            if part != "format":
+                continue
+            try:
+                dtype, axis, block = (str(v) for v in arrays[key])
+                table.encodings[name] = Encoding(
+                    dtype, arrays[f"{name}|scale"], arrays[f"{name}|zero_point"], int(axis) if axis else None, int(block)
+                )
+            except (KeyError, ValueError) as error:
+                raise InputError(f"tensor {name!r} is incomplete: {error}", where=str(path), fix="calibrate again") from error
+        return table

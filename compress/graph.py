@@ -1,0 +1,109 @@
+"""Graphs are `onnx_ir.Model`; this module opens, writes and inspects them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pocketport.errors import InputError
+
+EXTERNAL_DATA_THRESHOLD = 256  # bytes; smaller tensors stay in the protobuf
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Open an ONNX file; external weights are memory-mapped.
+
+    Raises:
+        InputError: missing, truncated, not ONNX, or external data that leaves the file's folder.
+    """
+    if not path.is_file():
+        raise InputError("no such file", where=str(path), fix="check the path")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf, onnx_ir and numpy each raise their own kinds on damaged input
+        raise InputError(f"not a readable ONNX model: {error}", where=str(path), fix="download or export the file again") from error
+    if not model.graph.outputs:
+        raise InputError("the graph has no outputs: the file is empty or truncated", where=str(path), fix="export the file again")
+    for value in model.graph.initializers.values():
+        check_external_tensor(value, path)
+    return model
+
+
+def check_external_tensor(value: ir.Value, path: Path) -> None:
+    """External data must lie inside the model's folder and be as long as its tensor says."""
+    tensor = value.const_value
+    if not isinstance(tensor, ir.ExternalTensor):
+        return
+    folder = path.parent.resolve()
+    file = (folder / tensor.location).resolve()
+    where = f"{path}, tensor {value.name}"
+    if not file.is_relative_to(folder):
+        raise InputError(f"its external data {tensor.location!s} leaves the model's folder", where=where, fix="use a file beside the model")
+    if not file.is_file():
+        raise InputError(f"its external data file {tensor.location!s} is missing", where=where, fix="copy the data file beside the model")
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if end > os.path.getsize(file):  # noqa: PTH202
+        raise InputError("its external data ends beyond the file: truncated", where=where, fix="download or export the file again")
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write `model` to ``path`` with its weights in ``<stem>.data`` beside it. The model in memory is unchanged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=f"{path.stem}.data", size_threshold_bytes=EXTERNAL_DATA_THRESHOLD)
+
+
+def clone_graph(model: ir.Model) -> ir.Model:
+    """A copy whose structure can change without touching `model`; the weights' memory is shared."""
+    return model.clone()
+
+
+def inferred(model: ir.Model) -> ir.Model:
+    """A copy with every intermediate shape and dtype filled in where ONNX can infer it; weights are shared."""
+    proto = ir.to_proto(_without_weights(model))
+    shapes = {v.name: v for v in onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.value_info}
+    copy = model.clone()
+    for node in copy.graph.all_nodes():
+        for output in node.outputs:
+            info = shapes.get(output.name or "")
+            if info is not None and (output.shape is None or output.dtype is None):
+                known = ir.from_proto(info)
+                output.shape, output.type = known.shape, known.type
+    return copy
+
+
+def _without_weights(model: ir.Model) -> ir.Model:
+    """Large initializers become graph inputs of their shape, so that shape inference stays under protobuf's 2 GB."""
+    copy = model.clone()
+    graph = copy.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > 4096:
+            value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+            value.const_value = None
+            del graph.initializers[value.name]  # type: ignore[arg-type]
+            graph.inputs.append(value)
+    return copy
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array behind a value that is an initializer or a Constant node's output, else None."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape, if every dimension of it is a known integer, else None."""
+    if value.shape is None or not all(isinstance(d, int) for d in value.shape):
+        return None
+    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The main graph's nodes in topological order."""
+    return iter(model.graph)
