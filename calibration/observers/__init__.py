@@ -1,0 +1,29 @@
+"""Observers: from a tensor's histogram to the range that its integers cover."""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from pocketport.calibration.observers.base import Histogram, Observer
+from pocketport.calibration.observers.entropy import Entropy
+from pocketport.calibration.observers.min_max import MinMax
+from pocketport.calibration.observers.mse import Mse
+from pocketport.calibration.observers.percentile import Percentile
+from pocketport.errors import UsageError
+
+__all__ = ["OBSERVERS", "Histogram", "Observer", "make_observer"]
+
+OBSERVERS: Mapping[str, Callable[..., Observer]] = {
+    "min_max": MinMax, "percentile": Percentile, "mse": Mse, "entropy": Entropy,
+}  # fmt: skip
+
+
+def make_observer(name: str, options: Mapping[str, float] | None = None) -> Observer:
+    """The observer of that name with these options; UsageError with the nearest name when there is none."""
+    if name not in OBSERVERS:
+        near = difflib.get_close_matches(name, OBSERVERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(OBSERVERS)}"
+        raise UsageError(f"there is no observer {name!r}", where="calibration observer", fix=hint)
+    try:
+        return OBSERVERS[name](**(options or {}))
+    except TypeError as error:
+        raise UsageError(f"wrong options {dict(options or {})}: {error}", where=f"observer {name}", fix="correct the options") from error

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,14 @@ def sha256_path(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(file.relative_to(path).as_posix().encode() + b"\0" + sha256_file(file).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """Hex SHA-256 of files' names and contents, in the order of their names; their folders do not count."""
+    digest = hashlib.sha256()
+    for file in sorted(paths, key=lambda p: p.name):
+        digest.update(file.name.encode() + b"\0" + sha256_file(file).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -1,0 +1,165 @@
+"""One pass over the calibration data: every intermediate tensor of the float graphs into Statistics."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pocketport.calibration.observers import Histogram
+from pocketport.calibration.statistics import SecondMoment, Statistics
+from pocketport.errors import InputError, UsageError
+
+MOVEMENT_OPS = frozenset(
+    {"Identity", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile",
+     "DepthToSpace", "SpaceToDepth", "MaxPool"}
+)  # fmt: skip
+"""Ops whose outputs hold nothing but values of their first input: both share one encoding."""
+
+LINEAR_OPS = frozenset({"Gemm", "MatMul"})
+CHUNK_BYTES = 512 << 20  # intermediates fetched by one run of a session
+
+
+def calibrate(
+    graphs: Mapping[str, ir.Model],
+    feeds: Iterable[tuple[str, Mapping[str, NDArray[Any]]]],
+    *,
+    hessians: Mapping[str, Sequence[str]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Run the float graphs on `feeds` and sum up every float tensor that data movement does not merely repeat.
+
+    Args:
+        graphs: component → float graph.
+        feeds: (component, inputs by name) pairs, in any order; read once.
+        hessians: component → inputs of linear layers whose full Σ xᵀx is wanted; the diagonal is always kept.
+        progress: called with the number of feeds done.
+
+    Raises:
+        UsageError: `feeds` is empty, or names a component that is not in `graphs`.
+        InputError: onnxruntime refuses a graph or a feed, or a tensor holds NaN or infinity.
+    """
+    statistics = Statistics()
+    with tempfile.TemporaryDirectory(prefix="pocketport-calibration-") as folder:
+        captures: dict[str, _Capture] = {}
+        for done, (component, inputs) in enumerate(feeds, start=1):
+            if component not in graphs:
+                raise UsageError(f"no component {component!r}", where="calibration feeds", fix=f"use one of {', '.join(graphs)}")
+            if component not in captures:
+                wanted = frozenset((hessians or {}).get(component, ()))
+                captures[component] = _Capture(component, graphs[component], wanted, Path(folder))
+            captures[component].feed(inputs, statistics)
+            if progress:
+                progress(done)
+    if not statistics.samples:
+        raise UsageError("there was no calibration data", where="calibration", fix="give at least one sample")
+    return statistics
+
+
+class _Capture:
+    """Sessions of one component that give its intermediates as outputs."""
+
+    def __init__(self, component: str, graph: ir.Model, hessians: frozenset[str], folder: Path) -> None:
+        self._component = component
+        self._hessians = hessians
+        self._inputs = [v.name or "" for v in graph.graph.inputs]
+        produced = [v for node in graph.graph if node.op_type not in MOVEMENT_OPS for v in node.outputs if _is_float(v)]
+        self._linear = _linear_inputs(graph)
+        known = {v.name for v in graph.graph.inputs}
+        # A linear layer's input may be the output of data movement: fetched for its moments, not for its range.
+        extra = [v for v in self._linear.values() if v.name not in known and v not in produced]
+        self._ranged = {v.name or "" for v in produced}
+        self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v)]
+        self._sessions = [
+            (names, _session(graph, names, folder / component / str(i)))
+            for i, names in enumerate(_chunks([*produced, *extra]))
+        ]
+
+    def feed(self, inputs: Mapping[str, NDArray[Any]], statistics: Statistics) -> None:
+        """Run once and add what came out to `statistics`."""
+        for name in self._float_inputs:
+            if name in inputs:
+                self._observe(name, inputs[name], statistics)
+        for names, session in self._sessions:
+            try:
+                values = session.run(names, dict(inputs))
+            except Exception as error:  # onnxruntime raises its own kinds
+                raise InputError(
+                    f"onnxruntime refuses the calibration feed: {error}", where=f"component {self._component}",
+                    fix=f"feed exactly {', '.join(self._inputs)} with the graph's shapes and dtypes",
+                ) from error  # fmt: skip
+            for name, value in zip(names, values, strict=True):
+                self._observe(name, value, statistics)
+        statistics.samples[self._component] = statistics.samples.get(self._component, 0) + 1
+
+    def _observe(self, name: str, value: NDArray[Any], statistics: Statistics) -> None:
+        key = f"{self._component}/{name}"
+        if name in self._ranged or name in self._float_inputs:
+            try:
+                statistics.histograms.setdefault(key, Histogram()).update(value)
+            except InputError as error:
+                raise InputError(error.why, where=f"tensor {key}", fix=error.fix) from None
+        if name in self._linear:
+            moment = _moment(value, full=name in self._hessians)
+            known = statistics.moments.get(key)
+            statistics.moments[key] = moment if known is None else known.merged(moment)
+
+
+def _moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
+    rows = np.ascontiguousarray(value, np.float32).reshape(-1, value.shape[-1])
+    diagonal = np.einsum("mk,mk->k", rows, rows, dtype=np.float64)
+    return SecondMoment(diagonal, len(rows), rows.T @ rows if full else None)
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def _linear_inputs(graph: ir.Model) -> dict[str, ir.Value]:
+    """Inputs of Gemm and MatMul whose other operand is a weight, by name."""
+    found: dict[str, ir.Value] = {}
+    for node in graph.graph:
+        if node.op_type not in LINEAR_OPS or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        if ir.convenience.get_const_tensor(node.inputs[1]) is not None and not _transposed(node):
+            found[node.inputs[0].name or ""] = node.inputs[0]
+    return found
+
+
+def _transposed(node: ir.Node) -> bool:
+    attribute = node.attributes.get("transA")
+    return attribute is not None and bool(attribute.as_int())
+
+
+def _chunks(values: Sequence[ir.Value]) -> list[list[str]]:
+    """Names in groups of at most CHUNK_BYTES (unknown dimensions count as 1)."""
+    chunks: list[list[str]] = [[]]
+    size = 0
+    for value in values:
+        dims = [d if isinstance(d, int) else 1 for d in value.shape or ()]
+        nbytes = 4 * int(np.prod(dims, dtype=np.int64))
+        if chunks[-1] and size + nbytes > CHUNK_BYTES:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(value.name or "")
+        size += nbytes
+    return chunks
+
+
+def _session(graph: ir.Model, names: Sequence[str], folder: Path) -> Any:
+    """An unoptimized session of `graph` with these values as its outputs; weights are mapped from a file."""
+    import onnxruntime as ort
+
+    copy = graph.clone()
+    values = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs[:] = [values[name] for name in names] or list(copy.graph.outputs)
+    folder.mkdir(parents=True)
+    ir.save(copy, folder / "graph.onnx", external_data="graph.data", size_threshold_bytes=256)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])

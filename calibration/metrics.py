@@ -1,0 +1,24 @@
+"""How far one tensor is from another."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def sqnr_db(reference: NDArray[np.generic], test: NDArray[np.generic]) -> float:
+    """Signal to quantization noise ratio, 10·log10(Σ r² / Σ (r − t)²) in dB, in float64.
+
+    It does not change when both tensors are scaled alike. Equal tensors give +inf; a reference of zeros that is
+    not matched gives −inf.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != test.shape:
+        raise ValueError(f"shapes differ: {reference.shape} and {test.shape}")
+    r, t = np.asarray(reference, np.float64), np.asarray(test, np.float64)
+    signal, noise = float(np.square(r).sum()), float(np.square(r - t).sum())
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf

@@ -1,0 +1,82 @@
+"""What calibration saw: target-independent, so that one pass serves every target and scheme."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.calibration.observers import Histogram
+from pocketport.calibration.storage import read_npz, write_npz
+from pocketport.errors import InputError
+
+
+@dataclass
+class SecondMoment:
+    """Σ x² a column of a linear layer's input [rows, K], and Σ xᵀx where it was asked for.
+
+    The least-squares loss of the layer has the Hessian 2·xᵀx (Frantar et al. 2022, arXiv 2210.17323).
+
+    Attributes:
+        diagonal: [K] float64.
+        rows: number of rows summed.
+        full: [K, K] float32, or None.
+    """
+
+    diagonal: NDArray[np.float64]
+    rows: int
+    full: NDArray[np.float32] | None = None
+
+    def merged(self, other: "SecondMoment") -> "SecondMoment":
+        """The sums over both."""
+        full = None if self.full is None or other.full is None else self.full + other.full
+        return SecondMoment(self.diagonal + other.diagonal, self.rows + other.rows, full)
+
+
+@dataclass
+class Statistics:
+    """Histograms and second moments by ``component/tensor``, and the number of samples a component ran on."""
+
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    moments: dict[str, SecondMoment] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write to `path` (``.npz``), same statistics, same bytes."""
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for name, h in self.histograms.items():
+            arrays[f"histogram|{name}|counts"] = h.counts
+            arrays[f"histogram|{name}|bounds"] = np.array([h.minimum, h.maximum])
+            arrays[f"histogram|{name}|bins"] = np.array([h.exponent, h.first], np.int64)
+        for name, m in self.moments.items():
+            arrays[f"moment|{name}|diagonal"] = m.diagonal
+            arrays[f"moment|{name}|rows"] = np.array(m.rows, np.int64)
+            if m.full is not None:
+                arrays[f"moment|{name}|full"] = m.full
+        for name, count in self.samples.items():
+            arrays[f"samples|{name}|count"] = np.array(count, np.int64)
+        write_npz(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Read what `save` wrote; InputError when `path` is not such a file."""
+        arrays = read_npz(path)
+        statistics = cls()
+        try:
+            for key in arrays:
+                kind, _, rest = key.partition("|")
+                name, _, part = rest.rpartition("|")
+                if part == "counts":
+                    low, high = (float(v) for v in arrays[f"{kind}|{name}|bounds"])
+                    exponent, first = (int(v) for v in arrays[f"{kind}|{name}|bins"])
+                    statistics.histograms[name] = Histogram(low, high, exponent, first, arrays[key].astype(np.int64))
+                elif part == "diagonal":
+                    full = arrays.get(f"{kind}|{name}|full")
+                    statistics.moments[name] = SecondMoment(
+                        arrays[key].astype(np.float64), int(arrays[f"{kind}|{name}|rows"]), None if full is None else full.astype(np.float32)
+                    )
+                elif part == "count":
+                    statistics.samples[name] = int(arrays[key])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"not calibration statistics: {error}", where=str(path), fix="calibrate again") from error
+        return statistics

@@ -1,0 +1,101 @@
+"""What a chip takes, as data: the model of every backend's ``legality.toml``."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pocketport.errors import InputError
+
+
+class ActivationRule(BaseModel):
+    """Integer type of activations at one width. `softmax` is a fixed (scale, zero point) where a kernel demands one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str
+    symmetric: bool
+    softmax: tuple[float, int] | None = None
+
+
+class WeightRule(BaseModel):
+    """Weight formats taken at one width.
+
+    Attributes:
+        dtype: integer type, a key of ``INTEGER_RANGES``.
+        granularities: those of ``t``, ``c`` and ``b`` that are taken.
+        blocks: block sizes taken along the input dimension.
+        symmetric: zero point 0; otherwise each scale has its own zero point.
+        block_scale_levels: where not 0, a block's scale must be k / levels of its channel's greatest, k = 1 … levels
+            (16: Qualcomm's low-power block quantization).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str
+    granularities: tuple[str, ...]
+    blocks: tuple[int, ...] = ()
+    symmetric: bool = True
+    block_scale_levels: int = 0
+
+
+class TableRule(BaseModel):
+    """Format of lookup tables (embeddings), which are Gathered: ``c`` has a scale a row, ``t`` one for all.
+
+    `dtype` None means that tables take the activations' own format, so that looking up is only data movement.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str | None = "int8"
+    granularity: str = "c"
+
+
+class OpRule(BaseModel):
+    """Why an op can't be taken and what to do, or that it stays float under quantization."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    why: str
+    fix: str
+
+
+class Legality(BaseModel):
+    """One backend's legality.
+
+    Attributes:
+        tested_with: toolchain name and version that the data was tested with.
+        defaults: component role (``vision connector embed prefill decode main head``) → scheme text.
+        activations: bits (``"8"``, ``"16"``) → rule. Absent width: not legal.
+        weights: bits (``"2"`` … ``"8"``) → rule.
+        tables: how lookup tables are written.
+        float_bits: widths of float activations that are taken.
+        norm_scale_dtype: dtype in which gamma of LayerNorm/RMSNorm is quantized, or ``float``.
+        norm_bias_dtype: the same for beta; ``int32`` has scale s_x · s_gamma.
+        ops: ONNX op types that are taken. An op not listed is refused.
+        refused: op type → why and fix, for the ops worth a better message than "not listed".
+        float_ops: op types whose inputs and outputs stay float even in a quantized graph.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tested_with: str
+    defaults: Mapping[str, str]
+    activations: Mapping[str, ActivationRule] = {}
+    weights: Mapping[str, WeightRule] = {}
+    tables: TableRule = TableRule()
+    float_bits: tuple[int, ...] = (16, 32)
+    norm_scale_dtype: str = "float"
+    norm_bias_dtype: str = "float"
+    ops: frozenset[str] = frozenset()
+    refused: Mapping[str, OpRule] = {}
+    float_ops: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, path: Path) -> "Legality":
+        """Read a ``legality.toml``; InputError names what is wrong in it."""
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+            raise InputError(f"not a legality file: {error}", where=str(path), fix="correct the file") from error

@@ -1,0 +1,60 @@
+"""Compute now what does not depend on the input: nodes over constants, and shapes that are static."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from pocketport.compress.graph import constant, static_shape
+from pocketport.compress.passes.rewriting import add_initializer
+
+# Folding never makes the model larger than this per tensor (bytes): an Expand or a table stays an op.
+MAX_FOLDED_BYTES = 1 << 20
+RANDOM_OPS = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+WEIGHT_OPS = frozenset({"DequantizeLinear", "QuantizeLinear"})  # they carry encodings: the numbers alone would lose them
+
+
+class FoldConstants(ir.passes.InPlacePass):
+    """Replace nodes whose outputs are known by initializers that carry the outputs' names."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fold until a whole sweep, in topological order, is done; shapes must have been inferred before."""
+        modified = False
+        for node in list(model.graph):
+            folded = _known_outputs(node, model)
+            if folded is None:
+                continue
+            for output, array in zip(node.outputs, folded, strict=True):
+                name, output.name = str(output.name), f"{output.name}.unused"
+                output.replace_all_uses_with(add_initializer(model.graph, name, array))
+            model.graph.remove(node, safe=True)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _known_outputs(node: ir.Node, model: ir.Model) -> list[NDArray[np.generic]] | None:
+    """The node's outputs, if they do not depend on the graph's inputs; None otherwise."""
+    if node.domain or node.op_type in RANDOM_OPS | WEIGHT_OPS or any(o.is_graph_output() for o in node.outputs):
+        return None
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return None
+    shape = static_shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+    if node.op_type == "Shape" and shape is not None:
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
+        return [np.array(shape[start:end], np.int64)]
+    if node.op_type == "Size" and shape is not None:
+        return [np.array(np.prod(shape), np.int64)]
+    inputs = {v.name: constant(v) for v in node.inputs if v is not None}
+    if any(array is None for array in inputs.values()):
+        return None
+    proto = onnx.helper.make_graph(
+        [ir.to_proto(node)], "folding",
+        [onnx.helper.make_empty_tensor_value_info(str(n)) for n in inputs],
+        [onnx.helper.make_empty_tensor_value_info(str(o.name)) for o in node.outputs],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", model.graph.opset_imports[""])]
+    results = ReferenceEvaluator(onnx.helper.make_model(proto, opset_imports=opsets)).run(None, inputs)
+    arrays = [np.asarray(result) for result in results]
+    read = sum(array.nbytes for array in inputs.values() if array is not None)
+    return arrays if sum(a.nbytes for a in arrays) <= max(read, MAX_FOLDED_BYTES) else None

@@ -1,0 +1,52 @@
+"""Remove nodes that give what they are given."""
+
+import numpy as np
+import onnx_ir as ir
+
+from pocketport.compress.graph import constant, static_shape
+
+
+class RemoveNoops(ir.passes.InPlacePass):
+    """Identity, inference-time Dropout, and Cast, Reshape, Expand, Transpose, Slice that change nothing."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewire each consumer to the node's input; a graph output keeps its name."""
+        modified = False
+        for node in list(model.graph):
+            if not _is_noop(node):
+                continue
+            source, output = node.inputs[0], node.outputs[0]
+            assert source is not None
+            if output.is_graph_output():
+                if source.producer() is None or source.is_graph_output():
+                    continue  # an input that is an output needs a node between
+                name, output.name = output.name, f"{output.name}.unused"
+                source.name = name
+            output.replace_all_uses_with(source, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _is_noop(node: ir.Node) -> bool:
+    if node.domain or not node.inputs or node.inputs[0] is None:
+        return False
+    source, output = node.inputs[0], node.outputs[0]
+    if node.op_type == "Identity":
+        return True
+    if node.op_type == "Dropout":
+        return len(node.outputs) == 1 or not node.outputs[1].uses()
+    if node.op_type in ("Cast", "CastLike"):
+        return source.dtype is not None and source.dtype == output.dtype
+    before, after = static_shape(source), static_shape(output)
+    if before is None or before != after:
+        return False
+    if node.op_type in ("Reshape", "Expand", "Squeeze", "Unsqueeze", "Flatten"):
+        return True
+    if node.op_type == "Transpose":
+        moved = [axis for axis in node.attributes["perm"].as_ints() if before[axis] != 1] if "perm" in node.attributes else [1, 0]
+        return moved == sorted(moved)
+    if node.op_type == "Slice":
+        steps = constant(node.inputs[4]) if len(node.inputs) > 4 else np.ones(1)
+        return steps is not None and bool((np.asarray(steps) > 0).all())
+    return False

@@ -1,0 +1,46 @@
+"""Options that several commands share, and the Context they make."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketport.commands.console import BarProgress
+from pocketport.errors import UsageError
+from pocketport.request import Request
+from pocketport.stages.context import Context, SilentProgress
+from pocketport.store import Store
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="The run's directory.", file_okay=False)]
+RunDirectory = Annotated[Path, typer.Argument(help="A run's directory, as made by `ingest` or `port`.", file_okay=False)]
+Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help="vendor/soc[@sdk]; repeat for several.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="The store's folder (default: $POCKETPORT_CACHE or the user's cache).")]
+Shapes = Annotated[list[str] | None, typer.Option("--shape", help="Static shape of an ONNX input: name=1,3,48,320; repeat for several.")]
+
+
+def parse_shapes(texts: Sequence[str] | None) -> dict[str, list[int]]:
+    """``["x=1,3,48,320"]`` → ``{"x": [1, 3, 48, 320]}``; UsageError otherwise."""
+    shapes = {}
+    for text in texts or []:
+        name, _, dims = text.partition("=")
+        try:
+            shapes[name] = [int(d) for d in dims.split(",")]
+        except ValueError:
+            shapes[name] = []
+        if not name or not shapes[name] or min(shapes[name]) < 1:
+            raise UsageError(f"{text!r} is not a shape", where="--shape", fix="write it as name=1,3,48,320")
+    return shapes
+
+
+@contextmanager
+def opened(request: Request, out: Path, cache: Path | None, *, quiet: bool) -> Iterator[Context]:
+    """A Context that shows progress on the terminal (on standard error), unless `quiet`."""
+    out.mkdir(parents=True, exist_ok=True)
+    if quiet:
+        yield Context(request, Store(cache), out, SilentProgress())
+        return
+    with BarProgress() as progress:
+        yield Context(request, Store(cache), out, progress)

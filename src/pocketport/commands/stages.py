@@ -1,0 +1,115 @@
+"""The road's stages as commands. Run one by one on a directory they give the same bytes as `port`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketport.commands.console import out, print_diagnostics, print_json, show_bytes, table
+from pocketport.commands.options import Cache, Json, Out, RunDirectory, Shapes, Targets, opened, parse_shapes
+from pocketport.pipeline import Run, run_until
+from pocketport.request import Request
+from pocketport.stages.compile import load_compiled
+from pocketport.stages.verify import load_verified
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (ingest, calibrate, quantize, compile_, verify, profile):
+        app.command(name=command.__name__.rstrip("_"))(command)
+
+
+def ingest(
+    source: Annotated[str, typer.Argument(help="`reference`, a Hugging Face folder, or an .onnx file.")],
+    out_dir: Out,
+    shape: Shapes = None,
+    cache: Cache = None,
+    json_output: Json = False,
+) -> None:
+    """Read a model into a bundle of components, and check that they compute what the original does."""
+    request = Request(source=source, shapes=parse_shapes(shape))
+    with opened(request, out_dir, cache, quiet=json_output) as context:
+        run = run_until(context, "ingest")
+    _report(run, json_output)
+
+
+def calibrate(
+    directory: RunDirectory,
+    data: Annotated[str | None, typer.Option(help=".npz file or folder, or a folder of images.")] = None,
+    samples: Annotated[int, typer.Option(min=1)] = 64,
+    seed: int = 0,
+    target: Targets = None,
+    cache: Cache = None,
+    json_output: Json = False,
+) -> None:
+    """Collect activation statistics through the whole float chain."""
+    request = Request.load(directory).model_copy(update={"calibration_samples": samples, "seed": seed})
+    _continue(_with(request, target, data=data), directory, "calibrate", cache, json_output)
+
+
+def quantize(
+    directory: RunDirectory, target: Targets = None, recipe: str | None = None, cache: Cache = None, json_output: Json = False
+) -> None:
+    """Make the pivot (QDQ ONNX) for each target."""
+    _continue(_with(Request.load(directory), target, recipe=recipe), directory, "quantize", cache, json_output)
+
+
+def compile_(directory: RunDirectory, target: Targets = None, cache: Cache = None, json_output: Json = False) -> None:
+    """Compile the pivot with each vendor's toolchain."""
+    _continue(_with(Request.load(directory), target), directory, "compile", cache, json_output)
+
+
+def verify(
+    directory: RunDirectory,
+    task: str | None = None,
+    task_samples: int | None = None,
+    emulated_task_samples: int | None = None,
+    cache: Cache = None,
+    json_output: Json = False,
+) -> None:
+    """Execute every artifact with its vendor's runtime: SQNR and task score."""
+    request = _with(
+        Request.load(directory), None, task=task, task_samples=task_samples, emulated_task_samples=emulated_task_samples
+    )
+    _continue(request, directory, "verify", cache, json_output)
+
+
+def profile(directory: RunDirectory, cache: Cache = None, json_output: Json = False) -> None:
+    """Measure (x86) or predict (NPUs) latency and memory."""
+    _continue(Request.load(directory), directory, "profile", cache, json_output)
+
+
+def _with(request: Request, targets: list[str] | None, **changes: object) -> Request:
+    given = {k: v for k, v in changes.items() if v is not None}
+    if targets:
+        given["targets"] = list(dict.fromkeys([*request.targets, *targets]))
+    return request.model_copy(update=given)
+
+
+def _continue(request: Request, directory: Path, last: str, cache: Path | None, json_output: bool) -> None:
+    with opened(request, directory, cache, quiet=json_output) as context:
+        run = run_until(context, last)
+    _report(run, json_output)
+
+
+def _report(run: Run, json_output: bool) -> None:
+    """What the stages made: as JSON the stages and their digests, else a table a target."""
+    failed = [t for t in run.targets.values() if any(d.severity == "error" for d in t.diagnostics)]
+    if json_output:
+        stages = {
+            name: {"key": r.key, "digest": r.digest, "seconds": r.seconds, "cached": r.cached} for name, r in run.context.results.items()
+        }
+        diagnostics = {t.target: [d.to_json() for d in t.diagnostics] for t in run.targets.values()}
+        print_json({"schema": "pocketport.stages/1", "directory": str(run.context.out), "stages": stages, "diagnostics": diagnostics})
+    else:
+        for one in run.targets.values():
+            shown = table(one.target, "component", "artifact", "size", "SQNR", right=(2, 3))
+            for name, compiled in one.compiled().items():
+                verified = {v.kind: v for v in load_verified(one.stages[f"verify/{name}"])} if f"verify/{name}" in one.stages else {}
+                for artifact in load_compiled(compiled).artifacts:
+                    sqnr = f"{verified[artifact.kind].sqnr_db:.1f} dB" if artifact.kind in verified else ""
+                    shown.add_row(name, artifact.kind, show_bytes(artifact.bytes), sqnr)
+            if shown.row_count:
+                out.print(shown)
+            print_diagnostics(one.diagnostics)
+    raise typer.Exit(2 if failed else 0)

@@ -1,0 +1,162 @@
+"""Where a run's samples come from: the reference generator, a folder of images, or arrays in ``.npz`` files.
+
+Samples are split once: calibration never sees what verification and the task score use.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pocketport.calibration.sources.rendered_text import RenderedText
+from pocketport.calibration.storage import read_npz
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executor import OnnxRuntimeExecutor
+from pocketport.compress.families.minicpmv.runner import MultimodalRunner, PromptSample, chain_feeds
+from pocketport.errors import InputError, UsageError
+from pocketport.files import sha256_path
+from pocketport.request import Request
+
+Feeds: TypeAlias = Mapping[str, NDArray[np.generic]]
+T = TypeVar("T")
+
+CALIBRATION_SEED = 10_000
+VERIFICATION_SEED = 15_000
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+HELD_OUT_SHARE = 0.25
+MULTIMODAL_PROMPT = "Read the text."
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run's samples.
+
+    Attributes:
+        fingerprint: changes when any sample changes.
+        calibration: makes (component, feeds) pairs for calibration.
+        held_out: makes the same of samples that calibration does not see.
+        count: calibration samples.
+    """
+
+    fingerprint: str
+    calibration: Callable[[], Iterator[tuple[str, Feeds]]]
+    held_out: Callable[[], Iterator[tuple[str, Feeds]]]
+    count: int
+
+
+def load_data(bundle: ModelBundle, request: Request) -> RunData:
+    """The samples of a request.
+
+    Raises:
+        UsageError: no data was given for a model that has no generator of its own.
+        InputError: the folder is empty, or an array does not fit the model's inputs.
+    """
+    if request.data is None and bundle.family != "minicpmv":
+        names = ", ".join(f"{v.name} {list(v.shape or ())}" for v in bundle["main"].graph.graph.inputs)
+        raise UsageError(
+            f"this model needs calibration data for its inputs: {names}",
+            where="--data",
+            fix="give an .npz file, or a folder of them, with one array per input",
+        )
+    if request.data is None:
+        return _generated(bundle, request)
+    path = Path(request.data)
+    if not path.exists():
+        raise UsageError("no such file or folder", where=f"--data {path}", fix="check the path")
+    return _images(bundle, request, path) if bundle.family == "minicpmv" else _arrays(bundle, request, path)
+
+
+def _generated(bundle: ModelBundle, request: Request) -> RunData:
+    def samples(seed: int, count: int) -> list[PromptSample]:
+        source = RenderedText(seed=seed + request.seed, fonts="train")
+        return [PromptSample(s.image, s.prompt, s.answer) for s in (source[i] for i in range(count))]
+
+    return RunData(
+        fingerprint=f"rendered-text/{request.seed}/{request.calibration_samples}",
+        calibration=lambda: _chain(bundle, samples(CALIBRATION_SEED, request.calibration_samples)),
+        held_out=lambda: _chain(bundle, samples(VERIFICATION_SEED, 4)),
+        count=request.calibration_samples,
+    )
+
+
+def _images(bundle: ModelBundle, request: Request, folder: Path) -> RunData:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else [folder]
+    if not files:
+        raise InputError("the calibration folder holds no images", where=str(folder), fix=f"put {', '.join(sorted(IMAGE_SUFFIXES))} files in it")
+    chosen, held = _split(files, request.calibration_samples)
+
+    def samples(paths: Sequence[Path]) -> Iterator[PromptSample]:
+        for path in paths:
+            try:
+                yield PromptSample(Image.open(path).convert("RGB"), MULTIMODAL_PROMPT, None)
+            except (OSError, UnidentifiedImageError) as error:
+                raise InputError(f"not a readable image: {error}", where=str(path), fix="remove or replace the file") from error
+
+    return RunData(
+        fingerprint=f"images/{sha256_path(folder)}/{len(chosen)}",
+        calibration=lambda: _chain(bundle, samples(chosen)),
+        held_out=lambda: _chain(bundle, samples(held[:4])),
+        count=len(chosen),
+    )
+
+
+def _chain(bundle: ModelBundle, samples: Iterator[PromptSample] | Sequence[PromptSample]) -> Iterator[tuple[str, Feeds]]:
+    executors = {component.name: OnnxRuntimeExecutor(component.graph) for component in bundle}
+    return chain_feeds(MultimodalRunner(executors, bundle), samples)
+
+
+def _arrays(bundle: ModelBundle, request: Request, path: Path) -> RunData:
+    files = sorted(path.rglob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise InputError("the calibration folder holds no .npz files", where=str(path), fix="save one array per model input with numpy.savez")
+    rows = [row for file in files for row in _rows(bundle, file)]
+    if len(rows) < 2:
+        raise InputError(
+            f"{len(rows)} sample is not enough: some calibrate, others verify", where=str(path), fix="give at least 2 samples, better 32"
+        )
+    chosen, held = _split(rows, request.calibration_samples)
+    return RunData(
+        fingerprint=f"arrays/{sha256_path(path)}/{len(chosen)}",
+        calibration=lambda: (("main", row) for row in chosen),
+        held_out=lambda: (("main", row) for row in held),
+        count=len(chosen),
+    )
+
+
+def _rows(bundle: ModelBundle, file: Path) -> Iterator[Feeds]:
+    """Cut a file's arrays [n, ...] into n feeds of the graph's static shapes."""
+    arrays = read_npz(file)
+    inputs = {str(v.name): v for v in bundle["main"].graph.graph.inputs}
+    if missing := sorted(set(inputs) - set(arrays)):
+        raise InputError(
+            f"no array for the model's inputs {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'none'}",
+            where=str(file), fix="name the arrays as the model's inputs",
+        )  # fmt: skip
+    counts = set()
+    for name, value in inputs.items():
+        shape = tuple(int(d) for d in value.shape or ())
+        array = arrays[name]
+        if array.shape[1:] != shape[1:] and array.shape[1:] != shape:
+            raise InputError(
+                f"shape {array.shape} does not fit [n, {', '.join(map(str, shape[1:]))}]", where=f"{file}, array {name}", fix="reshape the array"
+            )
+        if not np.isfinite(np.asarray(array, np.float64)).all():
+            raise InputError("it holds NaN or infinity", where=f"{file}, array {name}", fix="clean the array")
+        counts.add(len(array))
+    if len(counts) != 1:
+        raise InputError(f"arrays of different lengths: {sorted(counts)}", where=str(file), fix="give every input the same number of samples")
+    for i in range(counts.pop()):
+        yield {
+            name: arrays[name][i].reshape([int(d) for d in value.shape or ()]).astype(value.dtype.numpy() if value.dtype else np.float32)
+            for name, value in inputs.items()
+        }
+
+
+def _split(items: Sequence[T], calibration: int) -> tuple[Sequence[T], Sequence[T]]:
+    """The first for calibration, the last (at least one, at most a quarter) held out."""
+    held = max(1, int(len(items) * HELD_OUT_SHARE))
+    return items[: -held or None][:calibration] or items[:1], items[-held:]

@@ -1,0 +1,108 @@
+"""The rows that the terminal summary and the report share: target × figure, and sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pocketport.commands.console import show_bytes
+from pocketport.run_document import MeasurementRecord, RunDocument, TargetRecord
+
+SHOWN_FIGURES = ("image_encode", "time_to_first_token", "tokens_per_second", "latency", "peak_memory")
+TITLES = {
+    "image_encode": "image encode", "time_to_first_token": "first token", "tokens_per_second": "tokens/s", "latency": "latency",
+    "peak_memory": "peak memory",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure as text, with its spread and provenance."""
+
+    text: str
+    spread: str = ""
+    provenance: str = ""
+    detail: str = ""
+
+
+def show_measurement(record: MeasurementRecord) -> Cell:
+    """Value, spread and provenance of a figure, in the unit that reads best."""
+    spread = ""
+    if record.low is not None and record.high is not None:
+        spread = f"{_number(record.low, record.unit)} – {_number(record.high, record.unit)}"
+    return Cell(_number(record.value, record.unit), spread, record.provenance, record.detail)
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return show_bytes(value)
+    if unit == "share":
+        return f"{100 * value:.0f} %"
+    if unit == "ms" and value >= 10_000:
+        return f"{value / 1000:.1f} s"
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def shown_names(document: RunDocument) -> list[str]:
+    """The figures that any target has, in a fixed order."""
+    present = {m.name for t in document.targets if t.profile for m in t.profile.measurements}
+    return [n for n in SHOWN_FIGURES if n in present]
+
+
+def artifact_bytes(target: TargetRecord) -> int:
+    """Bytes of what is shipped: the primary artifacts."""
+    return sum(a.bytes for c in target.components for a in c.artifacts if a.primary)
+
+
+def offload(target: TargetRecord) -> Cell:
+    """NPU ops over all ops, of the components for which somebody counted."""
+    counted = [c.offload for c in target.components if c.offload]
+    if not counted:
+        return Cell("–")
+    npu, total = sum(o.npu_ops for o in counted), sum(o.total_ops for o in counted)
+    return Cell(f"{npu}/{total}", f"{100 * npu / total:.1f} %" if total else "", "", "; ".join(sorted({o.source for o in counted})))
+
+
+def least_sqnr(target: TargetRecord) -> Cell:
+    """The least SQNR of its components, and which one it is."""
+    verified = [(c.verify.sqnr_db, c.name, c.verify) for c in target.components if c.verify]
+    if not verified:
+        return Cell("–")
+    value, name, record = min(verified, key=lambda v: v[0])
+    return Cell(f"{value:.1f} dB", name, record.provenance, record.engine)
+
+
+def score(target: TargetRecord) -> Cell:
+    """Task score float → as executed."""
+    task = target.task
+    if task is None:
+        return Cell("–")
+    if task.metric == "exact_match":
+        text = f"{100 * task.float_value:.1f} → {100 * task.value:.1f} %"
+    else:
+        text = f"{task.float_value:.3f} → {task.value:.4f}"
+    return Cell(text, f"n = {task.n}", task.provenance, task.engine)
+
+
+def figure_rows(document: RunDocument) -> tuple[list[str], list[tuple[TargetRecord, list[Cell]]]]:
+    """Column titles and a row of cells a target."""
+    names = shown_names(document)
+    metric = next((t.task.metric.replace("_", " ") for t in document.targets if t.task), "score")
+    columns = ["artifacts", "NPU ops", "least SQNR", f"{metric}: float → here", *(TITLES[n] for n in names)]
+    rows = []
+    for target in document.targets:
+        by_name = {m.name: m for m in target.profile.measurements} if target.profile else {}
+        cells = [Cell(show_bytes(artifact_bytes(target))) if artifact_bytes(target) else Cell("–"), offload(target), least_sqnr(target), score(target)]
+        cells += [show_measurement(by_name[n]) if n in by_name else Cell("–") for n in names]
+        rows.append((target, cells))
+    return columns, rows
+
+
+def size_rows(document: RunDocument) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
+    """Component → float32 bytes, and per target (id, pivot bytes, artifact bytes)."""
+    rows: list[tuple[str, int, list[tuple[str, int, int]]]] = []
+    for component in document.model.components:
+        cells: Sequence[tuple[str, int, int]] = [
+            (t.id, c.pivot_bytes, sum(a.bytes for a in c.artifacts if a.primary)) for t in document.targets for c in t.components if c.name == component.name
+        ]
+        rows.append((component.name, component.bytes, list(cells)))
+    return rows

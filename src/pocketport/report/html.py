@@ -1,0 +1,70 @@
+"""``report.html``: one self-contained page, no network."""
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
+
+from pocketport import __version__
+from pocketport.commands.console import show_bytes
+from pocketport.files import write_text
+from pocketport.report.charts import colour, layer_chart, memory_chart
+from pocketport.report.figures import figure_rows, size_rows
+from pocketport.run_document import RunDocument
+
+IMAGE_HEIGHT = 96
+
+
+def write_report(document: RunDocument, images: dict[int, Image.Image], path: Path) -> None:
+    """Render the report.
+
+    Args:
+        document: the run.
+        images: held-out images by sample index, as many as should be shown.
+        path: where to write the page.
+    """
+    environment = Environment(
+        loader=PackageLoader("pocketport.report"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["bytes"] = show_bytes
+    environment.globals["colour"] = colour
+    page = environment.get_template("report.html").render(
+        run=document, version=__version__, figures=figure_rows(document), sizes=size_rows(document), samples=_samples(document, images),
+        layer_charts=_layer_charts(document), memory_chart=memory_chart(document.targets),
+    )  # fmt: skip
+    write_text(path, page)
+
+
+def _layer_charts(document: RunDocument) -> list[str]:
+    charts = (layer_chart(c.name, document.targets) for c in document.model.components)
+    return [chart for chart in charts if chart]
+
+
+def _samples(document: RunDocument, images: dict[int, Image.Image]) -> list[dict[str, Any]]:
+    """A row a held-out image: the picture, what it says, what float and each target read."""
+    rows: dict[int, dict[str, Any]] = {}
+    for target in document.targets:
+        for sample in target.task.samples if target.task else []:
+            row = rows.setdefault(
+                sample.index, {"expected": sample.expected, "float": sample.float_text, "read": {}, "image": _data_uri(images.get(sample.index))}
+            )
+            row["read"][target.id] = sample.text
+    return [rows[i] for i in sorted(rows)]
+
+
+def _data_uri(image: Image.Image | None) -> str:
+    if image is None:
+        return ""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def shown_indices(document: RunDocument) -> Iterable[int]:
+    """Sample indices that any target shows."""
+    return sorted({s.index for t in document.targets if t.task for s in t.task.samples})

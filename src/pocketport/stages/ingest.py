@@ -1,0 +1,52 @@
+"""Stage 1: source → ModelBundle, and the parity gate that it must pass before anything is quantized."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.ingest import ingest as ingest_source
+from pocketport.compress.ingest import source_digest
+from pocketport.compress.parity import check_parity
+from pocketport.files import write_json
+from pocketport.stages.context import Context
+from pocketport.store import StageResult
+
+CODE = ("compress", "calibration")
+PACKAGES = ("onnx-ir", "onnx", "onnxruntime", "torch")
+
+
+def ingest(context: Context) -> StageResult:
+    """The bundle's directory."""
+    request = context.request
+    context.progress.start("ingest", f"ingest {request.source}", None)
+    inputs = {"source": source_digest(request.source), "name": Path(request.source).name, "shapes": request.shapes}
+
+    def produce(directory: Path) -> None:
+        ingest_source(request.source, shapes=request.shapes).save(directory / "bundle")
+
+    return context.record("ingest", context.store.run("ingest", inputs, produce, code=CODE, packages=PACKAGES))
+
+
+def parity(context: Context, ingested: StageResult) -> StageResult:
+    """``parity.json``: the float graphs against the model they were made from; VerificationError when they differ."""
+    context.progress.start("parity", "parity gate: float graphs against the original", None)
+    inputs = {"bundle": ingested.digest, "seed": context.request.seed}
+
+    def produce(directory: Path) -> None:
+        bundle = ModelBundle.load(ingested.path / "bundle")
+        report = check_parity(bundle, context.request.source, seed=context.request.seed)
+        write_json(directory / "parity.json", asdict(report))
+
+    return context.record("parity", context.store.run("parity", inputs, produce, code=CODE, packages=PACKAGES))
+
+
+def load_bundle(ingested: StageResult) -> ModelBundle:
+    """Open what `ingest` made."""
+    return ModelBundle.load(ingested.path / "bundle")
+
+
+def load_parity(result: StageResult) -> dict[str, object]:
+    """Read what `parity` found."""
+    document: dict[str, object] = json.loads((result.path / "parity.json").read_text(encoding="utf-8"))
+    return document

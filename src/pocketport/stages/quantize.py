@@ -1,0 +1,86 @@
+"""Stage 3: a Plan per target, then the pivot: the model as QDQ ONNX in the numbers which that target takes."""
+
+import json
+from pathlib import Path
+
+from pocketport.calibration.encodings import EncodingTable
+from pocketport.compress.apply import apply_plan
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.compare import compare_graphs
+from pocketport.compress.plan import Plan, make_plan
+from pocketport.compress.recipe import load_recipe
+from pocketport.data import load_data
+from pocketport.diagnostics import Diagnostic
+from pocketport.files import write_json
+from pocketport.stages.calibrate import load_statistics
+from pocketport.stages.context import Context
+from pocketport.stages.ingest import load_bundle
+from pocketport.store import StageResult
+from pocketport.targets.contract import Target
+from pocketport.targets.registry import backend_for
+
+WORST_TENSORS = 400
+
+
+def make_plans(context: Context, bundle: ModelBundle) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]]]:
+    """Plan and legality findings of every target, before anything slow happens.
+
+    Raises:
+        UsageError: an unknown target, or a recipe that asks for what a chip does not take.
+    """
+    recipe = load_recipe(context.request.recipe)
+    plans, findings = {}, {}
+    for text in context.request.targets:
+        target = Target.parse(text)
+        backend = backend_for(target)
+        legality = backend.legality(target)
+        findings[text] = tuple(d for component in bundle for d in backend.check(component.name, component.graph, target))
+        plans[text] = make_plan(bundle, recipe, text, legality)
+    return plans, findings
+
+
+def quantize(context: Context, ingested: StageResult, calibrated: StageResult, target: str, plan: Plan) -> StageResult:
+    """``bundle/`` (the pivot), ``encodings.npz``, ``plan.json`` and ``layers.json`` (per-tensor SQNR)."""
+    name = f"quantize {target}"
+    context.progress.start(name, f"{target}: quantize", None)
+    inputs = {"bundle": ingested.digest, "statistics": calibrated.digest, "plan": plan.to_json()}
+
+    def produce(directory: Path) -> None:
+        bundle = load_bundle(ingested)
+        pivot, encodings = apply_plan(bundle, plan, load_statistics(calibrated))
+        pivot.save(directory / "bundle")
+        encodings.save(directory / "encodings.npz")
+        write_json(directory / "plan.json", plan.to_json())
+        write_json(directory / "layers.json", _layer_errors(context, bundle, ModelBundle.load(directory / "bundle")))
+
+    result = context.store.run(
+        "quantize", inputs, produce, code=("compress", "calibration"), packages=("onnx-ir", "onnxruntime", "numpy", "torch")
+    )
+    return context.record(name, result)
+
+
+def _layer_errors(context: Context, bundle: ModelBundle, pivot: ModelBundle) -> dict[str, list[tuple[str, float]]]:
+    """Component → (tensor, SQNR dB) in graph order, on one held-out sample."""
+    feeds = {}
+    for component, values in load_data(bundle, context.request).held_out():
+        feeds.setdefault(component, values)
+    return {
+        name: [(e.tensor, round(e.cumulative_db, 2)) for e in compare_graphs(bundle[name].graph, pivot[name].graph, [values])][:WORST_TENSORS]
+        for name, values in feeds.items()
+    }
+
+
+def load_pivot(result: StageResult) -> ModelBundle:
+    """Open the pivot bundle."""
+    return ModelBundle.load(result.path / "bundle")
+
+
+def load_encodings(result: StageResult) -> EncodingTable:
+    """Open the encodings."""
+    return EncodingTable.load(result.path / "encodings.npz")
+
+
+def load_layer_errors(result: StageResult) -> dict[str, list[tuple[str, float]]]:
+    """Read ``layers.json``."""
+    document: dict[str, list[tuple[str, float]]] = json.loads((result.path / "layers.json").read_text(encoding="utf-8"))
+    return document

@@ -1,0 +1,49 @@
+"""Agreement with the float model: the task of a model about which nothing else is known."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.compress.executor import ComponentExecutor
+from pocketport.tasks.base import Answer
+
+
+class Agreement:
+    """Cosine between what a target and the float graph compute for one output, averaged over held-out samples.
+
+    Args:
+        float_executor: runs the float graph.
+        feeds: held-out inputs of the only component, ``main``.
+        output: which output is compared.
+        fingerprint: of the data.
+    """
+
+    name = "agreement"
+    metric = "cosine"
+
+    def __init__(
+        self, float_executor: ComponentExecutor, feeds: Sequence[Mapping[str, NDArray[np.generic]]], output: str, fingerprint: str
+    ) -> None:
+        self._float = float_executor
+        self._feeds = feeds
+        self._output = output
+        self.fingerprint = f"agreement/{output}/{fingerprint}"
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def evaluate(
+        self, executors: Mapping[str, ComponentExecutor], count: int, progress: Callable[[int], None] | None = None
+    ) -> Sequence[Answer]:
+        """One cosine a sample."""
+        return list(self._answers(executors["main"], count, progress))
+
+    def _answers(self, executor: ComponentExecutor, count: int, progress: Callable[[int], None] | None) -> Iterator[Answer]:
+        for index, feeds in enumerate(self._feeds[:count]):
+            ours = np.asarray(executor.run(feeds)[self._output], np.float64).ravel()
+            reference = np.asarray(self._float.run(feeds)[self._output], np.float64).ravel()
+            norms = float(np.linalg.norm(ours) * np.linalg.norm(reference))
+            yield Answer(index, float(ours @ reference) / norms if norms else float(np.array_equal(ours, reference)))
+            if progress:
+                progress(index + 1)

@@ -1,0 +1,45 @@
+"""Reading text in images: exact match and character error rate of a whole multimodal model."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pocketport.calibration.sources.rendered_text import RenderedText
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executor import ComponentExecutor
+from pocketport.compress.families.minicpmv.runner import MultimodalRunner
+from pocketport.tasks.base import Answer
+
+HELD_OUT_SEED = 20_000
+MAX_NEW_TOKENS = 40
+SIZE = 2000
+
+
+class ReadText:
+    """Held-out rendered text: fonts and strings that training never saw."""
+
+    name = "read-text"
+    metric = "exact_match"
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        self._bundle = bundle
+        self._samples = RenderedText(seed=HELD_OUT_SEED, fonts="held_out")
+        self.fingerprint = f"read-text/{HELD_OUT_SEED}/{MAX_NEW_TOKENS}"
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def evaluate(
+        self, executors: Mapping[str, ComponentExecutor], count: int, progress: Callable[[int], None] | None = None
+    ) -> Sequence[Answer]:
+        """Greedy reading of the first `count` images."""
+        runner = MultimodalRunner(executors, self._bundle)
+        answers = []
+        for index in range(min(count, SIZE)):
+            sample = self._samples[index]
+            read = runner.read(sample.image, sample.prompt, max_new_tokens=MAX_NEW_TOKENS)
+            text = read.text.strip()
+            figures = {f"{phase}_ms": 1e3 * seconds for phase, seconds in read.seconds.items()}
+            figures |= {"slices": float(read.slices), "tokens": float(len(read.token_ids))}
+            answers.append(Answer(index, float(text == sample.answer.strip()), sample.answer, text, figures))
+            if progress:
+                progress(index + 1)
+        return answers

@@ -1,0 +1,50 @@
+"""What every backend says in the same words: a name that does not exist, an op that is not taken."""
+
+import difflib
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.errors import UsageError
+from pocketport.targets.contract import Target
+from pocketport.targets.legality import Legality
+
+UNCOUNTED = frozenset({"Constant", "QuantizeLinear", "DequantizeLinear"})
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The fix for a name that does not exist: the nearest ones, or all of them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(names)}"
+
+
+def unknown_soc(target: Target, known: Iterable[str]) -> UsageError:
+    """The error for a SoC that a vendor's backend doesn't know."""
+    return UsageError(
+        f"{target.vendor} has no SoC {target.soc!r} here", where=f"target {target}", fix=nearest(target.soc, known)
+    )
+
+
+def check_ops(vendor: str, component: str, graph: ir.Model, legality: Legality) -> tuple[Diagnostic, ...]:
+    """One ERROR for every node whose op type is not in `legality.ops`, with the legality's reason if it has one.
+
+    This is the part of `Backend.check` that follows from the legality data alone; a backend adds its own rules.
+    """
+    found = []
+    for node in graph.graph.all_nodes():
+        if node.op_type in UNCOUNTED or (node.op_type in legality.ops and node.domain in ("", "ai.onnx")):
+            continue
+        rule = legality.refused.get(node.op_type)
+        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+        found.append(
+            Diagnostic(
+                code=f"{vendor}.unsupported-op",
+                severity=Severity.ERROR,
+                where=f"{component}, node {node.name or node.outputs[0].name}, op {name}",
+                why=rule.why if rule else f"{name} is not among the ops tested with {legality.tested_with}",
+                fix=rule.fix if rule else "replace the op in the model, or leave this target out",
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,82 @@
+"""Normalizations, spelled out in float between DEQUANTIZE and QUANTIZE: LiteRT has no integer kernel for them.
+
+The plugin's composites (``odml.rms_norm``, ``odml.group_norm``) are not used: its lowering of ``odml.rms_norm`` puts
+float32's machine epsilon in the place of the model's.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from pocketport.targets.mediatek.emit import Tensor
+from pocketport.targets.mediatek.lower_elementwise import inputs_of
+from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, attribute, lowers
+
+
+@lowers("LayerNormalization")
+def layer_normalization(context: Lowering, node: ir.Node) -> None:
+    """(x − mean) · rsqrt(mean((x − mean)²) + epsilon) · gamma + beta."""
+    x, order = _last_dimension_last(context, node)
+    average = _mean(context, x)
+    centred = context.internal("SUB", [x, average], x.shape, table="SubOptions")
+    _scaled(context, node, centred, order)
+
+
+@lowers("RMSNormalization", "SimplifiedLayerNormalization")
+def rms_normalization(context: Lowering, node: ir.Node) -> None:
+    """x · rsqrt(mean(x²) + epsilon) · gamma."""
+    x, order = _last_dimension_last(context, node)
+    _scaled(context, node, x, order)
+
+
+def _last_dimension_last(context: Lowering, node: ir.Node) -> tuple[Tensor, Order]:
+    source = inputs_of(node)[0]
+    held = context.value(source)
+    rank = len(held.order)
+    if int(attribute(node, "axis", -1)) % rank != rank - 1:
+        raise Refused("normalizing over more than the last dimension is not taken", "flatten those dimensions first")
+    if len(node.outputs) > 1 and any(o.uses() for o in node.outputs[1:]):
+        raise Refused("its mean and deviation outputs are used", "compute them apart")
+    order = held.order if held.order[-1] == rank - 1 else tuple(range(rank))
+    return context.as_float(context.reordered(held, order)), order
+
+
+def _mean(context: Lowering, x: Tensor) -> Tensor:
+    last = context.indices([len(x.shape) - 1])
+    return context.internal("MEAN", [x, last], (*x.shape[:-1], 1), table="ReducerOptions", keepDims=True)
+
+
+def _scaled(context: Lowering, node: ir.Node, x: Tensor, order: Order) -> None:
+    """x · rsqrt(mean(x²) + epsilon) · gamma (+ beta)."""
+    output = node.outputs[0]
+    parameters = [context.weight(v) for v in node.inputs[1:3]]
+    if any(p is None for p in parameters):
+        raise Refused("its gamma or beta is not a constant", "make it an initializer")
+    gamma, *beta = [context.emitter.constant(p.real()) for p in parameters if p is not None]
+    epsilon = context.emitter.constant(np.float32(attribute(node, "epsilon", 1e-5)).reshape(()))
+    square = context.internal("MUL", [x, x], x.shape, table="MulOptions")
+    power = _mean(context, square)
+    safe = context.internal("ADD", [power, epsilon], power.shape, table="AddOptions")
+    factor = context.internal("RSQRT", [safe], power.shape)
+    unit = context.internal("MUL", [x, factor], x.shape, table="MulOptions")
+    if not beta:
+        context.emit("MUL", [unit, gamma], output, order=order, table="MulOptions")
+        return
+    stretched = context.internal("MUL", [unit, gamma], x.shape, table="MulOptions")
+    context.emit("ADD", [stretched, beta[0]], output, order=order, table="AddOptions")
+
+
+@lowers("BatchNormalization")
+def batch_normalization(context: Lowering, node: ir.Node) -> None:
+    """x · a + b per channel, in float (one that follows a Conv is folded into it when ingesting)."""
+    source, output = inputs_of(node)[0], node.outputs[0]
+    weights = [context.weight(v) for v in node.inputs[1:5]]
+    if any(w is None for w in weights):
+        raise Refused("its statistics are not constant", "export the model in inference mode")
+    gamma, beta, average, variance = (w.real() for w in weights if w is not None)
+    held = context.value(source)
+    factor = gamma / np.sqrt(variance + np.float32(attribute(node, "epsilon", 1e-5)))
+    shape = [-1 if d == 1 else 1 for d in held.order]
+    x = context.as_float(held.tensor)
+    scaled = context.internal("MUL", [x, context.emitter.constant(factor.reshape(shape))], x.shape, table="MulOptions")
+    shift = context.emitter.constant((beta - average * factor).reshape(shape))
+    context.emit("ADD", [scaled, shift], output, order=held.order, table="AddOptions")
