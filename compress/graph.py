@@ -63,19 +63,20 @@ def clone_graph(model: ir.Model) -> ir.Model:
 
 def inferred(model: ir.Model) -> ir.Model:
     """A copy with every intermediate shape and dtype filled in where ONNX can infer it; weights are shared."""
-    proto = ir.to_proto(_without_weights(model))
-    shapes = {v.name: v for v in onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.value_info}
+    proto = ir.to_proto(without_weights(model))
+    result = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {v.name: v for v in (*result.value_info, *result.output)}
     copy = model.clone()
     for node in copy.graph.all_nodes():
         for output in node.outputs:
             info = shapes.get(output.name or "")
-            if info is not None and (output.shape is None or output.dtype is None):
+            if info is not None and (static_shape(output) is None or output.dtype is None):
                 known = ir.from_proto(info)
                 output.shape, output.type = known.shape, known.type
     return copy
 
 
-def _without_weights(model: ir.Model) -> ir.Model:
+def without_weights(model: ir.Model) -> ir.Model:
     """Large initializers become graph inputs of their shape, so that shape inference stays under protobuf's 2 GB."""
     copy = model.clone()
     graph = copy.graph

@@ -50,6 +50,7 @@ class ComponentCost:
         weight_bytes: all constants as stored; what is resident and what ships.
         streamed_bytes: constants read in one run; less than `weight_bytes` where tables are looked up.
         activation_bytes: activations read and written by the ops that are not folded.
+        io_bytes: the graph's inputs and outputs (a KV cache among them).
         ops: ops that an NPU compiler would be left with.
         per_op: the nodes, in the schedule's order; quantization nodes are not among them.
     """
@@ -59,6 +60,7 @@ class ComponentCost:
     weight_bytes: int
     streamed_bytes: int
     activation_bytes: int
+    io_bytes: int
     ops: int
     per_op: tuple[NodeCost, ...]
 
@@ -91,11 +93,12 @@ def component_cost(model: ir.Model, *, float_bits: int = 16) -> ComponentCost:
     )
     kept = [op for op in per_op if not op.folded]
     return ComponentCost(
-        parameters=sum(math.prod(v.shape or ()) for v in _weights(graph)),
+        parameters=sum(math.prod(shape_of(v)) for v in _weights(graph)),
         macs=sum(op.macs for op in per_op),
-        weight_bytes=sum(_packed(v, float_bits) for v in graph.initializers.values()),
+        weight_bytes=sum(_packed(v, float_bits) for v in _stored(graph)),
         streamed_bytes=sum(op.weight_bytes for op in per_op),
         activation_bytes=sum(op.read_bytes + op.written_bytes for op in kept),
+        io_bytes=sum(sizes.bytes(v) for v in (*graph.inputs, *graph.outputs)),
         ops=len(kept),
         per_op=per_op,
     )
@@ -161,9 +164,15 @@ def _packed(value: ir.Value, float_bits: int) -> int:
     return (math.prod(shape_of(value)) * stored_bits(value, float_bits) + 7) // 8
 
 
+def _stored(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Everything that the file holds: initializers and Constant nodes."""
+    yield from graph.initializers.values()
+    yield from (node.outputs[0] for node in graph if node.op_type == "Constant")
+
+
 def _weights(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Initializers that hold what was learned: not scales and zero points, not shapes and axes."""
-    for value in graph.initializers.values():
+    """What was learned: no scales and zero points, no shapes and axes."""
+    for value in _stored(graph):
         uses = list(value.uses())
         quantization = uses and all(node.op_type in QDQ and index > 0 for node, index in uses)
         index = value.dtype in (ir.DataType.INT64, ir.DataType.BOOL)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError
+from pocketport.profiles.measurement import Measurement
 from pocketport.targets.legality import Legality
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -166,4 +167,19 @@ class Backend(Protocol):
 
     def execute(self, artifact: Artifact, target: Target, pivot: Path) -> Executor:
         """Open an artifact in the vendor's own runtime on this host."""
+        ...
+
+
+@runtime_checkable
+class MeasuringBackend(Backend, Protocol):
+    """A backend whose targets this very host can be: its figures are measured, not predicted."""
+
+    def measure(
+        self, component: str, artifact: Artifact, target: Target, feeds: Arrays, *, runs: int = 50, warmup: int = 5
+    ) -> tuple[Measurement, ...]:
+        """``<component>_latency`` (ms) and ``<component>_peak_memory`` (bytes); call it in a fresh worker.
+
+        Raises:
+            ToolchainError: this host is not the target.
+        """
         ...

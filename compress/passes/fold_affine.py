@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.compress.graph import constant, static_shape
+from pocketport.compress.passes.base import Pass, PassResult
 from pocketport.compress.passes.rewriting import add_initializer, replace_node, replace_value
 
 
@@ -18,31 +19,31 @@ class _Affine:
     shift: NDArray[np.float64]
 
 
-class FoldAffine(ir.passes.InPlacePass):
+class FoldAffine(Pass):
     """Conv or ConvTranspose followed by BatchNormalization, Mul, Add, Sub or Div by constants becomes one convolution.
 
     A BatchNormalization that follows no convolution becomes a Mul and an Add. The arithmetic is float64.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, graph: ir.Model) -> PassResult:
         """One sweep in topological order, so that chains collapse into their convolution."""
         modified = False
-        for node in list(model.graph):
+        for node in list(graph.graph):
             found = _affine(node)
             if found is None:
                 continue
             source, affine = found
             convolution = source.producer()
             if convolution is not None and _can_absorb(convolution, source):
-                _absorb(model.graph, convolution, affine)
+                _absorb(graph.graph, convolution, affine)
                 replace_value(node.outputs[0], source)
-                model.graph.remove(node, safe=True)
+                graph.graph.remove(node, safe=True)
             elif node.op_type == "BatchNormalization":
-                _expand(model.graph, node, source, affine)
+                _expand(graph.graph, node, source, affine)
             else:
                 continue
             modified = True
-        return ir.passes.PassResult(model, modified)
+        return PassResult(graph, modified)
 
 
 def _affine(node: ir.Node) -> tuple[ir.Value, _Affine] | None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from pocketport.compress.graph import constant, static_shape
+from pocketport.compress.passes.base import Pass, PassResult
 from pocketport.compress.passes.rewriting import add_initializer
 
 # Folding never makes the model larger than this per tensor (bytes): an Expand or a table stays an op.
@@ -15,25 +16,25 @@ RANDOM_OPS = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "Ra
 WEIGHT_OPS = frozenset({"DequantizeLinear", "QuantizeLinear"})  # they carry encodings: the numbers alone would lose them
 
 
-class FoldConstants(ir.passes.InPlacePass):
+class FoldConstants(Pass):
     """Replace nodes whose outputs are known by initializers that carry the outputs' names."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, graph: ir.Model) -> PassResult:
         """Fold until a whole sweep, in topological order, is done; shapes must have been inferred before."""
         modified = False
-        for node in list(model.graph):
-            folded = _known_outputs(node, model)
+        for node in list(graph.graph):
+            folded = _known_outputs(node, graph)
             if folded is None:
                 continue
             for output, array in zip(node.outputs, folded, strict=True):
                 name, output.name = str(output.name), f"{output.name}.unused"
-                output.replace_all_uses_with(add_initializer(model.graph, name, array))
-            model.graph.remove(node, safe=True)
+                output.replace_all_uses_with(add_initializer(graph.graph, name, array))
+            graph.graph.remove(node, safe=True)
             modified = True
-        return ir.passes.PassResult(model, modified)
+        return PassResult(graph, modified)
 
 
-def _known_outputs(node: ir.Node, model: ir.Model) -> list[NDArray[np.generic]] | None:
+def _known_outputs(node: ir.Node, graph: ir.Model) -> list[NDArray[np.generic]] | None:
     """The node's outputs, if they do not depend on the graph's inputs; None otherwise."""
     if node.domain or node.op_type in RANDOM_OPS | WEIGHT_OPS or any(o.is_graph_output() for o in node.outputs):
         return None
@@ -53,7 +54,7 @@ def _known_outputs(node: ir.Node, model: ir.Model) -> list[NDArray[np.generic]] 
         [onnx.helper.make_empty_tensor_value_info(str(n)) for n in inputs],
         [onnx.helper.make_empty_tensor_value_info(str(o.name)) for o in node.outputs],
     )  # fmt: skip
-    opsets = [onnx.helper.make_opsetid("", model.graph.opset_imports[""])]
+    opsets = [onnx.helper.make_opsetid("", graph.graph.opset_imports[""])]
     results = ReferenceEvaluator(onnx.helper.make_model(proto, opset_imports=opsets)).run(None, inputs)
     arrays = [np.asarray(result) for result in results]
     read = sum(array.nbytes for array in inputs.values() if array is not None)

@@ -4,18 +4,19 @@ import math
 
 import onnx_ir as ir
 
+from pocketport.compress.passes.base import Pass, PassResult
 from pocketport.compress.passes.rewriting import replace_node, scalar
 
 TOLERANCE = 1e-5  # relative; exporters round √2 and 1/6 to float32
 
 
-class FuseActivations(ir.passes.InPlacePass):
+class FuseActivations(Pass):
     """``x·(1 + erf(x/√2))/2`` → Gelu, ``x·clip(x+3, 0, 6)/6`` → HardSwish, however the products are ordered."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, graph: ir.Model) -> PassResult:
         """Replace the last node of each spelled-out activation; the rest is left to dead-code removal."""
         modified = False
-        for node in list(model.graph):
+        for node in list(graph.graph):
             if node.op_type not in ("Mul", "Div") or node.domain:
                 continue
             factor, leaves = _product(node.outputs[0], root=True)
@@ -24,10 +25,10 @@ class FuseActivations(ir.passes.InPlacePass):
             for x, gate in (leaves, leaves[::-1]):
                 op = _gate_of(x, gate, factor)
                 if op is not None:
-                    replace_node(model.graph, node, ir.node(op, [x], name=node.name))
+                    replace_node(graph.graph, node, ir.node(op, [x], name=node.name))
                     modified = True
                     break
-        return ir.passes.PassResult(model, modified)
+        return PassResult(graph, modified)
 
 
 def _gate_of(x: ir.Value, gate: ir.Value, factor: float) -> str | None:

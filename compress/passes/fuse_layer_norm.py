@@ -5,16 +5,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.compress.graph import constant, static_shape
+from pocketport.compress.passes.base import Pass, PassResult
 from pocketport.compress.passes.rewriting import add_initializer, replace_node, scalar
 
 
-class FuseLayerNorm(ir.passes.InPlacePass):
+class FuseLayerNorm(Pass):
     """``(x − mean)/√(mean((x − mean)²) + ε)·γ + β`` over the last axis → LayerNormalization."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, graph: ir.Model) -> PassResult:
         """Replace the last node of each; the rest is left to dead-code removal."""
         modified = False
-        for node in list(model.graph):
+        for node in list(graph.graph):
             found = _normalized(node)
             if found is None:
                 continue
@@ -29,11 +30,11 @@ class FuseLayerNorm(ir.passes.InPlacePass):
             for part, vector in (("gamma", gamma if gamma is not None else np.ones(width)), ("beta", beta)):
                 if vector is None:
                     continue
-                inputs.append(add_initializer(model.graph, f"{last.outputs[0].name}.{part}", np.asarray(vector, np.float32)))
+                inputs.append(add_initializer(graph.graph, f"{last.outputs[0].name}.{part}", np.asarray(vector, np.float32)))
             fused = ir.node("LayerNormalization", inputs, {"axis": -1, "epsilon": epsilon}, name=last.name)
-            replace_node(model.graph, last, fused)
+            replace_node(graph.graph, last, fused)
             modified = True
-        return ir.passes.PassResult(model, modified)
+        return PassResult(graph, modified)
 
 
 def _normalized(node: ir.Node) -> tuple[ir.Value, float] | None:

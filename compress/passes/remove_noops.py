@@ -4,15 +4,16 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, static_shape
+from pocketport.compress.passes.base import Pass, PassResult
 
 
-class RemoveNoops(ir.passes.InPlacePass):
+class RemoveNoops(Pass):
     """Identity, inference-time Dropout, and Cast, Reshape, Expand, Transpose, Slice that change nothing."""
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, graph: ir.Model) -> PassResult:
         """Rewire each consumer to the node's input; a graph output keeps its name."""
         modified = False
-        for node in list(model.graph):
+        for node in list(graph.graph):
             if not _is_noop(node):
                 continue
             source, output = node.inputs[0], node.outputs[0]
@@ -23,9 +24,9 @@ class RemoveNoops(ir.passes.InPlacePass):
                 name, output.name = output.name, f"{output.name}.unused"
                 source.name = name
             output.replace_all_uses_with(source, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
+            graph.graph.remove(node, safe=True)
             modified = True
-        return ir.passes.PassResult(model, modified)
+        return PassResult(graph, modified)
 
 
 def _is_noop(node: ir.Node) -> bool:

@@ -3,7 +3,8 @@
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from pocketport.compress.graph import inferred
+from pocketport.compress.graph import clone_graph, inferred
+from pocketport.compress.passes.base import Pass, PassResult, run_passes
 from pocketport.compress.passes.fold_affine import FoldAffine
 from pocketport.compress.passes.fold_constants import FoldConstants
 from pocketport.compress.passes.fuse_activations import FuseActivations
@@ -13,17 +14,34 @@ from pocketport.compress.passes.remove_noops import RemoveNoops
 MAX_ROUNDS = 16  # each round makes new shapes known; real exports need two or three
 
 
-def simplify(model: ir.Model) -> ir.Model:
-    """A simplified copy of `model`, with all shapes that ONNX can infer. Its function is unchanged up to rounding."""
-    common.InlinePass()(model := model.clone())
+class InferShapes(Pass):
+    """Fill in the shapes and dtypes that ONNX can infer."""
+
+    def rewrite(self, graph: ir.Model) -> PassResult:
+        """Never counts as a change: it adds knowledge, not structure."""
+        return PassResult(inferred(graph), modified=False)
+
+
+class RemoveUnused(Pass):
+    """Remove nodes and initializers that no output depends on."""
+
+    def rewrite(self, graph: ir.Model) -> PassResult:
+        """As onnx_ir does it."""
+        return PassResult(graph, common.RemoveUnusedNodesPass()(graph).modified)
+
+
+def fold(model: ir.Model) -> ir.Model:
+    """A copy of `model` in which everything that does not depend on the inputs is a constant, in any opset."""
+    model = clone_graph(model)
+    common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    for _ in range(MAX_ROUNDS):
-        model = inferred(model)
-        passes = [FoldConstants(), RemoveNoops(), FoldAffine(), FuseLayerNorm(), FuseActivations()]
-        modified = [step(model).modified for step in passes]
-        common.RemoveUnusedNodesPass()(model)
-        if not any(modified):
-            break
+    return run_passes(model, [InferShapes(), FoldConstants(), RemoveUnused()], rounds=MAX_ROUNDS).graph
+
+
+def simplify(model: ir.Model) -> ir.Model:
+    """`fold`, and fewer ops for the same function up to rounding. For opsets from 20 on, where Gelu is an op."""
+    rewrites = [RemoveNoops(), FoldConstants(), FoldAffine(), FuseLayerNorm(), FuseActivations(), RemoveUnused()]
+    model = run_passes(fold(model), [InferShapes(), *rewrites], rounds=MAX_ROUNDS).graph
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)

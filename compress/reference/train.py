@@ -134,6 +134,7 @@ def export(model: MiniCPMV, folder: Path) -> None:
     temporary = folder / "model.safetensors.tmp"
     state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
     save_file(state, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)
     temporary.replace(folder / "model.safetensors")
 
 

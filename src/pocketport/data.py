@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.calibration.storage import read_npz
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OnnxRuntimeExecutor
+from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner, PromptSample, chain_feeds
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_path
@@ -105,7 +105,7 @@ def _images(bundle: ModelBundle, request: Request, folder: Path) -> RunData:
 
 
 def _chain(bundle: ModelBundle, samples: Iterator[PromptSample] | Sequence[PromptSample]) -> Iterator[tuple[str, Feeds]]:
-    executors = {component.name: OnnxRuntimeExecutor(component.graph) for component in bundle}
+    executors = {component.name: OrtExecutor(component.graph) for component in bundle}
     return chain_feeds(MultimodalRunner(executors, bundle), samples)
 
 

@@ -7,6 +7,7 @@ its log. Spawn, never fork: several vendor libraries hang when they are used aft
 import contextlib
 import importlib
 import multiprocessing
+import operator
 import os
 import sys
 import tempfile
@@ -140,7 +141,7 @@ class _Function:
 
 def _resolve(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    function: Callable[..., Any] = operator.attrgetter(name)(importlib.import_module(module))
     return function
 
 

@@ -158,6 +158,11 @@ def check_graph(model: ir.Model, component: str, table: Mapping[str, Lowering]) 
     return lower_graph(model, component, Discard(), table)
 
 
+def saturated_half(array: NDArray[np.generic]) -> NDArray[np.float16]:
+    """float16, with what lies beyond its range at the range's end."""
+    return np.clip(array.astype(np.float64), -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+
+
 def _is_integer(value: ir.Value) -> bool:
     if value.dtype in FLOATS:
         return False

@@ -402,13 +402,8 @@ def _pad(call: Call) -> Any:
 def _resize(call: Call) -> Any:
     shape, out = call.shape(), call.out_shape()
     whole = len(shape) == 4 and shape[:2] == out[:2] and all(o % s == 0 for s, o in zip(shape[2:], out[2:], strict=True))
-    repeats = call.text("coordinate_transformation_mode", "half_pixel") in ("asymmetric", "half_pixel")
-    floor = call.text("nearest_mode", "round_prefer_floor") in ("floor", "round_prefer_floor")
-    if call.text("mode", "nearest") != "nearest" or not (whole and repeats and floor):
+    rule = (call.text("coordinate_transformation_mode", "half_pixel"), call.text("nearest_mode", "round_prefer_floor"))
+    repeats = rule in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"))
+    if call.text("mode", "nearest") != "nearest" or not (whole and repeats):
         raise NotLowerable("only nearest-neighbour enlargement of H and W by whole factors is taken", "resize by a whole factor")
-    half_pixel = call.text("coordinate_transformation_mode", "half_pixel") == "half_pixel"
-    if not half_pixel and call.text("nearest_mode", "round_prefer_floor") != "floor":
-        raise NotLowerable("asymmetric nearest resizing is taken with nearest_mode=floor only", "export with nearest_mode=floor")
-    if half_pixel and call.text("nearest_mode", "round_prefer_floor") == "floor":
-        raise NotLowerable("half_pixel with nearest_mode=floor is not taken", "export with coordinate mode asymmetric")
     return call.emit.upsample(call.value(), (out[2] // shape[2], out[3] // shape[3]))

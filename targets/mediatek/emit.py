@@ -158,7 +158,7 @@ def _packed(data: NDArray[np.generic], dtype: str) -> NDArray[np.uint8]:
         nibbles = data.astype(np.uint8).ravel() & 0xF
         nibbles = np.append(nibbles, np.zeros(nibbles.size % 2, np.uint8))
         return nibbles[0::2] | (nibbles[1::2] << 4)
-    return np.frombuffer(np.ascontiguousarray(data, dtype=np.dtype(dtype).newbyteorder("<")).tobytes(), np.uint8)
+    return np.ascontiguousarray(data, dtype=np.dtype(dtype).newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 def _aligned_buffer(schema: Any, data: NDArray[np.uint8]) -> Any:

@@ -1,0 +1,5 @@
+"""Qualcomm: Hexagon Tensor Processor contexts."""
+
+from pocketport.targets.qualcomm.backend import QualcommBackend
+
+backend = QualcommBackend()

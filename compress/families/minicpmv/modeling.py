@@ -13,6 +13,18 @@ from pocketport.compress.families.minicpmv.config import MiniCPMVConfig, VisionC
 KVCache = list[tuple[Tensor, Tensor]]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention, [B, H, T, d] × [B, H, S, d] → [B, T, H * d]; `mask` bool, True where a query may look.
+
+    Written out because it is faster on the CPU than the fused kernel at these lengths.
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+    out = torch.softmax(scores, dim=-1) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
 class VisionAttention(nn.Module):
     """Bidirectional attention over patches."""
 
@@ -27,13 +39,11 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` [B, L, D]; `mask` is True where a patch may be attended to, [B, 1, 1, L]."""
-        batch, length, width = x.shape
         q, k, v = (
-            proj(x).view(batch, length, self.heads, -1).transpose(1, 2)
+            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).reshape(batch, length, width))
+        return self.out_proj(attend(q, k, v, mask))
 
 
 class VisionMLP(nn.Module):
@@ -129,16 +139,13 @@ class Resampler(nn.Module):
     def forward(self, patches: Tensor, positions: Tensor, valid: Tensor | None = None) -> Tensor:
         """`patches` [B, L, D_vision], `positions` [B, L, D] (sincos), `valid` bool [B, L] → [B, Q, D]."""
         kv = self.ln_kv(self.kv_proj(patches))
-        batch, length, width = kv.shape
         weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
-        q = F.linear(self.ln_q(self.query), weights[0], biases[0]).expand(batch, -1, -1)
+        q = F.linear(self.ln_q(self.query), weights[0], biases[0]).expand(kv.shape[0], -1, -1)
         k = F.linear(kv + positions, weights[1], biases[1])
         v = F.linear(kv, weights[2], biases[2])
         q, k, v = (t.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = None if valid is None else valid[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = self.attn.out_proj(out.transpose(1, 2).reshape(batch, -1, width))
-        return self.ln_post(out) @ self.proj
+        return self.ln_post(self.attn.out_proj(attend(q, k, v, mask))) @ self.proj
 
 
 class RMSNorm(nn.Module):
@@ -181,26 +188,19 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """`x` [B, T, D]; `mask` bool [B, 1, T, S] or None for plain causal; returns the output and new K, V."""
-        batch, length, _ = x.shape
+        """`x` [B, T, D]; `mask` bool [B, 1, T, S]; returns the output and the new K, V."""
         q, k, v = (
-            proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         groups = q.shape[1] // k.shape[1]
-        out = F.scaled_dot_product_attention(
-            q,
-            k.repeat_interleave(groups, dim=1),
-            v.repeat_interleave(groups, dim=1),
-            attn_mask=mask,
-            is_causal=mask is None,
-        )
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1)), (k, v)
+        repeated = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        return self.o_proj(attend(q, *repeated, mask)), (k, v)
 
 
 class LlamaMLP(nn.Module):
@@ -228,7 +228,7 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """`x` [B, T, D]."""
         attended, cache = self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
@@ -282,6 +282,8 @@ class Llama(nn.Module):
             cos, sin = self.model.cos[:length], self.model.sin[:length]
         else:
             cos, sin = self.model.cos[positions][:, None], self.model.sin[positions][:, None]
+        if mask is None:
+            mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=embeddings.device).tril()
         x, cache = embeddings, []
         for index, layer in enumerate(self.model.layers):
             x, kv = layer(x, cos, sin, mask, None if past is None else past[index])

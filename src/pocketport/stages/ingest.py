@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.ingest import REFERENCE
 from pocketport.compress.ingest import ingest as ingest_source
-from pocketport.compress.ingest import source_digest
 from pocketport.compress.parity import check_parity
-from pocketport.files import write_json
+from pocketport.errors import UsageError
+from pocketport.files import sha256_path, write_json
 from pocketport.stages.context import Context
 from pocketport.store import StageResult
 
@@ -17,7 +19,11 @@ PACKAGES = ("onnx-ir", "onnx", "onnxruntime", "torch")
 
 
 def ingest(context: Context) -> StageResult:
-    """The bundle's directory."""
+    """The bundle's directory.
+
+    Raises:
+        UsageError: there is no such source.
+    """
     request = context.request
     context.progress.start("ingest", f"ingest {request.source}", None)
     inputs = {"source": source_digest(request.source), "name": Path(request.source).name, "shapes": request.shapes}
@@ -26,6 +32,14 @@ def ingest(context: Context) -> StageResult:
         ingest_source(request.source, shapes=request.shapes).save(directory / "bundle")
 
     return context.record("ingest", context.store.run("ingest", inputs, produce, code=CODE, packages=PACKAGES))
+
+
+def source_digest(source: str) -> str:
+    """Hash of a source's bytes; UsageError when it does not exist."""
+    path = Path(str(resources.files("pocketport.compress.reference"))) if source == REFERENCE else Path(source)
+    if not path.exists():
+        raise UsageError("no such model", where=source, fix="give `reference`, a checkpoint's folder, or an .onnx file")
+    return sha256_path(path)
 
 
 def parity(context: Context, ingested: StageResult) -> StageResult:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OnnxRuntimeExecutor
+from pocketport.compress.executor import OrtExecutor
 from pocketport.data import Feeds, load_data
 from pocketport.errors import VerificationError
 from pocketport.files import write_json
@@ -71,8 +71,8 @@ def _verify_artifact(
     target: Target, component: str, artifact: Artifact, bundle: ModelBundle, pivot: Path, feeds: list[Feeds]
 ) -> VerifyRecord:
     engine, provenance = backend_for(target).engines[artifact.kind]
-    reference = OnnxRuntimeExecutor(bundle[component].graph)
-    quantized = OnnxRuntimeExecutor.from_file(pivot)
+    reference = OrtExecutor(bundle[component].graph)
+    quantized = OrtExecutor(pivot)
     with remote_executors(target, {component: artifact}, {component: pivot}, limits=LIMITS) as executors:
         results = [executors[component].run(f) for f in feeds]
     wanted, simulated = [reference.run(f) for f in feeds], [quantized.run(f) for f in feeds]
@@ -105,7 +105,7 @@ def float_task(context: Context, ingested: StageResult) -> StageResult:
     inputs = {"bundle": ingested.digest, "task": task.fingerprint, "count": count}
 
     def produce(directory: Path) -> None:
-        executors = {component.name: OnnxRuntimeExecutor(component.graph, optimized=True) for component in bundle}
+        executors = {component.name: OrtExecutor(component.graph, optimize=True) for component in bundle}
         answers = task.evaluate(executors, count, lambda done: context.progress.advance("float task", done))
         write_json(directory / "answers.json", [_stable(a) for a in answers])
 

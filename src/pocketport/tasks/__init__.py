@@ -1,7 +1,7 @@
 """Tasks: what a whole model is scored on."""
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OnnxRuntimeExecutor
+from pocketport.compress.executor import OrtExecutor
 from pocketport.data import load_data
 from pocketport.errors import UsageError
 from pocketport.request import Request
@@ -28,7 +28,7 @@ def choose_task(bundle: ModelBundle, request: Request) -> Task:
         data = load_data(bundle, request)
         graph = bundle["main"].graph
         output = str(bundle.config.get("task_output") or graph.graph.outputs[-1].name)
-        return Agreement(OnnxRuntimeExecutor(graph), [feeds for _, feeds in data.held_out()], output, data.fingerprint)
+        return Agreement(OrtExecutor(graph), [feeds for _, feeds in data.held_out()], output, data.fingerprint)
     raise UsageError(
         f"{name!r} is not a task for a {bundle.family} model", where="--task", fix=f"choose among {', '.join(TASKS)}"
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.compress.executor import ComponentExecutor
+from pocketport.compress.executor import Executor
 from pocketport.tasks.base import Answer
 
 
@@ -23,7 +23,7 @@ class Agreement:
     metric = "cosine"
 
     def __init__(
-        self, float_executor: ComponentExecutor, feeds: Sequence[Mapping[str, NDArray[np.generic]]], output: str, fingerprint: str
+        self, float_executor: Executor, feeds: Sequence[Mapping[str, NDArray[np.generic]]], output: str, fingerprint: str
     ) -> None:
         self._float = float_executor
         self._feeds = feeds
@@ -34,12 +34,12 @@ class Agreement:
         return len(self._feeds)
 
     def evaluate(
-        self, executors: Mapping[str, ComponentExecutor], count: int, progress: Callable[[int], None] | None = None
+        self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None = None
     ) -> Sequence[Answer]:
         """One cosine a sample."""
         return list(self._answers(executors["main"], count, progress))
 
-    def _answers(self, executor: ComponentExecutor, count: int, progress: Callable[[int], None] | None) -> Iterator[Answer]:
+    def _answers(self, executor: Executor, count: int, progress: Callable[[int], None] | None) -> Iterator[Answer]:
         for index, feeds in enumerate(self._feeds[:count]):
             ours = np.asarray(executor.run(feeds)[self._output], np.float64).ravel()
             reference = np.asarray(self._float.run(feeds)[self._output], np.float64).ravel()

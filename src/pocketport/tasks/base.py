@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pocketport.compress.executor import ComponentExecutor
+from pocketport.compress.executor import Executor
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Task(Protocol):
         ...
 
     def evaluate(
-        self, executors: Mapping[str, ComponentExecutor], count: int, progress: Callable[[int], None] | None = None
+        self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None = None
     ) -> Sequence[Answer]:
         """Answers for the first `count` samples; `progress` is called with the number done."""
         ...

@@ -4,16 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from pocketport.calibration.sources.rendered_text import RenderedText
+from pocketport.calibration.sources.rendered_text import font_paths
+from pocketport.calibration.sources.text_content import random_lines
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import ComponentExecutor
+from pocketport.compress.executor import Executor
 from pocketport.errors import UsageError
 from pocketport.tasks.base import Answer
 
 SEED = 30_000
 SIZE = 2000
+FONT_PIXELS = 40
+MARGIN = 6
+LONGEST = 16
 
 
 def decode_greedy(probabilities: NDArray[np.floating], alphabet: Sequence[str]) -> str:
@@ -37,6 +41,20 @@ def line_to_tensor(image: Image.Image, height: int, width: int) -> NDArray[np.fl
     return tensor
 
 
+def rendered_line(index: int) -> tuple[Image.Image, str]:
+    """Sample `index`: one dark line on a light ground, in a typeface of the held-out split, and its text."""
+    rng = np.random.default_rng([SEED, index])
+    text = random_lines(rng, LONGEST, long=False)[0]
+    fonts = font_paths("held_out")
+    font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), FONT_PIXELS)
+    left, top, right, bottom = font.getbbox(text)
+    size = (int(right - left) + 2 * MARGIN, int(bottom - top) + 2 * MARGIN)
+    ground, ink = rng.integers(200, 256, 3), rng.integers(0, 90, 3)
+    image = Image.new("RGB", size, tuple(int(v) for v in ground))
+    ImageDraw.Draw(image).text((MARGIN - left, MARGIN - top), text, fill=tuple(int(v) for v in ink), font=font)
+    return image, text
+
+
 class CtcRecognition:
     """Exact match on single rendered lines; the alphabet is read from the ONNX file's ``character`` metadata."""
 
@@ -55,7 +73,6 @@ class CtcRecognition:
         self._input = str(graph_input.name)
         self._height, self._width = (int(d) for d in list(graph_input.shape or ())[2:])
         self._output = str(graph.graph.outputs[0].name)
-        self._samples = RenderedText(seed=SEED, fonts="held_out", single_line=True)
         self.fingerprint = f"ctc-recognition/{SEED}"
 
     def __len__(self) -> int:
@@ -63,11 +80,11 @@ class CtcRecognition:
 
     def feeds(self, index: int) -> tuple[dict[str, NDArray[np.float32]], str]:
         """The model's input for one sample, and the text that it shows."""
-        sample = self._samples[index]
-        return {self._input: line_to_tensor(sample.image, self._height, self._width)}, sample.answer
+        image, text = rendered_line(index)
+        return {self._input: line_to_tensor(image, self._height, self._width)}, text
 
     def evaluate(
-        self, executors: Mapping[str, ComponentExecutor], count: int, progress: Callable[[int], None] | None = None
+        self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None = None
     ) -> Sequence[Answer]:
         """Greedy recognition of the first `count` lines."""
         answers = []

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import ComponentExecutor
+from pocketport.compress.executor import Executor
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner
 from pocketport.tasks.base import Answer
 
@@ -28,7 +28,7 @@ class ReadText:
         return SIZE
 
     def evaluate(
-        self, executors: Mapping[str, ComponentExecutor], count: int, progress: Callable[[int], None] | None = None
+        self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None = None
     ) -> Sequence[Answer]:
         """Greedy reading of the first `count` images."""
         runner = MultimodalRunner(executors, self._bundle)

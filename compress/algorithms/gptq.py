@@ -1,0 +1,77 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): rounding whose error later columns make good."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.compress.algorithms.base import RoundedWeight, WeightProblem, dequantized, expanded
+from pocketport.compress.algorithms.mse import searched_grid
+from pocketport.errors import VerificationError
+
+DAMPING = 0.01
+BLOCK = 128  # columns whose updates to the rest are applied at once
+
+
+def gptq(problem: WeightProblem, *, damping: float = DAMPING) -> RoundedWeight:
+    """Round column by column, most important input first; spread each error over the columns still to come.
+
+    Grids are searched beforehand on the original weights (static groups), weighted by the Hessian's diagonal, so
+    that the order does not change what a group is. Inputs that were never seen keep their nearest integers.
+
+    Args:
+        problem: must have a Hessian.
+        damping: share of the mean diagonal added to it.
+
+    Raises:
+        VerificationError: the Hessian is missing.
+    """
+    if problem.hessian is None:
+        raise VerificationError("it needs the Hessian of the layer's input", where="gptq", fix="calibrate with the plan's hessians")
+    grid = searched_grid(problem)
+    scale, zero = expanded(grid, problem)
+    order, factor = _ordered_factor(problem.hessian, damping)
+    rounded = _propagate(problem.weight[:, order], scale[:, order], zero[:, order], factor, problem)
+    integers = np.empty_like(rounded)
+    integers[:, order] = rounded
+    return RoundedWeight(integers, grid)
+
+
+def _ordered_factor(hessian: NDArray[np.float32], damping: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The order of the columns, and the upper Cholesky factor of the inverse Hessian in that order."""
+    h = hessian.astype(np.float64)
+    diagonal = np.diagonal(h).copy()
+    unseen = diagonal <= 0.0
+    h[unseen, unseen] = 1.0
+    h[np.diag_indices_from(h)] += damping * (float(diagonal.mean()) or 1.0)
+    order = np.argsort(-diagonal, kind="stable")
+    ordered = h[np.ix_(order, order)]
+    # inv(H) = UᵀU with U upper triangular: from the lower factor of H with rows and columns reversed.
+    reversed_lower = np.linalg.cholesky(ordered[::-1, ::-1])
+    upper_of_h = reversed_lower[::-1, ::-1]  # H = upper · upperᵀ
+    inverse = np.linalg.inv(upper_of_h)  # inv(H) = inverseᵀ · inverse, inverse upper triangular
+    return order, np.triu(inverse)
+
+
+def _propagate(
+    weight: NDArray[np.float32], scale: NDArray[np.float32], zero: NDArray[np.int32], factor: NDArray[np.float64], problem: WeightProblem
+) -> NDArray[np.int32]:
+    w = weight.astype(np.float64)
+    columns = w.shape[1]
+    integers = np.empty(w.shape, np.int32)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        errors = np.empty((w.shape[0], stop - start))
+        for j in range(start, stop):
+            q = np.clip(np.rint(w[:, j] / scale[:, j]) + zero[:, j], problem.format.low, problem.format.high)
+            integers[:, j] = q
+            error = (w[:, j] - (q - zero[:, j]) * scale[:, j]) / factor[j, j]
+            w[:, j + 1 : stop] -= np.outer(error, factor[j, j + 1 : stop])
+            errors[:, j - start] = error
+        w[:, stop:] -= errors @ factor[start:stop, stop:]
+    return integers
+
+
+def output_error(problem: WeightProblem, rounded: RoundedWeight) -> float:
+    """tr((W − Ŵ) H (W − Ŵ)ᵀ): the layer's summed squared error on the calibration data."""
+    assert problem.hessian is not None
+    difference = (problem.weight - dequantized(rounded, problem)).astype(np.float64)
+    return float(np.einsum("nk,nk->", difference @ problem.hessian.astype(np.float64), difference))

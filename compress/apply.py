@@ -1,0 +1,198 @@
+"""Plan and statistics → pivot: the quantized QDQ graphs, and the table of their encodings."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, EncodingTable, encoding_for_range
+from pocketport.calibration.observers import Histogram, make_observer
+from pocketport.calibration.statistics import SecondMoment, Statistics
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.graph import clone_graph, constant
+from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
+from pocketport.compress.qdq import QdqWriter
+from pocketport.compress.weights import QuantizedTensor, channel_scales, quantize_weight
+from pocketport.errors import InputError, VerificationError
+
+LEAST_OPSET = 21  # 16-bit and 4-bit types and blocks in QuantizeLinear
+INT32_ROOM = 2**31 - 2**8  # float32 scales are rounded: stay clear of the end
+
+
+def apply_plan(
+    bundle: ModelBundle,
+    plan: Plan,
+    statistics: Statistics,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[ModelBundle, EncodingTable]:
+    """Quantize every component as `plan` says; `bundle` is unchanged.
+
+    Args:
+        bundle: float graphs.
+        plan: made from this bundle.
+        statistics: of this bundle's calibration.
+        progress: called with the number of tensors done.
+
+    Returns:
+        The bundle with pivots as graphs, and encodings by ``component/tensor``.
+
+    Raises:
+        InputError: calibration never saw a tensor that needs a range, or a graph's opset is under 21.
+        VerificationError: quantizing changed nothing although the plan is to quantize.
+    """
+    applier = _Applier(bundle, plan, statistics, progress)
+    graphs = {component.component: applier.component(component) for component in plan}
+    return bundle.with_graphs(graphs), applier.table
+
+
+class _Applier:
+    def __init__(
+        self, bundle: ModelBundle, plan: Plan, statistics: Statistics, progress: Callable[[int], None] | None
+    ) -> None:
+        self._bundle = bundle
+        self._plan = plan
+        self._statistics = statistics
+        self._progress = progress
+        self._done = 0
+        self._weights: dict[tuple[object, ...], tuple[NDArray[np.generic], QuantizedTensor]] = {}
+        self.table = EncodingTable()
+        self._ranges = self._group_encodings()
+
+    def component(self, plan: ComponentPlan) -> ir.Model:
+        """One component's pivot."""
+        graph = clone_graph(self._bundle[plan.component].graph)
+        if (graph.graph.opset_imports.get("") or 0) < LEAST_OPSET:
+            raise InputError(
+                f"its opset is under {LEAST_OPSET}", where=f"component {plan.component}", fix="ingest the model again, which raises it"
+            )
+        writer = QdqWriter(graph)
+        values = {v.name: v for node in graph.graph for v in node.outputs}
+        values.update({v.name: v for v in (*graph.graph.inputs, *graph.graph.initializers.values())})
+        tensors = [t for t in plan.tensors if t.quantized]
+        # A weight's scale may depend on its bias and a bias's on its weight: activations, weights, the rest.
+        rank = {TensorKind.ACTIVATION: 0, TensorKind.BIAS: 2}
+        constants = {t.tensor: constant(values[t.tensor]) for t in tensors if t.kind is not TensorKind.ACTIVATION}
+        biases = {t.partner: t for t in tensors if t.kind is TensorKind.BIAS}
+        for tensor in sorted(tensors, key=lambda t: rank.get(t.kind, 1) + (t.algorithm == "product")):
+            self._tensor(plan.component, tensor, values[tensor.tensor], constants, biases, writer)
+            self._done += 1
+            if self._progress:
+                self._progress(self._done)
+        if tensors and not writer.count:
+            raise VerificationError("quantizing changed nothing", where=f"component {plan.component}", fix="report this as a bug")
+        graph.graph.sort()
+        return graph
+
+    def _tensor(
+        self, component: str, tensor: TensorPlan, value: ir.Value, constants: Mapping[str, NDArray[np.generic] | None],
+        biases: Mapping[str, TensorPlan], writer: QdqWriter,
+    ) -> None:  # fmt: skip
+        key = f"{component}/{tensor.tensor}"
+        if tensor.kind is TensorKind.ACTIVATION:
+            self.table.encodings[key] = self._ranges[tensor.group]
+            writer.activation(value, self._ranges[tensor.group])
+            return
+        real = np.asarray(constants[tensor.tensor], np.float32)
+        if tensor.kind in (TensorKind.WEIGHT, TensorKind.TABLE):
+            bias = biases.get(tensor.tensor)
+            least = None if bias is None else self._least_scale(component, bias, constants)
+            done = self._weight(component, tensor, real, least)
+        elif tensor.algorithm == "product":
+            done = self._product(component, tensor, real)
+        else:
+            encoding = self._ranges.get(tensor.group) or encoding_for_range(
+                float(real.min()), float(real.max()), tensor.dtype, symmetric=tensor.symmetric
+            )
+            done = QuantizedTensor(encoding.quantize(real), encoding)
+        self.table.encodings[key] = done.encoding
+        writer.constant(value, done.integers, done.encoding)
+
+    # Activations
+
+    def _group_encodings(self) -> dict[str, Encoding]:
+        """One encoding for every group of activations, from the merged histograms of all its tensors."""
+        members: dict[str, list[tuple[str, TensorPlan]]] = {}
+        for component in self._plan:
+            for tensor in component.tensors:
+                if tensor.quantized and tensor.group:
+                    members.setdefault(tensor.group, []).append((component.component, tensor))
+        return {group: self._group_encoding(group, tensors) for group, tensors in members.items()}
+
+    def _group_encoding(self, group: str, members: list[tuple[str, TensorPlan]]) -> Encoding:
+        for _, tensor in members:
+            if tensor.algorithm == "fixed" and tensor.fixed:
+                scale, zero = tensor.fixed
+                return Encoding(tensor.dtype, np.float32(scale).reshape(()), np.int32(zero).reshape(()))
+        leader = members[0][1]
+        for _, tensor in members:
+            if tensor.algorithm == "range" and tensor.fixed:
+                return encoding_for_range(*tensor.fixed, leader.dtype, symmetric=leader.symmetric)
+        merged = Histogram()
+        for component, tensor in members:
+            if tensor.kind is TensorKind.CONSTANT:
+                merged.update(np.asarray(constant(self._constant_value(component, tensor.tensor)), np.float32))
+            elif f"{component}/{tensor.tensor}" in self._statistics.histograms:
+                merged.merge(self._statistics.histograms[f"{component}/{tensor.tensor}"])
+        if merged.total == 0:
+            raise InputError(
+                "calibration saw no values of it", where=f"tensor {group}",
+                fix="calibrate with samples that run every component, and with this bundle's graphs",
+            )  # fmt: skip
+        first, last = INTEGER_RANGES[leader.dtype]
+        low, high = make_observer(leader.algorithm, leader.options).range(merged, last - first + 1, leader.symmetric)
+        return encoding_for_range(low, high, leader.dtype, symmetric=leader.symmetric)
+
+    def _constant_value(self, component: str, name: str) -> ir.Value:
+        return self._bundle[component].graph.graph.initializers[name]
+
+    # Constants
+
+    def _weight(
+        self, component: str, tensor: TensorPlan, real: NDArray[np.float32], least: NDArray[np.float64] | None
+    ) -> QuantizedTensor:
+        """The same weight in several components (prefill and decode) is rounded once, on the data of them all."""
+        key = (tensor.tensor, tensor.dtype, tensor.granularity, tensor.axis, tensor.block, tensor.algorithm, real.shape)
+        if key in self._weights and least is None:
+            known, done = self._weights[key]
+            if np.array_equal(known, real):
+                return done
+        done = quantize_weight(real, tensor, self._moment(tensor), least)
+        if least is None:
+            self._weights[key] = (real, done)
+        return done
+
+    def _moment(self, tensor: TensorPlan) -> SecondMoment | None:
+        """Second moments of the inputs that meet this weight, over all components."""
+        total: SecondMoment | None = None
+        for component in self._plan:
+            for other in component.tensors:
+                if other.tensor == tensor.tensor and other.kind is tensor.kind:
+                    moment = self._statistics.moments.get(f"{component.component}/{other.activation}")
+                    if moment is not None:
+                        total = moment if total is None else total.merged(moment)
+        return total
+
+    def _least_scale(
+        self, component: str, bias: TensorPlan, constants: Mapping[str, NDArray[np.generic] | None]
+    ) -> NDArray[np.float64]:
+        """Weight scales under which the int32 bias would overflow, [channels]."""
+        activation = self.table[f"{component}/{bias.activation}"]
+        real = np.abs(np.asarray(constants[bias.tensor], np.float64))
+        return real / (float(activation.scale) * INT32_ROOM)
+
+    def _product(self, component: str, tensor: TensorPlan, real: NDArray[np.float32]) -> QuantizedTensor:
+        """int32 at s_x · s_w."""
+        weight = self.table[f"{component}/{tensor.partner}"]
+        channel = next(
+            (t.channel_axis or 0 for t in self._plan[component].tensors if t.tensor == tensor.partner), 0
+        )
+        scale = np.asarray(self.table[f"{component}/{tensor.activation}"].scale * channel_scales(weight, channel), np.float32)
+        encoding = Encoding("int32", scale, np.zeros(scale.shape, np.int32), axis=0 if scale.ndim else None)
+        integers = np.rint(real.astype(np.float64) / scale.astype(np.float64))
+        if np.abs(integers).max(initial=0.0) > 2**31 - 1:
+            raise VerificationError(
+                "its int32 integers at s_x · s_w overflow", where=f"tensor {component}/{tensor.tensor}", fix="leave its node float"
+            )
+        return QuantizedTensor(integers.astype(np.int32), encoding)

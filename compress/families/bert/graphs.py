@@ -1,0 +1,109 @@
+"""A BERT encoder (Devlin et al. 2019, arXiv 1810.04805) with a sentence embedding on top, as one static graph.
+
+`input_ids` i32 [S] and `attention_mask` f32 [S] (1 for tokens, 0 for padding) give `last_hidden_state` [S, H] and
+`sentence_embedding` [1, H]: the mean over the tokens, scaled to length 1 (Reimers and Gurevych 2019, arXiv 1908.10084).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from pocketport.compress.builder import GraphBuilder, Weight
+from pocketport.compress.families.bert.config import BertConfig
+from pocketport.errors import InputError
+
+MASKED = -100.0  # added to the scores of padding: finite, so that it has an encoding
+
+
+@dataclass(frozen=True)
+class _Parts:
+    g: GraphBuilder
+    state: Mapping[str, Weight]
+    config: BertConfig
+    length: int
+
+    def weight(self, name: str, *shape: int) -> ir.Value:
+        if name not in self.state:
+            raise InputError("the checkpoint lacks it", where=f"tensor {name}", fix="give the checkpoint that config.json describes")
+        if tuple(self.state[name].shape) != shape:
+            raise InputError(
+                f"its shape is {list(self.state[name].shape)}, config.json asks for {list(shape)}",
+                where=f"tensor {name}", fix="give the config.json that belongs to this checkpoint",
+            )  # fmt: skip
+        return self.g.weight(name, self.state[name])
+
+    def linear(self, x: ir.Value, path: str, n: int, k: int) -> ir.Value:
+        return self.g.node("Gemm", [x, self.weight(f"{path}.weight", n, k), self.weight(f"{path}.bias", n)], path, transB=1)
+
+    def norm(self, x: ir.Value, path: str, output: str | None = None) -> ir.Value:
+        width = self.config.hidden_size
+        parameters = [self.weight(f"{path}.{part}", width) for part in ("weight", "bias")]
+        return self.g.node(
+            "LayerNormalization", [x, *parameters], path, output=output, axis=-1, epsilon=self.config.layer_norm_eps
+        )
+
+    def number(self, name: str, value: float) -> ir.Value:
+        return self.g.weight(name, np.array(value, np.float32))
+
+
+def build_bert(state: Mapping[str, Weight], config: BertConfig, length: int) -> ir.Model:
+    """The graph for `length` tokens; InputError when a tensor is missing or has another shape than `config` says."""
+    parts = _Parts(GraphBuilder("main"), state, config, length)
+    g, width = parts.g, config.hidden_size
+    ids = g.input("input_ids", (length,), ir.DataType.INT32)
+    mask = g.input("attention_mask", (length,))
+    x = g.node("Gather", [parts.weight("embeddings.word_embeddings.weight", config.vocab_size, width), ids], "embeddings.words", axis=0)
+    x = g.node("Add", [x, g.weight("embeddings.positions", _positions(parts))], "embeddings.sum")
+    x = parts.norm(x, "embeddings.LayerNorm")
+    missing = g.node("Sub", [mask, parts.number("one", 1.0)], "mask.missing")
+    bias = g.node("Mul", [missing, parts.number("masked", -MASKED)], "mask.bias")
+    bias = g.reshape(bias, (1, 1, length), "attention_bias")
+    for i in range(config.num_hidden_layers):
+        x = _layer(parts, x, bias, f"encoder.layer.{i}", last=i == config.num_hidden_layers - 1)
+    g.output(x)
+    # The mean over the tokens as one matrix product: mask [1, S] · x [S, H]. Its length cancels in the normalization.
+    total = g.node("MatMul", [g.reshape(mask, (1, length), "pooling.weights"), x], "pooling.sum")
+    norm = g.node("ReduceL2", [total, g.integers([-1])], "pooling.norm", keepdims=1)
+    g.output(g.node("Div", [total, norm], "pooling", output="sentence_embedding"))
+    return g.finish()
+
+
+def _positions(parts: _Parts) -> Weight:
+    """Position and segment embeddings do not depend on the tokens: one table, [S, H]."""
+    config = parts.config
+    position = parts.state["embeddings.position_embeddings.weight"]
+    segment = parts.state["embeddings.token_type_embeddings.weight"]
+    for name, tensor, rows in (("position", position, config.max_position_embeddings), ("token_type", segment, config.type_vocab_size)):
+        if tuple(tensor.shape) != (rows, config.hidden_size):
+            raise InputError(
+                f"its shape is {list(tensor.shape)}", where=f"tensor embeddings.{name}_embeddings.weight",
+                fix="give the config.json that belongs to this checkpoint",
+            )  # fmt: skip
+    rows = np.asarray(position)[: parts.length] + np.asarray(segment)[0]
+    return np.asarray(rows, np.float32)
+
+
+def _layer(parts: _Parts, x: ir.Value, bias: ir.Value, path: str, *, last: bool) -> ir.Value:
+    """Post-norm block: attention, then the two-layer MLP with the exact GELU."""
+    g, config, rows = parts.g, parts.config, parts.length
+    width, heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
+    head, attn = width // heads, f"{path}.attention"
+    q, k, v = (parts.linear(x, f"{attn}.self.{part}", width, width) for part in ("query", "key", "value"))
+    q = g.node("Mul", [q, parts.number(f"attention_scale_{head}", head**-0.5)], f"{attn}.self.query.scale")
+    split = {}
+    for part, value, perm in (("query", q, (1, 0, 2)), ("key", k, (1, 2, 0)), ("value", v, (1, 0, 2))):
+        name = f"{attn}.self.{part}"
+        split[part] = g.transpose(g.reshape(value, (rows, heads, head), f"{name}.split"), perm, f"{name}.heads")
+    scores = g.node("MatMul", [split["query"], split["key"]], f"{attn}.self.scores")
+    masked = g.node("Add", [scores, bias], f"{attn}.self.masked_scores")
+    weights = g.node("Softmax", [masked], f"{attn}.self.weights", axis=-1)
+    context = g.node("MatMul", [weights, split["value"]], f"{attn}.self.context")
+    context = g.reshape(g.transpose(context, (1, 0, 2), f"{attn}.self.rows"), (rows, width), f"{attn}.self.merged")
+    attended = parts.linear(context, f"{attn}.output.dense", width, width)
+    x = parts.norm(g.node("Add", [x, attended], f"{attn}.output.residual"), f"{attn}.output.LayerNorm")
+    h = g.node("Gelu", [parts.linear(x, f"{path}.intermediate.dense", inner, width)], f"{path}.intermediate.gelu")
+    h = parts.linear(h, f"{path}.output.dense", width, inner)
+    total = g.node("Add", [x, h], f"{path}.output.residual")
+    return parts.norm(total, f"{path}.output.LayerNorm", output="last_hidden_state" if last else None)

@@ -1,0 +1,263 @@
+"""The host side of MiniCPM-V: from image and question to text, over any executors of the five components."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pocketport.compress.executor import Arrays, Executor
+from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
+from pocketport.compress.families.minicpmv.prompt import END_OF_TURN, EncodedPrompt, decode_answer, encode_prompt, load_tokenizer
+from pocketport.compress.families.minicpmv.slicing import position_ids, sincos_positions, slice_image, to_patches
+from pocketport.errors import InputError, UsageError
+
+FloatArray: TypeAlias = NDArray[np.float32]
+
+MASKED = -100.0  # added to scores that attention must not see: finite, so that it has an encoding
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one `read` gave.
+
+    Attributes:
+        text: the answer, up to the end of the turn.
+        token_ids: the generated tokens, the end of the turn included.
+        seconds: seconds inside each component, and ``host`` for everything between them.
+        first_token_seconds: from the call to the first token.
+        views: how many pictures the image became (overview and slices).
+        prompt_tokens: length of the prompt, vision tokens included.
+    """
+
+    text: str
+    token_ids: list[int]
+    seconds: Mapping[str, float]
+    first_token_seconds: float
+    views: int
+    prompt_tokens: int
+
+
+class MultimodalRunner:
+    """Runs the whole model: slicing, vision, left-padded prefill, greedy decoding with the KV cache on the host.
+
+    Args:
+        executors: one for each of ``vision``, ``connector``, ``embed``, ``prefill`` and ``decode``; only their
+            ``run(feeds)`` is used.
+        config: the bundle's ``config``.
+        files: the bundle's files; ``tokenizer.json`` is read.
+    """
+
+    def __init__(self, executors: Mapping[str, Executor], config: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        self.executors = executors
+        self.settings = config
+        self.files = files
+        self.config = MiniCPMVConfig.model_validate(config["model"])
+        self.patches, self.prompt, self.cache = (int(config[key]) for key in ("patches", "prompt", "cache"))
+        self._tokenizer = load_tokenizer(files["tokenizer.json"])
+        self._stop = self._tokenizer.token_to_id(END_OF_TURN)
+        self._seconds: Counter[str] = Counter()
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens the cache has room for: prefill gives the first, each further one takes a column."""
+        return self.cache - self.prompt + 1
+
+    def read(self, image: Image.Image, question: str, max_new_tokens: int | None = None) -> Generation:
+        """Answer `question` about `image` by greedy decoding.
+
+        Raises:
+            UsageError: `max_new_tokens` exceeds the cache.
+            InputError: the image or the prompt does not fit the static shapes.
+        """
+        return self._generate(image, question, max_new_tokens, None)
+
+    def force(self, image: Image.Image, question: str, answer: str) -> Generation:
+        """As `read`, but each step is fed the next token of `answer` and its end (teacher forcing), as far as they fit."""
+        tokens = [*self._tokenizer.encode(answer, add_special_tokens=False).ids, self._stop]
+        return self.force_tokens(image, question, tokens[: self.max_new_tokens])
+
+    def force_tokens(self, image: Image.Image, question: str, tokens: Sequence[int]) -> Generation:
+        """As `force`, for an answer given as its tokens."""
+        return self._generate(image, question, len(tokens), tokens)
+
+    def _generate(self, image: Image.Image, question: str, limit: int | None, forced: Sequence[int] | None) -> Generation:
+        limit = min(self.max_new_tokens, int(self.settings["max_new_tokens"])) if limit is None else limit
+        if not 1 <= limit <= self.max_new_tokens:
+            raise UsageError(
+                f"{limit} new tokens do not fit a cache of {self.cache} behind a prompt of {self.prompt}",
+                where="max_new_tokens", fix=f"ask for 1 to {self.max_new_tokens}",
+            )  # fmt: skip
+        self._seconds.clear()
+        start = time.perf_counter()
+        vision, grid = self.encode_image(image)
+        prompt = encode_prompt(self._tokenizer, question, query_num=self.config.query_num, grid=grid)
+        logits, cache, padding = self._prefill(prompt, vision)
+        first = time.perf_counter() - start
+        tokens = [self._next(logits, forced, 0)]
+        while len(tokens) < limit and tokens[-1] != self._stop:
+            logits = self._decode(tokens[-1], cache, padding, column=self.prompt + len(tokens) - 1)
+            tokens.append(self._next(logits, forced, len(tokens)))
+        seconds = dict(self._seconds)
+        seconds["host"] = time.perf_counter() - start - sum(seconds.values())
+        text = decode_answer(self._tokenizer, tokens)
+        return Generation(text, tokens, seconds, first, len(vision), len(prompt.input_ids))
+
+    def _next(self, logits: FloatArray, forced: Sequence[int] | None, index: int) -> int:
+        return int(logits[0].argmax()) if forced is None else forced[index]
+
+    def _run(self, component: str, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        start = time.perf_counter()
+        results = self.executors[component].run(feeds)
+        self._seconds[component] += time.perf_counter() - start
+        return results
+
+    def encode_image(self, image: Image.Image) -> tuple[list[FloatArray], tuple[int, int] | None]:
+        """Vision tokens [Q,H] of every view, overview first, and the grid (columns, rows) of the slices."""
+        slicing = self.config.slice_config
+        views, grid = slice_image(image.convert("RGB"), slicing) if self.config.slice_mode else ([image.convert("RGB")], None)
+        return [self._encode_view(view) for view in views], grid
+
+    def _encode_view(self, view: Image.Image) -> FloatArray:
+        patch = self.config.vision_config.patch_size
+        strip, target = to_patches(view, patch)
+        count = target[0] * target[1]
+        if count > self.patches:
+            raise InputError(
+                f"a view of {target[1]}×{target[0]} patches exceeds the {self.patches} that the graphs take",
+                where="image", fix="use a less extreme aspect ratio",
+            )  # fmt: skip
+        bias = np.full((1, 1, self.patches), MASKED, np.float32)
+        bias[..., :count] = 0
+        features = self._run("vision", {
+            "pixel_values": _padded(strip, self.patches * patch, axis=2)[None],
+            "position_ids": _padded(
+                position_ids(target, self.config.vision_config.buckets_per_side).astype(np.int32), self.patches, axis=0
+            ),
+            "attention_bias": bias,
+        })["vision_features"]  # fmt: skip
+        positions = _padded(sincos_positions(self.config.hidden_size, target), self.patches, axis=0)
+        feeds = {"vision_features": features, "position_embeds": positions, "attention_bias": bias}
+        return self._run("connector", feeds)["vision_tokens"]
+
+    def _prefill(self, prompt: EncodedPrompt, vision: Sequence[FloatArray]) -> tuple[FloatArray, dict[str, FloatArray], int]:
+        """Logits [1,V] of the last token, the cache as decode's feeds, and how many columns at its left are padding."""
+        length = len(prompt.input_ids)
+        padding = self.prompt - length
+        if padding < 0:
+            raise InputError(
+                f"the prompt has {length} tokens, the graphs take {self.prompt}", where="prompt", fix="ask a shorter question"
+            )
+        ids = np.zeros(self.prompt, np.int32)
+        ids[padding:] = prompt.input_ids
+        embeds = np.array(self._run("embed", {"input_ids": ids})["embeds"])
+        for (first, last), tokens in zip(prompt.spans, vision, strict=True):
+            embeds[padding + first : padding + last] = tokens
+        cos, sin = self.rope(np.maximum(np.arange(self.prompt) - padding, 0))
+        rows, columns = np.ogrid[: self.prompt, : self.prompt]
+        allowed = ((columns <= rows) & (columns >= padding)) | (columns == rows)  # padding sees itself: no empty row
+        bias = np.where(allowed, 0, MASKED).astype(np.float32)[None]
+        results = self._run("prefill", {"inputs_embeds": embeds, "rope_cos": cos, "rope_sin": sin, "attention_bias": bias})
+        shape = (1, self.config.num_key_value_heads, self.cache, self.config.head_dim)
+        cache = {}
+        for i in range(self.config.num_hidden_layers):
+            for kind in ("key", "value"):
+                cache[f"past_{kind}_{i}"] = np.zeros(shape, np.float32)
+                cache[f"past_{kind}_{i}"][:, :, padding : self.prompt] = results[f"present_{kind}_{i}"][:, :, padding:]
+        return results["logits"], cache, padding
+
+    def _decode(self, token: int, cache: dict[str, FloatArray], padding: int, column: int) -> FloatArray:
+        """Logits [1,V] after `token`; its key and value are written into `column` of the cache."""
+        ids = np.zeros(self.prompt, np.int32)
+        ids[0] = token
+        embeds = self._run("embed", {"input_ids": ids})["embeds"][:1]
+        cos, sin = self.rope(np.array([column - padding]))
+        bias = np.full((1, 1, self.cache + 1), MASKED, np.float32)
+        bias[..., padding:column] = 0
+        bias[..., -1] = 0  # the token itself
+        feeds = {"inputs_embeds": embeds, "rope_cos": cos, "rope_sin": sin, "attention_bias": bias}
+        results = self._run("decode", {**feeds, **cache})
+        for name, past in cache.items():
+            past[:, :, column] = results[name.replace("past", "present")][:, :, 0]
+        return results["logits"]
+
+    def rope(self, positions: NDArray[np.integer[Any]]) -> tuple[FloatArray, FloatArray]:
+        """Cosines and signed sines ([−sin, +sin]) of integer positions, each [len(positions), d]."""
+        half = self.config.head_dim // 2
+        frequencies = 1.0 / self.config.rope_theta ** (np.arange(half) / half)
+        angles = positions[:, None] * frequencies
+        cos, sin = np.cos(angles), np.sin(angles)
+        return np.concatenate([cos, cos], -1).astype(np.float32), np.concatenate([-sin, sin], -1).astype(np.float32)
+
+
+def _padded(array: NDArray[Any], length: int, *, axis: int) -> NDArray[Any]:
+    """Zeros behind `array` up to `length` along `axis`."""
+    widths = [(0, length - array.shape[axis] if a == axis else 0) for a in range(array.ndim)]
+    return np.pad(array, widths)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of one component: what went in, what came out."""
+
+    component: str
+    feeds: Arrays
+    results: Arrays
+
+
+class _Recorder:
+    """Passes calls on and logs them; feeds are copied, for the cache among them changes later."""
+
+    def __init__(self, component: str, executor: Executor, log: list[Call]) -> None:
+        self._component, self._executor, self._log = component, executor, log
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        copies = {name: np.array(array) for name, array in feeds.items()}
+        results = self._executor.run(feeds)
+        self._log.append(Call(self._component, copies, results))
+        return results
+
+
+def recorded(runner: MultimodalRunner) -> tuple[MultimodalRunner, list[Call]]:
+    """A runner over the same executors, and the growing list of its calls in the order of execution."""
+    log: list[Call] = []
+    recorders = {name: _Recorder(name, executor, log) for name, executor in runner.executors.items()}
+    return MultimodalRunner(recorders, runner.settings, runner.files), log
+
+
+def chain_feeds(
+    runner: MultimodalRunner, samples: Iterable[tuple[Image.Image, str, str | None]], *, decode_steps: int = 4
+) -> Iterator[tuple[str, Arrays]]:
+    """Every component's feeds as the whole chain produces them, for calibrating.
+
+    Args:
+        runner: over the float graphs.
+        samples: image, question, and the right answer, which is then forced; without one the model's own is used.
+        decode_steps: how many decode steps of each answer are kept, spread evenly over it.
+
+    Yields:
+        (component, feeds), in the order of execution, one sample held in memory at a time.
+    """
+    recording, log = recorded(runner)
+    for image, question, answer in samples:
+        if answer is None:
+            recording.read(image, question)
+        else:
+            recording.force(image, question, answer)
+        yield from ((call.component, call.feeds) for call in _thinned(log, decode_steps))
+        log.clear()
+
+
+def _thinned(log: Sequence[Call], decode_steps: int) -> Iterator[Call]:
+    """All of the prompt's calls, and those of `decode_steps` steps; embed and decode alternate behind prefill."""
+    prompt = [call.component for call in log].index("prefill") + 1
+    steps = [log[i : i + 2] for i in range(prompt, len(log), 2)]
+    kept = {round(i) for i in np.linspace(0, len(steps) - 1, decode_steps)} if steps and decode_steps else set()
+    yield from log[:prompt]
+    for index in sorted(kept):
+        yield from steps[index]

@@ -1,0 +1,119 @@
+"""The parity gate: before anything is quantized, the float graphs must reproduce the model they were made from.
+
+The other side is the torch model for checkpoints, and the untouched file for ONNX. A float port that is already
+worse than the original would make every later figure meaningless.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.calibration.metrics import sqnr_db
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.bert import parity as bert
+from pocketport.compress.families.minicpmv import parity as minicpmv
+from pocketport.compress.graph import static_shape
+from pocketport.errors import UsageError, VerificationError
+
+LEAST_SQNR_DB = 60.0  # float32 against float32 gives 90 and more; a wrong epsilon or mask gives less than 60
+SAMPLE_SEED = 7
+SAMPLE_COUNT = 2
+
+Pair = tuple[str, str, NDArray[Any], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ParityFigure:
+    """One output over all samples: its worst SQNR (dB), its largest absolute difference, in how many comparisons.
+
+    Integer outputs (the tokens of generated text) are compared for equality: +inf or −inf dB.
+    """
+
+    component: str
+    tensor: str
+    sqnr_db: float
+    max_abs: float
+    comparisons: int
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All figures, each at least `least_sqnr_db`."""
+
+    figures: tuple[ParityFigure, ...]
+    least_sqnr_db: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The document form; infinite SQNR (bit-equal) is None."""
+        figures = [{**asdict(f), "sqnr_db": f.sqnr_db if math.isfinite(f.sqnr_db) else None} for f in self.figures]
+        return {"least_sqnr_db": self.least_sqnr_db, "figures": figures}
+
+
+def check_parity(bundle: ModelBundle, source: str | Path) -> ParityReport:
+    """Compare the bundle's float graphs with what `source` computes.
+
+    Args:
+        bundle: what `ingest(source)` gave, not quantized.
+        source: the checkpoint's folder, the ONNX file, or ``"reference"``.
+
+    Raises:
+        VerificationError: an output differs; the message names the worst one and by how much.
+    """
+    if bundle.family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UsageError(f"there is no parity check for it; known: {known}", where=f"family {bundle.family}", fix="ingest the original")
+    reference = source == "reference"
+    path = Path(str(resources.files("pocketport.compress.reference"))) if reference else Path(source)
+    worst: dict[tuple[str, str], ParityFigure] = {}
+    for component, tensor, expected, found in FAMILIES[bundle.family](bundle, path):
+        quality, distance = _compared(expected, found)
+        old = worst.get((component, tensor), ParityFigure(component, tensor, math.inf, 0.0, 0))
+        worst[component, tensor] = ParityFigure(
+            component, tensor, min(old.sqnr_db, quality), max(old.max_abs, distance), old.comparisons + 1
+        )
+    report = ParityReport(tuple(worst.values()), LEAST_SQNR_DB)
+    bad = min(report.figures, key=lambda f: f.sqnr_db)
+    if not bad.sqnr_db >= LEAST_SQNR_DB:
+        raise VerificationError(
+            f"{bad.tensor} differs from the original: {bad.sqnr_db:.1f} dB (at least {LEAST_SQNR_DB:.0f} needed), by up to {bad.max_abs:.3g}",
+            where=f"parity of {bundle.name}, {bad.component}", fix="report this model: its float port is not exact",
+        )  # fmt: skip
+    return report
+
+
+def _compared(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
+    """SQNR (dB) and largest absolute difference."""
+    if expected.shape != found.shape:
+        return -math.inf, math.inf
+    distance = float(np.abs(np.asarray(expected, np.float64) - np.asarray(found, np.float64)).max(initial=0.0))
+    if expected.dtype.kind in "iub":
+        return (math.inf if distance == 0.0 else -math.inf), distance
+    return sqnr_db(expected, found), distance
+
+
+def _compare_onnx(bundle: ModelBundle, path: Path) -> Iterator[Pair]:
+    """The file as it came against the simplified graph, on random inputs (normal floats, integers 0 and 1)."""
+    graph = bundle["main"].graph
+    original, ported = OrtExecutor(path), OrtExecutor(graph)
+    rng = np.random.default_rng(SAMPLE_SEED)
+    for _ in range(SAMPLE_COUNT):
+        feeds = {}
+        for value in graph.graph.inputs:
+            assert value.dtype is not None
+            shape, dtype = static_shape(value) or (), value.dtype.numpy()
+            feeds[str(value.name)] = (rng.normal(size=shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
+        expected, found = original.run(feeds), ported.run(feeds)
+        for name in original.outputs:
+            yield "main", name, expected[name], found[name]
+
+
+FAMILIES: Mapping[str, Callable[[ModelBundle, Path], Iterator[Pair]]] = {
+    "minicpmv": minicpmv.compare, "bert": bert.compare, "onnx": _compare_onnx,
+}  # fmt: skip

@@ -1,0 +1,162 @@
+"""The plan: what will be done to every tensor of every component for one target, and why. Made before calibrating."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.legality import Legality
+from pocketport.compress.recipe import Recipe
+from pocketport.errors import InputError
+
+
+class TensorKind(StrEnum):
+    """What a tensor is to quantization."""
+
+    ACTIVATION = "activation"
+    WEIGHT = "weight"
+    TABLE = "table"
+    BIAS = "bias"
+    NORM = "norm"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What happens to one tensor.
+
+    Attributes:
+        tensor: its name in the float graph.
+        kind: see TensorKind.
+        node: name of the node that makes an activation or computes with a constant; empty for graph inputs.
+        op: that node's op type.
+        scheme: scheme in force at the node.
+        dtype: integer type it is written in, or ``float``.
+        symmetric: zero point in the middle of the dtype.
+        granularity: ``t``, ``c`` or ``b``: what shares a scale.
+        axis: channel dimension (``c``) or the dimension cut in blocks (``b``).
+        channel_axis: dimension of the output channels of a weight.
+        block: block size, 0 if not blocked.
+        block_scale_levels: see WeightRule.
+        algorithm: of weights (``rtn``, ``mse``, ``gptq``), the observer of activations, ``product`` for int32 biases
+            at s_x · s_w, ``fixed`` for encodings that are given.
+        options: of the algorithm or observer.
+        fixed: the range (low, high) or, for ``fixed``, (scale, zero point) that is given.
+        group: activations of one group share one encoding.
+        activation: activation that meets this constant at `node`: the x of s_x · s_w and of the Hessian.
+        partner: for biases: the weight of the same node.
+        why: the rule or legality that this comes from.
+        elements: number of elements (0 where not static).
+        bytes_before: stored bytes as float (constants only).
+        bytes_after: stored bytes as planned, scales and zero points included.
+    """
+
+    tensor: str
+    kind: TensorKind
+    node: str
+    op: str
+    scheme: str
+    dtype: str
+    why: str
+    symmetric: bool = True
+    granularity: str = "t"
+    axis: int | None = None
+    channel_axis: int | None = None
+    block: int = 0
+    block_scale_levels: int = 0
+    algorithm: str = ""
+    options: Mapping[str, float] = field(default_factory=dict)
+    fixed: tuple[float, float] | None = None
+    group: str = ""
+    activation: str = ""
+    partner: str = ""
+    elements: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is written in integers."""
+        return self.dtype != "float"
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """One component's tensors, constants first in the order of their nodes, then activations in graph order."""
+
+    component: str
+    scheme: str
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        """Stored bytes of the component's float constants."""
+        return sum(t.bytes_before for t in self.tensors)
+
+    @property
+    def bytes_after(self) -> int:
+        """The same as planned."""
+        return sum(t.bytes_after for t in self.tensors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done for one target."""
+
+    target: str
+    recipe: str
+    components: tuple[ComponentPlan, ...]
+
+    def __iter__(self) -> Iterator[ComponentPlan]:
+        return iter(self.components)
+
+    def __getitem__(self, component: str) -> ComponentPlan:
+        return next(c for c in self.components if c.component == component)
+
+    def hessians(self) -> dict[str, list[str]]:
+        """component → inputs of the layers that need a full Σ xᵀx, as `calibrate` takes them."""
+        wanted: dict[str, list[str]] = {}
+        for component in self.components:
+            names = sorted({t.activation for t in component.tensors if t.algorithm == "gptq"})
+            if names:
+                wanted[component.component] = names
+        return wanted
+
+    def to_json(self) -> dict[str, Any]:
+        """The document form; `from_json` reads it back."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Plan":
+        """Read what `to_json` gave; InputError when it is not such a document."""
+        try:
+            return cls(
+                document["target"], document["recipe"],
+                tuple(
+                    ComponentPlan(c["component"], c["scheme"], tuple(_tensor(t) for t in c["tensors"]))
+                    for c in document["components"]
+                ),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a plan: {error}", where="plan", fix="plan again") from error
+
+
+def _tensor(document: Mapping[str, Any]) -> TensorPlan:
+    fixed = document["fixed"]
+    return TensorPlan(
+        **{**document, "kind": TensorKind(document["kind"]), "fixed": None if fixed is None else tuple(fixed)}
+    )
+
+
+def make_plan(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality) -> Plan:
+    """Settle everything about `bundle` on `target` (``vendor/soc``).
+
+    Raises:
+        UsageError: a scheme that the chip does not take, with the tensor and what is legal.
+    """
+    from pocketport.compress.planning import plan_components
+
+    return Plan(target, recipe.name, plan_components(bundle, recipe, target, legality))

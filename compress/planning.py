@@ -1,0 +1,362 @@
+"""How a plan is made: rules and legality settle a scheme for every node, the schemes settle every tensor."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from pocketport.calibration.encodings import INTEGER_RANGES
+from pocketport.compress.bundle import Component, ModelBundle
+from pocketport.compress.legality import Legality, WeightRule
+from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
+from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.regions import Groups, Regions, find_regions, join_moved
+from pocketport.compress.schemes import Granularity, Scheme
+from pocketport.compress.structure import (
+    DATA_CONSTANT_OPS,
+    NORM_OPS,
+    UNIT_RANGE_OPS,
+    WeightOperand,
+    activations_read,
+    is_constant,
+    is_float,
+    weight_operand,
+)
+from pocketport.errors import UsageError
+
+HEAD = "lm_head"
+LANGUAGE_ROLES = ("prefill", "decode")
+GPTQ_BITS = 4  # at most: above, least squared error per weight loses nothing that matters
+DEFAULT_OBSERVERS = {8: "mse", 16: "min_max"}  # 16 bits have steps to spare, 8 bits have none to waste on outliers
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Outcome of the rules for one node."""
+
+    scheme: Scheme
+    why: str
+    algorithm: str | None = None
+    algorithm_options: dict[str, float] | None = None
+    observer: str | None = None
+    observer_options: dict[str, float] | None = None
+
+
+def plan_components(
+    bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality
+) -> tuple[ComponentPlan, ...]:
+    """One plan a component; activations that components share are in one group."""
+    planners = [_ComponentPlanner(c, recipe.rules_for(target), target, legality) for c in bundle]
+    groups = Groups()
+    quantized = {f"{p.name}/{name}" for p in planners for name in p.regions.quantized}
+    for names in bundle.shared:
+        alike: dict[int | None, str] = {}
+        for name in (n for n in names if n in quantized):
+            component, _, tensor = name.partition("/")
+            bits = next(p for p in planners if p.name == component).activation_bits(tensor)
+            groups.join(alike.setdefault(bits, name), name)
+    while any([join_moved(groups, p.graph, p.name, p.regions.quantized) for p in planners]):
+        pass
+    return tuple(p.plan(groups) for p in planners)
+
+
+class _ComponentPlanner:
+    """Plans one component."""
+
+    def __init__(self, component: Component, rules: Sequence[Rule], target: str, legality: Legality) -> None:
+        self.name = component.name
+        self.graph = component.graph
+        self._target = target
+        self._legality = legality
+        self._rules = rules
+        self._default = self._settle("", "")
+        self._settled = {node: self._settle(node.op_type, node.name or "") for node in self.graph.graph}
+        self._values = {v.name or "": v for node in self.graph.graph for v in node.outputs}
+        self._values.update({v.name or "": v for v in self.graph.graph.inputs})
+        self.regions = self._regions()
+
+    # What the rules say
+
+    def _settle(self, op: str, node: str) -> Settled:
+        """The scheme of a node; `op` and `node` are empty for the component as a whole."""
+        role = "head" if node.endswith(HEAD) and self.name in LANGUAGE_ROLES else self.name
+        default = self._legality.defaults.get(role) or self._legality.defaults.get("main")
+        if default is None:
+            raise UsageError(
+                f"it has no default scheme for {role!r}", where=f"legality of {self._target}",
+                fix=f"add one to the defaults, or to the recipe; there are {', '.join(self._legality.defaults)}",
+            )  # fmt: skip
+        settled = Settled(Scheme.parse(default), f"default of {self._target} for {role}")
+        for index, rule in enumerate(self._rules):
+            if not rule.matches(self.name, op, node):
+                continue
+            if rule.scheme is not None:
+                scheme, how = self._legal_scheme(rule, node or self.name)
+                settled = replace(settled, scheme=scheme, why=f"recipe rule {index + 1}{how}")
+            if rule.algorithm is not None:
+                settled = replace(settled, algorithm=rule.algorithm, algorithm_options=rule.algorithm_options)
+            if rule.observer is not None:
+                settled = replace(settled, observer=rule.observer, observer_options=rule.observer_options)
+        return settled
+
+    def _legal_scheme(self, rule: Rule, where: str) -> tuple[Scheme, str]:
+        reasons: list[str] = []
+        for text in (rule.scheme, *rule.fallback):
+            scheme = Scheme.parse(text or "float")
+            reason = self._illegal(scheme)
+            if not reason:
+                return scheme, f", fallback: {reasons[0]}" if reasons else ""
+            reasons.append(reason)
+        raise UsageError(
+            "; ".join(reasons), where=f"{self._target}, {self.name}, {where}, scheme {rule.scheme}",
+            fix=f"use a scheme that it takes ({self._legal()}), or name one under `fallback`",
+        )  # fmt: skip
+
+    def _illegal(self, scheme: Scheme) -> str:
+        """Why the target does not take `scheme`; empty if it does."""
+        legality = self._legality
+        if scheme.activation_bits is not None and str(scheme.activation_bits) not in legality.activations:
+            return f"it takes no {scheme.activation_bits}-bit activations"
+        if scheme.activation_bits is None and scheme.float_bits not in legality.float_bits:
+            return f"it takes no fp{scheme.float_bits} activations"
+        if scheme.weight_bits is None:
+            return ""
+        rule = legality.weights.get(str(scheme.weight_bits))
+        if rule is None:
+            return f"it takes no {scheme.weight_bits}-bit weights"
+        if scheme.granularity.value not in rule.granularities:
+            return f"it takes {scheme.weight_bits}-bit weights only with {'/'.join(rule.granularities)} granularity"
+        if scheme.block and scheme.block not in rule.blocks:
+            return f"it takes {scheme.weight_bits}-bit blocks only of {', '.join(map(str, rule.blocks))}"
+        return ""
+
+    def _legal(self) -> str:
+        weights = [
+            f"w{bits}{g}" + (f" of {'/'.join(map(str, rule.blocks))}" if g == "b" else "")
+            for bits, rule in self._legality.weights.items() for g in rule.granularities
+        ]  # fmt: skip
+        activations = [f"a{bits}" for bits in self._legality.activations] + [f"fp{b}" for b in self._legality.float_bits]
+        return f"weights {', '.join(weights) or 'float'}; activations {', '.join(activations)}"
+
+    # Activations
+
+    def _regions(self) -> Regions:
+        float_nodes = {
+            node: f"{s.scheme}: {s.why}" for node, s in self._settled.items() if s.scheme.activation_bits is None
+        }
+        for node in self.graph.graph:
+            if node.op_type in self._legality.float_ops:
+                float_nodes[node] = f"{node.op_type} stays float on {self._target}"
+        regions = find_regions(self.graph, float_nodes)
+        if self._default.scheme.activation_bits is not None:
+            return regions
+        inputs = {v.name or "" for v in self.graph.graph.inputs} & regions.quantized
+        why = f"{self._default.scheme}: {self._default.why}"
+        return Regions(regions.quantized - inputs, {**regions.kept_float, **dict.fromkeys(inputs, why)})
+
+    def _producer(self, tensor: str) -> tuple[ir.Node | None, Settled]:
+        node = self._values[tensor].producer()
+        return node, self._default if node is None else self._settled[node]
+
+    def activation_bits(self, tensor: str) -> int | None:
+        """Width of a tensor's integers by the scheme at its producer."""
+        return self._producer(tensor)[1].scheme.activation_bits
+
+    def _activation(self, tensor: str, groups: Groups) -> TensorPlan:
+        node, settled = self._producer(tensor)
+        op, name = (node.op_type, node.name or "") if node is not None else ("", "")
+        common = {"tensor": tensor, "kind": TensorKind.ACTIVATION, "node": name, "op": op, "scheme": str(settled.scheme)}
+        elements = _elements(self._values[tensor])
+        if tensor in self.regions.kept_float:
+            return TensorPlan(**common, dtype="float", why=self.regions.kept_float[tensor], elements=elements)  # type: ignore[arg-type]
+        bits = settled.scheme.activation_bits or 0
+        rule = self._legality.activations[str(bits)]
+        fixed: tuple[float, float] | None = None
+        algorithm, options = settled.observer or DEFAULT_OBSERVERS[bits], settled.observer_options or {}
+        why = settled.why
+        if op == "Softmax" and rule.softmax is not None:
+            algorithm, fixed, why = "fixed", rule.softmax, f"{self._target} fixes the output of Softmax"
+        elif op in UNIT_RANGE_OPS:
+            algorithm, fixed, why = "range", (0.0, 1.0), f"{op} gives numbers in [0, 1]"
+        group = groups.find(f"{self.name}/{tensor}")
+        if group != f"{self.name}/{tensor}":
+            why = f"holds the data of {group}"
+        return TensorPlan(
+            **common, dtype=rule.dtype, symmetric=rule.symmetric, algorithm=algorithm, options=options,  # type: ignore[arg-type]
+            fixed=fixed, group=group, why=why, elements=elements,
+        )  # fmt: skip
+
+    # Constants
+
+    def _constants(self, groups: Groups) -> Iterator[TensorPlan]:
+        seen: set[str] = set()
+        for node in self.graph.graph:
+            operand = weight_operand(node)
+            for plan in self._constants_of(node, operand, groups):
+                if plan.tensor not in seen:
+                    seen.add(plan.tensor)
+                    yield plan
+
+    def _constants_of(self, node: ir.Node, operand: WeightOperand | None, groups: Groups) -> Iterator[TensorPlan]:
+        weight = None
+        if operand is not None:
+            weight = self._weight(node, operand, groups)
+            yield weight
+        for position, value in enumerate(node.inputs):
+            if value is None or not is_float(value) or not is_constant(value) or (operand and value is operand.value):
+                continue
+            if operand is not None and value is operand.bias and weight is not None:
+                yield self._bias(node, operand, weight)
+            elif node.op_type in NORM_OPS and position in (1, 2):
+                yield self._norm(node, value, position)
+            else:
+                yield self._data(node, value)
+
+    def _weight(self, node: ir.Node, operand: WeightOperand, groups: Groups) -> TensorPlan:
+        settled = self._settled[node]
+        scheme, shape = settled.scheme, _shape(operand.value)
+        if scheme.weight_bits is None:
+            return self._kept_float(node, operand.value, TensorKind.WEIGHT, settled.why)
+        if operand.kind == "table":
+            return self._table(node, operand, settled, groups)
+        granularity, why = scheme.granularity, settled.why
+        if granularity is Granularity.BLOCK and operand.input_axis is None:
+            granularity, why = Granularity.CHANNEL, f"{why}; blocks are for linear layers, a {node.op_type} has channels"
+        if reason := self._illegal(scheme):
+            raise UsageError(
+                reason, where=f"{self._target}, {self.name}, {operand.value.name}, scheme {scheme}", fix=f"use {self._legal()}"
+            )
+        block = scheme.block if granularity is Granularity.BLOCK else 0
+        if block and shape[operand.input_axis or 0] % block:
+            raise UsageError(
+                f"its input dimension {shape[operand.input_axis or 0]} does not divide into blocks of {block}",
+                where=f"{self.name}, {operand.value.name}", fix="add a rule for it with another block, or w4c",
+            )  # fmt: skip
+        rule = self._legality.weights[str(scheme.weight_bits)]
+        axis = {"t": None, "c": operand.channel_axis, "b": operand.input_axis}[granularity.value]
+        linear = operand.kind == "linear"
+        algorithm = settled.algorithm or ("gptq" if linear and scheme.weight_bits <= GPTQ_BITS else "mse")
+        if algorithm == "gptq" and (not linear or len(shape) != 2):
+            algorithm, why = "mse", f"{why}; gptq is for linear layers"
+        return self._stored(
+            node, operand.value, TensorKind.WEIGHT, rule, granularity.value, why,
+            axis=axis, channel_axis=operand.channel_axis, block=block, algorithm=algorithm,
+            options=settled.algorithm_options or {}, activation=_name(operand.activation), scheme=str(scheme),
+        )  # fmt: skip
+
+    def _table(self, node: ir.Node, operand: WeightOperand, settled: Settled, groups: Groups) -> TensorPlan:
+        tables = self._legality.tables
+        output = node.outputs[0].name or ""
+        if tables.dtype is None:
+            if output not in self.regions.quantized:
+                return self._kept_float(node, operand.value, TensorKind.TABLE, f"{output} is float")
+            rule = self._legality.activations[str(settled.scheme.activation_bits)]
+            return self._stored(
+                node, operand.value, TensorKind.CONSTANT, WeightRule(dtype=rule.dtype, granularities=("t",), symmetric=rule.symmetric),
+                "t", f"tables take the activations' format on {self._target}", scheme=str(settled.scheme),
+                algorithm="min_max", group=groups.find(f"{self.name}/{output}"),
+            )  # fmt: skip
+        rule = WeightRule(dtype=tables.dtype, granularities=(tables.granularity,))
+        axis = 0 if tables.granularity == "c" else None
+        return self._stored(
+            node, operand.value, TensorKind.TABLE, rule, tables.granularity, f"tables on {self._target}",
+            axis=axis, channel_axis=0, algorithm="mse", scheme=str(settled.scheme),
+        )  # fmt: skip
+
+    def _bias(self, node: ir.Node, operand: WeightOperand, weight: TensorPlan) -> TensorPlan:
+        assert operand.bias is not None
+        activation = _name(operand.activation)
+        if activation not in self.regions.quantized or not weight.quantized:
+            return self._kept_float(node, operand.bias, TensorKind.BIAS, "its layer computes in float")
+        per_channel = weight.granularity != "t"
+        elements = _elements(operand.bias)
+        return TensorPlan(
+            operand.bias.name or "", TensorKind.BIAS, node.name or "", node.op_type, weight.scheme, "int32",
+            "its scale is that of the products", granularity="c" if per_channel else "t", axis=0 if per_channel else None,
+            algorithm="product", activation=activation, partner=weight.tensor, elements=elements,
+            bytes_before=_bytes(operand.bias), bytes_after=4 * elements,
+        )  # fmt: skip
+
+    def _norm(self, node: ir.Node, value: ir.Value, position: int) -> TensorPlan:
+        legality, activation = self._legality, _name(node.inputs[0])
+        dtype = legality.norm_scale_dtype if position == 1 else legality.norm_bias_dtype
+        scheme = str(self._settled[node].scheme)
+        if dtype == "float" or activation not in self.regions.quantized:
+            why = f"norms are float on {self._target}" if dtype == "float" else f"{activation} is float"
+            return self._kept_float(node, value, TensorKind.NORM, why)
+        product = dtype == "int32"
+        elements = _elements(value)
+        return TensorPlan(
+            value.name or "", TensorKind.NORM, node.name or "", node.op_type, scheme, dtype, f"norms on {self._target}",
+            symmetric=product or dtype.startswith("int"), algorithm="product" if product else "min_max",
+            activation=activation, partner=_name(node.inputs[1]) if product else "", elements=elements,
+            bytes_before=_bytes(value), bytes_after=elements * _bits(dtype) // 8,
+        )  # fmt: skip
+
+    def _data(self, node: ir.Node, value: ir.Value) -> TensorPlan:
+        """A constant among activations takes their format, where they are integers."""
+        settled = self._settled[node]
+        others = activations_read(node)
+        if node.op_type not in DATA_CONSTANT_OPS:
+            return self._kept_float(node, value, TensorKind.CONSTANT, f"a parameter of {node.op_type}")
+        if not others or any((v.name or "") not in self.regions.quantized for v in others):
+            return self._kept_float(node, value, TensorKind.CONSTANT, "the op computes in float")
+        rule = self._legality.activations[str(settled.scheme.activation_bits)]
+        return self._stored(
+            node, value, TensorKind.CONSTANT, WeightRule(dtype=rule.dtype, granularities=("t",), symmetric=rule.symmetric), "t",
+            settled.why, algorithm="min_max", scheme=str(settled.scheme),
+        )  # fmt: skip
+
+    def _stored(
+        self, node: ir.Node, value: ir.Value, kind: TensorKind, rule: WeightRule, granularity: str, why: str, *, scheme: str,
+        algorithm: str, axis: int | None = None, channel_axis: int | None = None, block: int = 0,
+        options: dict[str, float] | None = None, activation: str = "", group: str = "",
+    ) -> TensorPlan:  # fmt: skip
+        shape, elements, bits = _shape(value), _elements(value), _bits(rule.dtype)
+        scales = {"t": 1, "c": shape[axis or 0] if shape else 1, "b": elements // (block or 1)}[granularity]
+        return TensorPlan(
+            value.name or "", kind, node.name or "", node.op_type, scheme, rule.dtype, why, symmetric=rule.symmetric,
+            granularity=granularity, axis=axis, channel_axis=channel_axis, block=block,
+            block_scale_levels=rule.block_scale_levels if block else 0, algorithm=algorithm, options=options or {},
+            activation=activation, group=group, elements=elements, bytes_before=_bytes(value),
+            bytes_after=math.ceil(elements * bits / 8) + scales * 4 + math.ceil(scales * bits / 8),
+        )  # fmt: skip
+
+    def _kept_float(self, node: ir.Node, value: ir.Value, kind: TensorKind, why: str) -> TensorPlan:
+        return TensorPlan(
+            value.name or "", kind, node.name or "", node.op_type, str(self._settled[node].scheme), "float", why,
+            elements=_elements(value), bytes_before=_bytes(value), bytes_after=_bytes(value),
+        )  # fmt: skip
+
+    def plan(self, groups: Groups) -> ComponentPlan:
+        """Everything about this component."""
+        activations = [
+            self._activation(name, groups)
+            for name in self._values if name in self.regions.quantized or name in self.regions.kept_float
+        ]  # fmt: skip
+        return ComponentPlan(self.name, str(self._default.scheme), (*self._constants(groups), *activations))
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    tensor = ir.convenience.get_const_tensor(value)
+    return () if tensor is None else tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+
+
+def _elements(value: ir.Value) -> int:
+    dims = list(value.shape) if value.shape is not None else [0]
+    return math.prod(int(d) for d in dims) if all(isinstance(d, int) for d in dims) else 0
+
+
+def _bytes(value: ir.Value) -> int:
+    tensor = ir.convenience.get_const_tensor(value)
+    return 0 if tensor is None else tensor.nbytes
+
+
+def _bits(dtype: str) -> int:
+    first, last = INTEGER_RANGES[dtype]
+    return (last - first).bit_length()

@@ -1,0 +1,171 @@
+"""Recipes: what a user wants quantized, and how, as a YAML file.
+
+Rules are read from top to bottom, those of the target's own section last; of all rules that match a tensor's node, the
+last one that sets a key wins. An empty recipe gives every component the default scheme of the target's legality.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from pocketport.compress.schemes import Scheme
+from pocketport.errors import InputError, UsageError
+
+SUFFIX = ".yaml"
+
+ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
+AlgorithmName = Literal["rtn", "mse", "gptq"]
+
+
+def _scheme(text: str) -> str:
+    try:
+        return str(Scheme.parse(text))
+    except UsageError as error:
+        raise ValueError(f"{error.why}; {error.fix}") from None
+
+
+SchemeText = Annotated[str, AfterValidator(_scheme)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(_Section):
+    """What holds for the nodes that match; every pattern is a glob.
+
+    Attributes:
+        component: ``vision``, ``prefill``, ``*`` …
+        op: ONNX op type.
+        name: node name.
+        scheme: numbers' format, e.g. ``w4b32a16``; ``float`` leaves the node alone.
+        fallback: schemes tried in order where a target does not take `scheme`. Without it that is an error.
+        algorithm: how weights are rounded.
+        algorithm_options: the algorithm's keyword arguments.
+        observer: how the ranges of activations are chosen.
+        observer_options: the observer's keyword arguments.
+    """
+
+    component: str = "*"
+    op: str = "*"
+    name: str = "*"
+    scheme: SchemeText | None = None
+    fallback: list[SchemeText] = Field(default_factory=list)
+    algorithm: AlgorithmName | None = None
+    algorithm_options: dict[str, float] = Field(default_factory=dict)
+    observer: ObserverName | None = None
+    observer_options: dict[str, float] = Field(default_factory=dict)
+
+    def matches(self, component: str, op: str, name: str) -> bool:
+        """Whether the rule speaks about this node."""
+        return (
+            fnmatchcase(component, self.component) and fnmatchcase(op, self.op) and fnmatchcase(name, self.name)
+        )
+
+
+class TargetSection(_Section):
+    """Rules for one vendor, or one ``vendor/soc``."""
+
+    rules: list[Rule] = Field(default_factory=list)
+
+
+class Recipe(_Section):
+    """One recipe file.
+
+    Attributes:
+        version: of the format.
+        name: for reports.
+        description: one line on what it is for.
+        rules: for all targets.
+        targets: vendor or ``vendor/soc`` → rules that come after the common ones.
+    """
+
+    version: Literal[1] = 1
+    name: str
+    description: str = ""
+    rules: list[Rule] = Field(default_factory=list)
+    targets: dict[str, TargetSection] = Field(default_factory=dict)
+
+    def rules_for(self, target: str) -> Sequence[Rule]:
+        """The common rules, then the vendor's, then those of the very chip (``vendor/soc``, an SDK is ignored)."""
+        identity = target.partition("@")[0]
+        keys = dict.fromkeys((identity.partition("/")[0], identity))
+        return [*self.rules, *(rule for key in keys if key in self.targets for rule in self.targets[key].rules)]
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file.
+
+    Raises:
+        UsageError: no such recipe or file, or a key that recipes don't have (with the nearest one).
+        InputError: the file is not YAML.
+    """
+    text, where = _read(str(name_or_path))
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"not YAML: {error}", where=where, fix="correct the file") from error
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise UsageError("a recipe is a mapping of keys", where=where, fix="start it with `version: 1`")
+    try:
+        return Recipe.model_validate({"name": Path(where).stem, **document})
+    except ValidationError as error:
+        raise _explained(error, where) from error
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("pocketport.compress.recipes")
+    return sorted(f.name.removesuffix(SUFFIX) for f in folder.iterdir() if f.name.endswith(SUFFIX))
+
+
+def _read(name: str) -> tuple[str, str]:
+    shipped = resources.files("pocketport.compress.recipes") / f"{name}{SUFFIX}"
+    if "/" not in name and not name.endswith(SUFFIX):
+        if shipped.is_file():
+            return shipped.read_text(encoding="utf-8"), f"{name}{SUFFIX}"
+        near = difflib.get_close_matches(name, shipped_recipes(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(shipped_recipes())}, or a path to a .yaml file"
+        raise UsageError(f"there is no recipe {name!r}", where="--recipe", fix=hint)
+    try:
+        return Path(name).read_text(encoding="utf-8"), name
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe can't be read: {error}", where=name, fix="check the path") from error
+
+
+def _explained(error: ValidationError, where: str) -> UsageError:
+    """The first thing that is wrong, with the nearest key for one that does not exist."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(_model_at(first["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
+        return UsageError("there is no such key", where=f"{where}, {path}", fix=fix)
+    if first["type"] == "literal_error":
+        fix = f"use {first['ctx']['expected']}"
+        choices = [*get_args(ObserverName), *get_args(AlgorithmName)]
+        near = difflib.get_close_matches(str(first["input"]), choices, n=1)
+        fix = f"did you mean {near[0]!r}? ({fix})" if near else fix
+        return UsageError(f"{first['input']!r} is not one of the choices", where=f"{where}, {path}", fix=fix)
+    return UsageError(first["msg"], where=f"{where}, {path}", fix="correct the recipe")
+
+
+def _model_at(location: Sequence[Any]) -> type[BaseModel]:
+    """The section that a path of a validation error is in."""
+    if "rules" in location:
+        return Rule
+    return TargetSection if "targets" in location else Recipe
+
+
+def schema() -> Mapping[str, Any]:
+    """The recipes' JSON schema, as shipped in ``recipes/recipe.schema.json``."""
+    return Recipe.model_json_schema()

@@ -1,0 +1,67 @@
+"""From a weight as it lies in the graph to the matrix that algorithms round, and back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.calibration.encodings import INTEGER_RANGES, Encoding
+from pocketport.calibration.statistics import SecondMoment
+from pocketport.compress.algorithms import WeightFormat, WeightProblem, round_weight
+from pocketport.compress.plan import TensorPlan
+
+BLOCK_UNITS = 16  # low-power block quantization counts block scales in sixteenths of the channel's greatest
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Integers in the tensor's own shape, and their encoding."""
+
+    integers: NDArray[np.int32]
+    encoding: Encoding
+
+
+def quantize_weight(
+    weight: NDArray[np.floating], plan: TensorPlan, moment: SecondMoment | None, least_scale: NDArray[np.float64] | None
+) -> QuantizedTensor:
+    """Round `weight` as `plan` says.
+
+    Args:
+        weight: in the graph's layout.
+        plan: of kind WEIGHT or TABLE.
+        moment: of the layer's input, where calibration has it.
+        least_scale: [channels], see WeightProblem.
+    """
+    channel = plan.channel_axis or 0
+    moved = np.moveaxis(np.asarray(weight, np.float32), channel, 0)
+    matrix = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    columns = matrix.shape[1]
+    low, high = INTEGER_RANGES[plan.dtype]
+    form = WeightFormat(
+        low, high, plan.symmetric, {"t": 0, "c": columns, "b": plan.block}[plan.granularity], plan.block_scale_levels
+    )
+    known = moment is not None and moment.diagonal.size == columns
+    if least_scale is not None and plan.block:
+        least_scale = least_scale * BLOCK_UNITS
+    problem = WeightProblem(
+        matrix, form, moment.diagonal / max(moment.rows, 1) if known and moment else None,
+        moment.full if known and moment else None, least_scale,
+    )  # fmt: skip
+    rounded = round_weight(plan.algorithm, problem, plan.options)
+    integers = np.moveaxis(rounded.integers.reshape(moved.shape), 0, channel)
+    scale, zero = rounded.grid.scale, rounded.grid.zero_point
+    if plan.granularity == "t":
+        return QuantizedTensor(integers, Encoding(plan.dtype, scale.reshape(()), zero.reshape(())))
+    if plan.granularity == "c":
+        return QuantizedTensor(integers, Encoding(plan.dtype, scale[:, 0], zero[:, 0], axis=plan.axis))
+    blocks = (*moved.shape[:-1], moved.shape[-1] // plan.block)
+    scale, zero = (np.ascontiguousarray(np.moveaxis(v.reshape(blocks), 0, channel)) for v in (scale, zero))
+    return QuantizedTensor(integers, Encoding(plan.dtype, scale, zero, axis=plan.axis, block=plan.block))
+
+
+def channel_scales(encoding: Encoding, channel_axis: int) -> NDArray[np.float32]:
+    """The scale that a bias shares: per tensor as it is, per channel [N]; of blocks, their greatest by BLOCK_UNITS."""
+    if not encoding.block:
+        return encoding.scale
+    others = tuple(d for d in range(encoding.scale.ndim) if d != channel_axis)
+    return np.asarray(encoding.scale.max(axis=others) / BLOCK_UNITS, np.float32)

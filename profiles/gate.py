@@ -1,0 +1,110 @@
+"""The gate: figures against a budget, one verdict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pocketport.errors import UsageError
+from pocketport.profiles.budget import FIGURES, Budget, Limit
+from pocketport.profiles.measurement import Measurement
+from pocketport.profiles.units import format_quantity
+
+
+class Status(StrEnum):
+    """Of a check and of the whole: a WARN does not fail a run."""
+
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of one target against its limit.
+
+    Attributes:
+        target: ``vendor/soc``.
+        name: the figure.
+        limit: in the figure's unit.
+        value: the figure, None if nobody could say.
+        unit: of both.
+        provenance: kind of the figure's provenance, None if there is no figure.
+        status: the outcome.
+        hard: whether the limit is a hard one.
+        reason: in a sentence.
+    """
+
+    target: str
+    name: str
+    limit: float
+    value: float | None
+    unit: str
+    provenance: str | None
+    status: Status
+    hard: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks, and the worst status among them."""
+
+    status: Status
+    checks: tuple[Check, ...]
+
+
+def gate(budget: Budget, figures: Mapping[str, Mapping[str, Measurement]]) -> Verdict:
+    """Judge a run.
+
+    A figure over a hard limit fails, over a soft one warns. A figure that has a limit and is missing counts as over
+    it. A figure that meets its limit or misses it only within its own interval warns: nobody can tell.
+
+    Args:
+        budget: the limits.
+        figures: target id → figure name → Measurement.
+
+    Raises:
+        UsageError: no limit of the budget concerns any target of the run, so there is nothing to say.
+    """
+    checks = tuple(
+        _check(target, name, limit, known.get(name))
+        for target, known in figures.items()
+        for name, limit in budget.limits(target).items()
+    )
+    if not checks:
+        raise UsageError(
+            f"no limit applies to {', '.join(figures) or 'an empty run'}",
+            where=f"budget with patterns {', '.join(budget.targets)}",
+            fix="name the run's targets in the budget",
+        )
+    order = [Status.PASS, Status.WARN, Status.FAIL]
+    return Verdict(max((c.status for c in checks), key=order.index), checks)
+
+
+def _check(target: str, name: str, limit: Limit, figure: Measurement | None) -> Check:
+    rule = FIGURES[name]
+    missed = Status.FAIL if limit.hard else Status.WARN
+    bound = format_quantity(limit.value, rule.unit)
+    if figure is None:
+        reason = f"no figure to hold against {bound}"
+        return Check(target, name, limit.value, None, rule.unit, None, missed, limit.hard, reason)
+    low = figure.value if figure.low is None else figure.low
+    high = figure.value if figure.high is None else figure.high
+    worst, best = (low, high) if rule.floor else (high, low)
+    status, reason = Status.PASS, f"{_side(rule.floor, True)} {bound}"
+    if not _meets(best, limit.value, rule.floor):
+        status, reason = missed, f"{_side(rule.floor, False)} {bound}"
+    elif not _meets(worst, limit.value, rule.floor):
+        status = Status.WARN
+        reason = f"{bound} lies within its interval, {format_quantity(low, rule.unit)} to {format_quantity(high, rule.unit)}"
+    return Check(
+        target, name, limit.value, figure.value, rule.unit, figure.provenance.kind.value, status, limit.hard, reason
+    )
+
+
+def _meets(value: float, limit: float, floor: bool) -> bool:
+    return value >= limit if floor else value <= limit
+
+
+def _side(floor: bool, met: bool) -> str:
+    return "at least" if floor and met else "within" if met else "below" if floor else "over"

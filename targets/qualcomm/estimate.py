@@ -1,0 +1,65 @@
+"""The compiler's own estimate of how long a graph takes on a chip that it has a performance model for.
+
+QAIRT 2.51 carries one for automotive and cloud parts, none for phones: the figure is that of a SA8255P (v73, 8 MB
+of VTCM), a proxy with the same architecture as the sm8550. It is deterministic and executes nothing. Over eight public
+float models it follows the times measured on SA8255P boards within 4 % (median; 13 % at worst) after one offset and slope.
+"""
+
+import contextlib
+import csv
+import json
+from pathlib import Path
+
+from pocketport.errors import ToolchainError
+from pocketport.targets.contract import CompileRequest, Lowered
+from pocketport.targets.qualcomm.session import captured_log, open_session, provider_options
+from pocketport.targets.qualcomm.target import SOCS
+
+PROXY = SOCS["sa8255p"]
+FIGURES = {
+    "sa8255p_us": "Simulated (Accelerator exec time us)",
+    "sa8255p_us_low": "Simulated (Accelerator exec time us (lower estimate))",
+    "sa8255p_us_high": "Simulated (Accelerator exec time us (upper estimate))",
+    "sa8255p_cycles": "Simulated (Accelerator exec cycles)",
+    "sa8255p_input_fill_bytes": "Input Fill",
+    "sa8255p_intermediate_fill_bytes": "Intermediate Fill",
+    "sa8255p_intermediate_spill_bytes": "Intermediate Spill",
+    "sa8255p_output_spill_bytes": "Output Spill",
+    "sa8255p_ops_without_cost": "Missing Ops (Number of Ops with no Costs associated)",
+}
+
+
+def estimate_graph(request: CompileRequest, lowered: Lowered) -> dict[str, float]:
+    """Compile `lowered` once more, for the proxy chip; time (µs, with bounds), cycles and DDR bytes by name.
+
+    A graph that was lowered for v73 or later gives the figure of that form; one for v68 or v69 that of its own.
+
+    Raises:
+        ToolchainError: the compiler failed or gave no estimate.
+    """
+    where = f"{request.component}, estimate on {PROXY.name}"
+    table, wrapper = Path("estimate.csv"), Path("estimate_ctx.onnx")
+    options = {
+        **provider_options(PROXY),
+        **json.loads(lowered.paths["options"].read_text()),
+        "profiling_level": "basic",
+        "profiling_file_path": str(table),
+    }
+    entries = {"ep.context_enable": "1", "ep.context_embed_mode": "0", "ep.context_file_path": str(wrapper)}
+    with contextlib.chdir(request.work):
+        for stale in (table, wrapper, Path(f"{wrapper.stem}_qnn.bin")):
+            stale.unlink(missing_ok=True)
+        with captured_log("REASON") as log:
+            try:
+                session = open_session(Path(lowered.paths["onnx"].name), options, entries)
+            except Exception as error:  # onnxruntime raises a kind of its own for every status code
+                raise ToolchainError(f"{error}\n" + "\n".join(log[-6:]), where=where, fix="see the compiler's words above") from error
+        del session  # the table is complete once the session is gone
+        with table.open(newline="") as stream:
+            found = {row[-1]: row[2] for row in list(csv.reader(stream))[1:]}
+        for leftover in (wrapper, Path(f"{wrapper.stem}_qnn.bin")):
+            leftover.unlink(missing_ok=True)
+    figures = {name: float(found[key]) for name, key in FIGURES.items() if key in found}
+    if "sa8255p_us" not in figures:
+        raise ToolchainError("the compiler gave no estimate", where=where, fix="install onnxruntime-qnn 2.7.0")
+    return figures
