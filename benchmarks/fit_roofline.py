@@ -11,24 +11,22 @@ what it claims to predict, and that error becomes the interval of every predicti
 """
 
 import argparse
-import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
+from latency_data import RUNTIME, Sample, features, print_row, read, samples, spread, times
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
-from scipy.stats import spearmanr, t as student
+from scipy.stats import t as student
 
 PROFILES = Path(__file__).parent.parent / "profiles" / "devices"
+ESTIMATES = Path(__file__).parent / "data" / "htp_estimates.csv"
 PRECISIONS = ("float", "w8a8", "w8a16")
-BYTES = {"float": 2, "w8a8": 1, "w8a16": 1}
-FAITHFUL = 1.5  # a construction counts when its ops are within this factor of what the device ran
 SOFT = 0.15  # residuals of log latency beyond this count linearly
-RUNTIME = "qnn_dlc"
+FEWEST = 5  # models that a line through the compiler's estimates needs
 
 MEASURED = {"sm8450": "Samsung Galaxy S22 5G", "sm8550": "QCS8550 (Proxy)", "sm8650": "Samsung Galaxy S24"}
 NEXT = "Samsung Galaxy S26"
@@ -36,9 +34,6 @@ DRAM_GBPS = {"Samsung Galaxy S22 5G": 51.2, "QCS8550 (Proxy)": 67.2, "Samsung Ga
              "Snapdragon X Elite CRD": 135.0}  # fmt: skip
 # int8 10¹² ops/s as quoted; of ranges the middle. Only these chips of the data have any.
 TOPS = {"Samsung Galaxy S24": 39.5, "Snapdragon X Elite CRD": 45.0}
-# The compiler's estimate for soc 52 (SA8255P) of float models, ms: docs/toolchain notes, onnxruntime-qnn 2.7.0.
-ESTIMATES = {"mobilenet_v2": 0.73, "resnet18": 1.36, "resnet50": 2.87, "resnet101": 4.80, "wideresnet50": 6.47,
-             "vit": 12.5, "mobilenet_v3_large": 0.73, "inception_v3": 3.44}  # fmt: skip
 # layers, hidden, intermediate, query heads, key-value heads, head size, vocabulary: the models' public configurations
 LANGUAGE_MODELS = {
     "llama_v3_1_8b_instruct": (32, 4096, 14336, 32, 8, 128, 128256), "llama_v3_8b_instruct": (32, 4096, 14336, 32, 8, 128, 128256),
@@ -50,51 +45,10 @@ LANGUAGE_MODELS = {
 Rates = NDArray[np.float64]  # ms per GMAC, ms per op, offset ms
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One measured model: GMACs, ops, megabytes moved (weights and inputs), milliseconds."""
-
-    model: str
-    family: str
-    gmacs: float
-    ops: float
-    megabytes: float
-    ms: float
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def features(row: dict[str, str], precision: str, ms: float) -> Sample:
-    elements = sum(math.prod(int(d) for d in shape.split("x")) for shape in row["input"].split(";"))
-    megabytes = (float(row["params_M"]) + elements / 1e6) * BYTES[precision]
-    return Sample(row["model"], row["family"], float(row["gmacs"]), float(row["fused_ops"]), megabytes, ms)
-
-
-def samples(data: Path, device: str, precision: str) -> list[Sample]:
-    """The faithful constructions that `device` has run on its NPU at `precision`."""
-    models = {row["model"]: row for row in read(data / "snapdragon_models.csv")}
-    found = {}
-    for row in read(data / "snapdragon_npu_latency.csv"):
-        if (row["device"], row["precision"], row["runtime"], row["unit"]) != (device, precision, RUNTIME, "NPU"):
-            continue
-        known = models.get(row["model"]) or models.get(f"{row['model']}:{row['component']}")
-        ratio = float(known["ops_ratio"] or 1) if known else math.inf
-        if known and 1 / FAITHFUL <= ratio <= FAITHFUL:
-            found[known["model"]] = features(known, precision, float(row["ms"]))
-    return [found[name] for name in sorted(found)]
-
-
 def predict(rates: Rates, data: Sequence[Sample], gbps: float) -> NDArray[np.float64]:
     """``profiles/roofline.py`` on arrays; `gbps` is the bandwidth reached."""
     gmacs, ops, megabytes = (np.array([getattr(s, k) for s in data]) for k in ("gmacs", "ops", "megabytes"))
     return np.maximum(rates[0] * gmacs + rates[1] * ops, megabytes / gbps) + rates[2]
-
-
-def times(data: Sequence[Sample]) -> NDArray[np.float64]:
-    return np.array([s.ms for s in data])
 
 
 def fit(data: Sequence[Sample], gbps: float) -> Rates:
@@ -118,29 +72,9 @@ def held_out(data: Sequence[Sample], gbps: float, group: Callable[[Sample], str]
     return out
 
 
-def scores(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Median and 90th percentile of the absolute error (shares), Spearman's rho, share within a factor of two."""
-    error, ratio = np.abs(predicted / measured - 1), measured / predicted
-    rho = float(spearmanr(predicted, measured)[0])
-    return float(np.median(error)), float(np.quantile(error, 0.9)), rho, float(np.mean((ratio > 0.5) & (ratio < 2)))
-
-
-def spread(predicted: NDArray[np.float64], measured: NDArray[np.float64], evidence: str) -> dict[str, object]:
-    ratio = measured / predicted
-    low, high = (round(float(np.quantile(ratio, q)), 3) for q in (0.1, 0.9))
-    median, p90, rho, _ = scores(predicted, measured)
-    text = f"{evidence}: n {len(ratio)}, median error {median:.0%}, P90 {p90:.0%}, Spearman {rho:.2f}"
-    return {"low": low, "high": high, "n": len(ratio), "median_ape": round(median, 3), "evidence": text}
-
-
 def model(rates: Rates, error: dict[str, object]) -> dict[str, object]:
     per_gmac, per_op, offset = (float(f"{r:.4g}") if r > 1e-5 else 0.0 for r in rates)
     return {"ms_per_gmac": per_gmac, "ms_per_op": per_op, "offset_ms": offset, "spread": error}
-
-
-def print_row(name: str, precision: str, way: str, predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> None:
-    median, p90, rho, twice = scores(predicted, measured)
-    print(f"{name:24} {precision:6} {way:30} {len(measured):3}  {median:6.1%} {p90:6.0%}  {rho:5.2f}  {twice:5.0%}")
 
 
 def bandwidth_share(data: Path) -> tuple[float, str]:
@@ -164,22 +98,68 @@ def bandwidth_share(data: Path) -> tuple[float, str]:
     return round(float(np.median(ratio)), 3), source
 
 
-def compiler_line(data: Path, device: str) -> dict[str, object]:
-    """Line from the compiler's estimate (SA8255P) to a device's float latency, leave-one-model-out."""
-    measured = {s.model: s.ms for s in samples(data, device, "float") if s.model in ESTIMATES}
-    x, y = np.array([ESTIMATES[m] for m in measured]), np.array(list(measured.values()))
+def estimates(precision: str) -> dict[str, float]:
+    """Model → the compiler's estimate for the SA8255P, ms, as ``htp_estimates.py`` got it."""
+    return {r["model"]: float(r["sa8255p_us"]) / 1e3 for r in read(ESTIMATES) if r["precision"] == precision}
 
-    def line(keep: NDArray[np.bool_]) -> NDArray[np.float64]:
-        weighted = np.stack([x, np.ones_like(x)], 1)[keep] / y[keep, None]
-        return np.linalg.lstsq(weighted, np.ones(int(keep.sum())), rcond=None)[0]
 
-    everything = np.ones(len(x), bool)
-    out = np.array([line(everything & (np.arange(len(x)) != i)) @ (x[i], 1.0) for i in range(len(x))])
-    print_row(device, "float", "compiler's estimate, by model", out, y)
-    slope, offset = line(everything)
-    evidence = f"line through {RUNTIME} float times on {device}, held out by model"
-    return {"estimate": "htp_us", "slope": round(float(slope), 4), "offset_ms": round(float(offset), 4),
-            "spread": spread(out, y, evidence)}  # fmt: skip
+def compiled(data: Path, device: str, precision: str) -> tuple[list[Sample], NDArray[np.float64]]:
+    """Measured models that have an estimate, and the estimates."""
+    known = estimates(precision)
+    measured = [s for s in samples(data, device, precision) if s.model in known]
+    return measured, np.array([known[s.model] for s in measured])
+
+
+def line(estimated: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(slope, offset) with the least squared relative error."""
+    design = np.stack([estimated, np.ones_like(estimated)], 1) / measured[:, None]
+    return np.asarray(np.linalg.lstsq(design, np.ones(len(measured)), rcond=None)[0])
+
+
+def compiler_model(known: NDArray[np.float64], error: dict[str, object]) -> dict[str, object]:
+    slope, offset = (round(float(v), 4) for v in known)
+    return {"estimate": "sa8255p_us", "slope": slope, "offset_ms": offset, "spread": error}
+
+
+def fit_compiler(data: Path, device: str) -> dict[str, object]:
+    """Lines from the compiler's estimate to a device's times, held out by model."""
+    found = {}
+    for precision in PRECISIONS:
+        measured, x = compiled(data, device, precision)
+        if len(measured) < FEWEST:
+            continue
+        y, others = times(measured), ~np.eye(len(x), dtype=bool)
+        out = np.array([line(x[keep], y[keep]) @ (value, 1.0) for keep, value in zip(others, x, strict=True)])
+        print_row(device, precision, "compiler's estimate, by model", out, y)
+        evidence = f"line through {RUNTIME} {precision} times on {device}, held out by model"
+        found[precision] = compiler_model(line(x, y), spread(out, y, evidence))
+    return found
+
+
+def fit_compiler_between(data: Path) -> dict[str, object]:
+    """The mean of two neighbours' lines; tested by putting the Galaxy S24 between its own, held out by model."""
+    first, middle, last = MEASURED["sm8550"], MEASURED["sm8650"], NEXT
+    found = {}
+
+    def mean(low: str, high: str, precision: str, without: str = "") -> NDArray[np.float64]:
+        lines = []
+        for device in (low, high):
+            measured, x = compiled(data, device, precision)
+            keep = np.array([s.model != without for s in measured])
+            lines.append(line(x[keep], times(measured)[keep]))
+        return np.asarray((lines[0] + lines[1]) / 2)
+
+    for precision in PRECISIONS:
+        measured, x = compiled(data, middle, precision)
+        if len(measured) < FEWEST:
+            continue
+        out = np.array([mean(first, last, precision, s.model) @ (v, 1.0) for s, v in zip(measured, x, strict=True)])
+        print_row(middle, precision, "estimate, from neighbours", out, times(measured))
+        evidence = (
+            f"mean of {middle} and {last} lines; the same done to {middle} from its neighbours, held out by model"
+        )
+        found[precision] = compiler_model(mean(middle, last, precision), spread(out, times(measured), evidence))
+    return found
 
 
 def transferred(rates: Rates, tops: float) -> Rates:
@@ -218,12 +198,15 @@ def fit_measured(data: Path, soc: str, device: str, share: float) -> dict[str, o
         print_row(device, precision, "held out by family", by_family, times(known))
         evidence = f"fitted to {RUNTIME} times on {device}, held out by model family"
         graph[precision] = model(fit(known, gbps), spread(by_family, times(known), evidence))
-    return {"graph": graph, "compiler": {"float": compiler_line(data, device)}}
+    return {"graph": graph, "compiler": fit_compiler(data, device)}
 
 
 def between(data: Path, precision: str, first: str, last: str, share: float, without: str = "") -> Rates:
     """Geometric mean of two devices' rates, fitted without one family."""
-    rates = [fit([s for s in samples(data, d, precision) if s.family != without], share * DRAM_GBPS[d]) for d in (first, last)]
+    rates = [
+        fit([s for s in samples(data, d, precision) if s.family != without], share * DRAM_GBPS[d])
+        for d in (first, last)
+    ]
     return np.sqrt(rates[0] * rates[1])
 
 
@@ -239,15 +222,19 @@ def fit_between(data: Path, share: float) -> dict[str, object]:
             index = [i for i, s in enumerate(known) if s.family == family]
             out[index] = predict(rates, [known[i] for i in index], share * DRAM_GBPS[middle])
         print_row(middle, precision, "from neighbours, by family", out, times(known))
-        evidence = f"mean of {middle} and {last} rates; the same done to {middle} from its neighbours, held out by family"
+        evidence = (
+            f"mean of {middle} and {last} rates; the same done to {middle} from its neighbours, held out by family"
+        )
         graph[precision] = model(between(data, precision, middle, last, share), spread(out, times(known), evidence))
-    return {"graph": graph}
+    return {"graph": graph, "compiler": fit_compiler_between(data)}
 
 
 def fit_others(data: Path, share: float) -> dict[str, dict[str, object]]:
     """Apple by one factor from published times, MediaTek by published figures alone."""
     source, twin = MEASURED["sm8650"], "Snapdragon X Elite CRD"
-    out: dict[str, dict[str, object]] = {soc: {"graph": {}} for soc in ("a16", "a17-pro", "a18-pro", "mt6989", "mt6991")}
+    out: dict[str, dict[str, object]] = {
+        soc: {"graph": {}} for soc in ("a16", "a17-pro", "a18-pro", "mt6989", "mt6991")
+    }
     profiles = {soc: yaml.safe_load((PROFILES / f"{soc}.yaml").read_text(encoding="utf-8")) for soc in out}
     tops = {soc: profile["npu_tops_int8"]["value"] for soc, profile in profiles.items()}
     vendors_apart = []
@@ -268,7 +255,12 @@ def fit_others(data: Path, share: float) -> dict[str, dict[str, object]]:
             factor, width, n = anchored(data, rates, precision, gbps)
             vendors_apart += [factor / width, factor * width]
             evidence = f"{source} rates times one factor from {n} published times on an iPhone 14 Pro (Student's t)"
-            error: dict[str, object] = {"low": round(1 / width, 3), "high": round(width, 3), "n": n, "evidence": evidence}
+            error: dict[str, object] = {
+                "low": round(1 / width, 3),
+                "high": round(width, 3),
+                "n": n,
+                "evidence": evidence,
+            }
             out["a16"]["graph"][precision] = model(rates * factor, error)
             for soc in ("a17-pro", "a18-pro"):
                 # The A16's 17 is taken as a float16 rate, the later chips' 35 is an int8 rate: 2 · 17 against 35.
@@ -278,7 +270,9 @@ def fit_others(data: Path, share: float) -> dict[str, dict[str, object]]:
                         "evidence": f"no measurement on this chip: A16 rates by published figures; {evidence}"}  # fmt: skip
                 out[soc]["graph"][precision] = model(rate, wide)
         for soc in ("mt6989", "mt6991"):
-            out[soc]["graph"][precision] = model(transferred(rates, tops[soc]), {"low": low, "high": high, "n": 0, "evidence": ""})
+            out[soc]["graph"][precision] = model(
+                transferred(rates, tops[soc]), {"low": low, "high": high, "n": 0, "evidence": ""}
+            )
     for soc in ("mt6989", "mt6991"):
         for entry in out[soc]["graph"].values():
             error = entry["spread"]

@@ -69,11 +69,16 @@ def encoding_for_range(low: float, high: float, dtype: str, *, symmetric: bool) 
     if symmetric:
         middle = (first + last + 1) // 2
         reach = max(-low, high)
-        scale = reach / (last - middle) if reach > 0 else 1.0
+        scale = _usable(reach / (last - middle))
         return Encoding(dtype, np.float32(scale).reshape(()), np.int32(middle).reshape(()))
-    scale = (high - low) / (last - first) if high > low else 1.0
+    scale = _usable((high - low) / (last - first))
     zero_point = int(np.clip(round(first - low / scale), first, last))
     return Encoding(dtype, np.float32(scale).reshape(()), np.int32(zero_point).reshape(()))
+
+
+def _usable(scale: float) -> float:
+    """1 in the place of a scale that float32 can't hold: nothing but zeros was seen."""
+    return scale if scale >= float(np.finfo(np.float32).tiny) else 1.0
 
 
 @dataclass

@@ -71,6 +71,12 @@ class _Applier:
         values = {v.name: v for node in graph.graph for v in node.outputs}
         values.update({v.name: v for v in (*graph.graph.inputs, *graph.graph.initializers.values())})
         tensors = [t for t in plan.tensors if t.quantized]
+        if unknown := [t.tensor for t in tensors if t.tensor not in values]:
+            raise InputError(
+                f"it has no tensor {unknown[0]!r}",
+                where=f"component {plan.component}",
+                fix="apply a plan to the float bundle that it was made from",
+            )
         # A weight's scale may depend on its bias and a bias's on its weight: activations, weights, the rest.
         rank = {TensorKind.ACTIVATION: 0, TensorKind.BIAS: 2}
         constants = {t.tensor: constant(values[t.tensor]) for t in tensors if t.kind is not TensorKind.ACTIVATION}

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
-from pocketport.compress.graph import inferred
+from pocketport.compress.graph import dimensions, inferred
 
 OPSET = 23  # RMSNormalization is an op since 23
 IR_VERSION = 11
@@ -32,12 +32,14 @@ class GraphBuilder:
         return value
 
     def weight(self, name: str, data: Weight) -> ir.Value:
-        """An initializer. A lazy or external tensor is kept as it is: nothing is read before the graph is used."""
+        """An initializer. A lazy or external tensor stays one: nothing is read before the graph is used."""
         known = self._graph.initializers.get(name)
         if known is not None:
             return known
         tensor = ir.Tensor(data, name=name) if isinstance(data, np.ndarray) else data
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(dimensions(tensor)), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self._graph.register_initializer(value)
         return value
 
@@ -47,13 +49,24 @@ class GraphBuilder:
         return self.weight("int64_" + ("x".join(map(str, array.ravel().tolist())) or "empty"), array)
 
     def node(
-        self, op: str, inputs: Sequence[ir.Value | None], name: str, *, output: str | None = None, **attributes: object
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        *,
+        output: str | None = None,
+        **attributes: object,
     ) -> ir.Value:
         """Append a node with one output, named `output` or else like the node."""
         return self.split_node(op, inputs, name, [output or name], **attributes)[0]
 
     def split_node(
-        self, op: str, inputs: Sequence[ir.Value | None], name: str, outputs: Sequence[str], **attributes: object
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        outputs: Sequence[str],
+        **attributes: object,
     ) -> tuple[ir.Value, ...]:
         """Append a node with several outputs of these names."""
         node = ir.node(op, inputs, attributes, num_outputs=len(outputs), name=name)  # type: ignore[arg-type]

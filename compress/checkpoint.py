@@ -2,7 +2,7 @@
 
 The format (huggingface/safetensors): 8 bytes of little-endian header length, a JSON header of
 ``name → {dtype, shape, data_offsets}``, then the data. Nothing in a file is believed before it is checked, and
-no tensor's bytes are read before they are used: files are memory-mapped.
+no tensor's bytes are read before they are used: files are memory-mapped (copy on write, so that torch takes the arrays).
 """
 
 import json
@@ -59,7 +59,10 @@ class Checkpoint(Mapping[str, ir.TensorProtocol]):
         if array.dtype.kind in "iub" or array.dtype == np.float32:
             return ir.Tensor(array, name=name)
         return ir.LazyTensor(
-            lambda: ir.Tensor(array.astype(np.float32)), dtype=ir.DataType.FLOAT, shape=ir.Shape(array.shape), name=name
+            lambda: ir.Tensor(array.astype(np.float32)),
+            dtype=ir.DataType.FLOAT,
+            shape=ir.Shape(array.shape),
+            name=name,
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -84,7 +87,11 @@ class Checkpoint(Mapping[str, ir.TensorProtocol]):
             flat = array.reshape(-1)
             for start in range(0, flat.size, CHUNK_ELEMENTS):
                 if not np.isfinite(flat[start : start + CHUNK_ELEMENTS]).all():
-                    raise InputError("it holds NaN or infinity", where=f"tensor {name}", fix="download or train the checkpoint again")
+                    raise InputError(
+                        "it holds NaN or infinity",
+                        where=f"tensor {name}",
+                        fix="download or train the checkpoint again",
+                    )
 
 
 def _broken(where: Path | str, why: str) -> InputError:
@@ -94,9 +101,13 @@ def _broken(where: Path | str, why: str) -> InputError:
 def _files(path: Path) -> dict[Path, set[str] | None]:
     """Each safetensors file of a checkpoint, with the tensors its index says it holds (None: there is no index)."""
     if path.is_dir():
-        found = [p for p in (path / INDEX_NAME, path / SINGLE_NAME) if p.is_file()] or sorted(path.glob("*.safetensors"))[:1]
+        found = [p for p in (path / INDEX_NAME, path / SINGLE_NAME) if p.is_file()] or sorted(
+            path.glob("*.safetensors")
+        )[:1]
         if not found:
-            raise InputError("no .safetensors file in it", where=str(path), fix=f"give a folder that holds {SINGLE_NAME}")
+            raise InputError(
+                "no .safetensors file in it", where=str(path), fix=f"give a folder that holds {SINGLE_NAME}"
+            )
         path = found[0]
     if path.suffix != ".json":
         return {path: None}
@@ -108,7 +119,11 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     shards: dict[Path, set[str] | None] = {}
     for file, name in pairs:
         if Path(file).name != file or file in ("", ".", ".."):
-            raise InputError(f"the shard path {file!r} leaves the folder", where=str(path), fix="use shards beside the index")
+            raise InputError(
+                f"the shard path {file!r} leaves the folder",
+                where=str(path),
+                fix="use shards beside the index",
+            )
         names = shards.setdefault(path.parent / file, set())
         assert names is not None
         names.add(name)
@@ -122,18 +137,23 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise _broken(path, f"its header claims {length} bytes, the file has {max(size - 8, 0)} after the length")
+                raise _broken(
+                    path,
+                    f"its header claims {length} bytes, the file has {max(size - 8, 0)} after the length",
+                )
             header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(path, f"not a readable safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
-    mapped = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
+    mapped = np.memmap(path, np.uint8, "c", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
     data = np.asarray(mapped)
     entries = {name: _entry(path, name, entry, len(data)) for name, entry in header.items()}
     _check_tiling(path, {name: span for name, (_, _, span) in entries.items()}, len(data))
-    return {name: data[first:last].view(dtype).reshape(shape) for name, (dtype, shape, (first, last)) in entries.items()}
+    return {
+        name: data[first:last].view(dtype).reshape(shape) for name, (dtype, shape, (first, last)) in entries.items()
+    }
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,7 +180,10 @@ def _entry(path: Path, name: str, entry: Any, end: int) -> tuple[np.dtype[Any], 
     if not first <= last <= end:
         raise _broken(where, f"its data lies at {first}…{last}, outside the file's {end} bytes of data")
     if prod(shape) * dtype.itemsize != last - first:
-        raise _broken(where, f"{code} {shape} needs {prod(shape) * dtype.itemsize} bytes, its offsets span {last - first}")
+        raise _broken(
+            where,
+            f"{code} {shape} needs {prod(shape) * dtype.itemsize} bytes, its offsets span {last - first}",
+        )
     return dtype, tuple(shape), (first, last)
 
 
@@ -169,7 +192,10 @@ def _check_tiling(path: Path, spans: Mapping[str, tuple[int, int]], end: int) ->
     position = 0
     for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
         if first != position:
-            raise _broken(f"{path}, tensor {name}", f"its data starts at {first}, the tensor before it ends at {position}")
+            raise _broken(
+                f"{path}, tensor {name}",
+                f"its data starts at {first}, the tensor before it ends at {position}",
+            )
         position = last
     if position != end:
         raise _broken(path, f"{end - position} bytes at its end belong to no tensor")

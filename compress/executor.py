@@ -53,7 +53,9 @@ class OrtExecutor:
             except Exception as error:  # onnxruntime raises a family of pybind exceptions without a common base
                 where = str(graph) if isinstance(graph, Path) else f"graph {graph.graph.name}"
                 raise ToolchainError(
-                    f"onnxruntime refuses it: {error}", where=where, fix="the op or attribute it names is not supported"
+                    f"onnxruntime refuses it: {error}",
+                    where=where,
+                    fix="the op or attribute it names is not supported",
                 ) from error
         self.inputs = {v.name: tuple(v.shape) for v in self._session.get_inputs()}
         self.outputs = [v.name for v in self._session.get_outputs()]

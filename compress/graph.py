@@ -25,9 +25,15 @@ def load_graph(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf, onnx_ir and numpy each raise their own kinds on damaged input
-        raise InputError(f"not a readable ONNX model: {error}", where=str(path), fix="download or export the file again") from error
+        raise InputError(
+            f"not a readable ONNX model: {error}", where=str(path), fix="download or export the file again"
+        ) from error
     if not model.graph.outputs:
-        raise InputError("the graph has no outputs: the file is empty or truncated", where=str(path), fix="export the file again")
+        raise InputError(
+            "the graph has no outputs: the file is empty or truncated",
+            where=str(path),
+            fix="export the file again",
+        )
     for value in model.graph.initializers.values():
         check_external_tensor(value, path)
     return model
@@ -42,16 +48,28 @@ def check_external_tensor(value: ir.Value, path: Path) -> None:
     file = (folder / tensor.location).resolve()
     where = f"{path}, tensor {value.name}"
     if not file.is_relative_to(folder):
-        raise InputError(f"its external data {tensor.location!s} leaves the model's folder", where=where, fix="use a file beside the model")
+        raise InputError(
+            f"its external data {tensor.location!s} leaves the model's folder",
+            where=where,
+            fix="use a file beside the model",
+        )
     if not file.is_file():
-        raise InputError(f"its external data file {tensor.location!s} is missing", where=where, fix="copy the data file beside the model")
+        raise InputError(
+            f"its external data file {tensor.location!s} is missing",
+            where=where,
+            fix="copy the data file beside the model",
+        )
     end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
     if end > os.path.getsize(file):  # noqa: PTH202
-        raise InputError("its external data ends beyond the file: truncated", where=where, fix="download or export the file again")
+        raise InputError(
+            "its external data ends beyond the file: truncated",
+            where=where,
+            fix="download or export the file again",
+        )
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write `model` to ``path`` with its weights in ``<stem>.data`` beside it. The model in memory is unchanged."""
+    """Write `model` to ``path``, its weights to ``<stem>.data`` beside it. The model in memory is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=f"{path.stem}.data", size_threshold_bytes=EXTERNAL_DATA_THRESHOLD)
 
@@ -77,13 +95,13 @@ def inferred(model: ir.Model) -> ir.Model:
 
 
 def without_weights(model: ir.Model) -> ir.Model:
-    """Large initializers become graph inputs of their shape, so that shape inference stays under protobuf's 2 GB."""
+    """A copy whose large initializers are graph inputs, behind the others: what ONNX's C++ tools are to stay under 2 GB."""
     copy = model.clone()
     graph = copy.graph
     for value in list(graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > 4096:
-            value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+            value.shape, value.dtype = ir.Shape(dimensions(tensor)), tensor.dtype
             value.const_value = None
             del graph.initializers[value.name]  # type: ignore[arg-type]
             graph.inputs.append(value)
@@ -96,6 +114,11 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def dimensions(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """A tensor's shape; tensors, unlike values, have no unknown dimensions."""
+    return tuple(d for d in tensor.shape if isinstance(d, int))
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:

@@ -34,7 +34,9 @@ def ingest(source: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = N
         raise UsageError("only ONNX files take shapes", where="--shape", fix="leave it out: this source has its own")
     if not path.is_dir():
         raise UsageError(
-            "no such model", where=str(source), fix="give 'reference', a checkpoint's folder, or an .onnx file"
+            "no such model",
+            where=str(source),
+            fix="give 'reference', a checkpoint's folder, or an .onnx file",
         )
     if (path / "bundle.json").is_file():
         return ModelBundle.load(path)
@@ -47,9 +49,13 @@ def _family(folder: Path) -> Callable[[Path, str], ModelBundle]:
     try:
         kind = json.loads(path.read_text("utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"it names no model_type: {error!r}", where=str(path), fix="give a checkpoint's folder") from error
+        raise InputError(
+            f"it names no model_type: {error!r}", where=str(path), fix="give a checkpoint's folder"
+        ) from error
     if kind not in FAMILIES:
         raise InputError(
-            f"the model family {kind!r} is not known", where=str(path), fix=f"known: {', '.join(FAMILIES)}; or export it to ONNX"
+            f"the model family {kind!r} is not known",
+            where=str(path),
+            fix=f"known: {', '.join(FAMILIES)}; or export it to ONNX",
         )
     return FAMILIES[kind]

@@ -76,6 +76,8 @@ class Legality(BaseModel):
         ops: ONNX op types that are taken. An op not listed is refused.
         refused: op type → why and fix, for the ops worth a better message than "not listed".
         float_ops: op types whose inputs and outputs stay float even in a quantized graph.
+        integer_ops: where not empty, only activations that these op types read become integers; for chips that compute
+            all else in float, where further rounding would cost accuracy and buy nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +93,7 @@ class Legality(BaseModel):
     ops: frozenset[str] = frozenset()
     refused: Mapping[str, OpRule] = {}
     float_ops: frozenset[str] = frozenset()
+    integer_ops: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, path: Path) -> "Legality":

@@ -9,7 +9,7 @@ from onnx import version_converter
 
 from pocketport.compress.builder import IR_VERSION, OPSET
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.graph import constant, inferred, load_graph, static_shape, without_weights
+from pocketport.compress.graph import inferred, load_graph, static_shape, without_weights
 from pocketport.compress.passes.simplify import fold, simplify
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_files
@@ -74,18 +74,32 @@ def _with_static_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], pa
     inputs = {str(v.name): v for v in model.graph.inputs}
     for name in shapes:
         if name not in inputs:
-            raise UsageError(f"no input {name!r}; it has {', '.join(inputs)}", where=f"{path}, --shape", fix="name one of those")
+            raise UsageError(
+                f"no input {name!r}; it has {', '.join(inputs)}",
+                where=f"{path}, --shape",
+                fix="name one of those",
+            )
     for name, value in inputs.items():
-        declared = [d if isinstance(d, int) and d > 0 else None for d in value.shape] if value.shape is not None else None
+        declared = (
+            [d if isinstance(d, int) and d > 0 else None for d in value.shape] if value.shape is not None else None
+        )
         given = list(shapes[name]) if name in shapes else declared
         if given is None or None in given:
             shown = "?" if declared is None else ",".join("?" if d is None else str(d) for d in declared)
             raise UsageError(
-                f"its shape is open: [{shown}]", where=f"{path}, input {name}", fix=f"say which, e.g. --shape {name}={_example(declared)}"
+                f"its shape is open: [{shown}]",
+                where=f"{path}, input {name}",
+                fix=f"say which, e.g. --shape {name}={_example(declared)}",
             )
-        fits = declared is None or (len(given) == len(declared) and all(d in (None, g) for g, d in zip(given, declared, strict=True)))
+        fits = declared is None or (
+            len(given) == len(declared) and all(d in (None, g) for g, d in zip(given, declared, strict=True))
+        )
         if not fits or not all(isinstance(d, int) and d > 0 for d in given):
-            raise UsageError(f"{given} does not fit the declared shape {declared}", where=f"{path}, input {name}", fix="give one that does")
+            raise UsageError(
+                f"{given} does not fit the declared shape {declared}",
+                where=f"{path}, input {name}",
+                fix="give one that does",
+            )
         value.shape = ir.Shape([d for d in given if d is not None])
     for node in model.graph.all_nodes():
         for output in node.outputs:
@@ -105,10 +119,12 @@ def _with_opset(model: ir.Model, path: Path) -> ir.Model:
     bare = without_weights(model)
     kept = len(model.graph.inputs)
     try:
-        converted = ir.from_proto(version_converter.convert_version(ir.to_proto(bare), OPSET))
+        converted: ir.Model = ir.from_proto(version_converter.convert_version(ir.to_proto(bare), OPSET))
     except Exception as error:  # the converter raises RuntimeError and its own kinds
         raise InputError(
-            f"it cannot be brought to opset {OPSET}: {error}", where=str(path), fix=f"export it with opset {OPSET}"
+            f"it cannot be brought to opset {OPSET}: {error}",
+            where=str(path),
+            fix=f"export it with opset {OPSET}",
         ) from error
     converted.ir_version = IR_VERSION
     for value in list(converted.graph.inputs)[kept:]:
@@ -123,12 +139,16 @@ def _check_static(model: ir.Model, path: Path) -> None:
     for node in model.graph:
         where = f"{path}, node {node.name or node.outputs[0].name}"
         if node.op_type in CONTROL_FLOW:
-            raise InputError(f"{node.op_type} depends on the input's values", where=where, fix="export the model without control flow")
+            raise InputError(
+                f"{node.op_type} depends on the input's values",
+                where=where,
+                fix="export the model without control flow",
+            )
         for output in node.outputs:
             if output.name and static_shape(output) is None:
                 raise InputError(
                     f"the shape of {output.name} ({node.op_type}) depends on the input's values",
                     where=where, fix="export the model with static shapes",
                 )  # fmt: skip
-    if not model.graph.inputs or all(constant(v) is not None for v in model.graph.outputs):
+    if not any(value.uses() for value in model.graph.inputs):
         raise InputError("its outputs do not depend on any input", where=str(path), fix="export the model again")

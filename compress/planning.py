@@ -23,7 +23,7 @@ from pocketport.compress.structure import (
     is_float,
     weight_operand,
 )
-from pocketport.errors import UsageError
+from pocketport.errors import InputError, UsageError
 
 HEAD = "lm_head"
 LANGUAGE_ROLES = ("prefill", "decode")
@@ -80,14 +80,22 @@ class _ComponentPlanner:
 
     def _settle(self, op: str, node: str) -> Settled:
         """The scheme of a node; `op` and `node` are empty for the component as a whole."""
-        role = "head" if node.endswith(HEAD) and self.name in LANGUAGE_ROLES else self.name
-        default = self._legality.defaults.get(role) or self._legality.defaults.get("main")
-        if default is None:
-            raise UsageError(
-                f"it has no default scheme for {role!r}", where=f"legality of {self._target}",
-                fix=f"add one to the defaults, or to the recipe; there are {', '.join(self._legality.defaults)}",
-            )  # fmt: skip
-        settled = Settled(Scheme.parse(default), f"default of {self._target} for {role}")
+        roles = ("head", self.name) if node.endswith(HEAD) and self.name in LANGUAGE_ROLES else (self.name,)
+        defaults = self._legality.defaults
+        role = next((r for r in (*roles, "main") if r in defaults), None)
+        if role is None:
+            raise InputError(
+                f"it has no default scheme for {self.name!r}",
+                where=f"legality of {self._target}",
+                fix=f"add one to its defaults; there are {', '.join(defaults)}",
+            )
+        settled = Settled(Scheme.parse(defaults[role]), f"default of {self._target} for {role}")
+        if reason := self._illegal(settled.scheme):
+            raise InputError(
+                f"its default for {role} contradicts it: {reason}",
+                where=f"legality of {self._target}",
+                fix="correct the legality file",
+            )
         for index, rule in enumerate(self._rules):
             if not rule.matches(self.name, op, node):
                 continue
@@ -148,7 +156,7 @@ class _ComponentPlanner:
         for node in self.graph.graph:
             if node.op_type in self._legality.float_ops:
                 float_nodes[node] = f"{node.op_type} stays float on {self._target}"
-        regions = find_regions(self.graph, float_nodes)
+        regions = find_regions(self.graph, float_nodes, self._legality.integer_ops)
         if self._default.scheme.activation_bits is not None:
             return regions
         inputs = {v.name or "" for v in self.graph.graph.inputs} & regions.quantized
@@ -223,10 +231,6 @@ class _ComponentPlanner:
         granularity, why = scheme.granularity, settled.why
         if granularity is Granularity.BLOCK and operand.input_axis is None:
             granularity, why = Granularity.CHANNEL, f"{why}; blocks are for linear layers, a {node.op_type} has channels"
-        if reason := self._illegal(scheme):
-            raise UsageError(
-                reason, where=f"{self._target}, {self.name}, {operand.value.name}, scheme {scheme}", fix=f"use {self._legal()}"
-            )
         block = scheme.block if granularity is Granularity.BLOCK else 0
         if block and shape[operand.input_axis or 0] % block:
             raise UsageError(
@@ -335,7 +339,21 @@ class _ComponentPlanner:
             self._activation(name, groups)
             for name in self._values if name in self.regions.quantized or name in self.regions.kept_float
         ]  # fmt: skip
+        self._check_integers(activations)
         return ComponentPlan(self.name, str(self._default.scheme), (*self._constants(groups), *activations))
+
+    def _check_integers(self, activations: Sequence[TensorPlan]) -> None:
+        """A scheme with integer activations that leaves them all float would be a silent no-op."""
+        bits = self._default.scheme.activation_bits
+        computing = [n for n in self.graph.graph if (w := weight_operand(n)) is not None and w.kind != "table"]
+        if bits is None or not computing or any(t.quantized for t in activations):
+            return
+        reasons = "; ".join(sorted({t.why for t in activations})[:3])
+        raise UsageError(
+            f"{self._default.scheme} asks for {bits}-bit activations, but none can be: {reasons}",
+            where=f"{self._target}, component {self.name}",
+            fix="choose a scheme with fp16 or fp32 activations",
+        )
 
 
 def _name(value: ir.Value | None) -> str:

@@ -16,7 +16,7 @@ STORAGE: dict[str, type] = {
 
 def integer_tensor(values: NDArray[np.integer], dtype: str, name: str) -> ir.Tensor:
     """An ONNX tensor of the integers; sub-byte types are packed two or four to the byte when written."""
-    return ir.Tensor(np.ascontiguousarray(values).astype(STORAGE[dtype]), name=name)
+    return ir.Tensor(values.astype(STORAGE[dtype], order="C"), name=name)
 
 
 class QdqWriter:

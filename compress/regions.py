@@ -15,7 +15,8 @@ from pocketport.compress.structure import (
     is_float,
 )
 
-_PASS_THROUGH = MOVEMENT_OPS | ELEMENTWISE_OPS | {"Concat", "Pad"}
+_MOVING = MOVEMENT_OPS | {"Concat", "Pad"}
+_PASS_THROUGH = _MOVING | ELEMENTWISE_OPS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Regions:
     kept_float: Mapping[str, str]
 
 
-def find_regions(graph: ir.Model, float_nodes: Mapping[ir.Node, str]) -> Regions:
+def find_regions(
+    graph: ir.Model, float_nodes: Mapping[ir.Node, str], integer_ops: frozenset[str] = frozenset()
+) -> Regions:
     """Decide per activation.
 
     A tensor stays float when its producer computes in float, when nothing that reads it computes in integers, or when
@@ -41,9 +44,14 @@ def find_regions(graph: ir.Model, float_nodes: Mapping[ir.Node, str]) -> Regions
     Args:
         graph: a float graph with known dtypes.
         float_nodes: node → why, of the nodes that were settled to compute in float and to give float.
+        integer_ops: where not empty, the only op types (but moving ones) that compute in integers.
     """
     why: dict[str, str] = {}
     float_out, float_in = dict(float_nodes), dict(float_nodes)
+    if integer_ops:
+        for node in graph.graph:
+            if node.op_type not in integer_ops | _MOVING:
+                float_in.setdefault(node, f"{node.op_type} computes in float")
     outputs = {v.name for v in graph.graph.outputs}
     values = _activations(graph)
     consumers = {name: [n for n, _ in v.uses() if n.graph is not None] for name, v in values.items()}
@@ -53,13 +61,14 @@ def find_regions(graph: ir.Model, float_nodes: Mapping[ir.Node, str]) -> Regions
         for name, value in values.items():
             if name in why:
                 continue
-            reason = _why_float(value, name in outputs, consumers[name], float_out, float_in)
+            kept = name in outputs and not integer_ops
+            reason = _why_float(value, kept, consumers[name], float_out, float_in)
             if reason:
                 why[name], changed = reason, True
         for node in graph.graph:
             given = [v.name for v in node.outputs if v.name in values]
             if node not in float_out and given and node.op_type in _PASS_THROUGH and all(n in why for n in given):
-                float_out[node] = float_in[node] = f"it only feeds {why[given[0] or '']}"
+                float_out[node] = float_in[node] = why[given[0] or ""]
                 changed = True
             read = [v.name for v in activations_read(node)]
             if node not in float_in and any(n in why and not _is_fused(values[n or ""], outputs) for n in read):
@@ -75,7 +84,7 @@ def _activations(graph: ir.Model) -> dict[str, ir.Value]:
 
 def _why_float(
     value: ir.Value,
-    is_output: bool,
+    kept: bool,
     consumers: list[ir.Node],
     float_out: Mapping[ir.Node, str],
     float_in: Mapping[ir.Node, str],
@@ -83,9 +92,9 @@ def _why_float(
     producer = value.producer()
     if producer is not None and producer in float_out:
         return float_out[producer]
-    if consumers and not is_output and all(n in float_in for n in consumers):
-        return f"only read by float ops ({float_in[consumers[0]]})"
-    if _is_fused(value, {value.name} if is_output else set()):
+    if not kept and all(n in float_in for n in consumers):
+        return float_in[consumers[0]] if consumers else "nothing reads it as integers"
+    if _is_fused(value, {value.name} if kept else set()):
         return f"fused: {consumers[0].op_type} clamps it"
     return ""
 
@@ -129,7 +138,7 @@ def join_moved(groups: Groups, graph: ir.Model, component: str, quantized: froze
             sources = [v.name for v in node.inputs if v is not None]
             if len({groups.find(f"{component}/{n}") for n in sources}) > 1:
                 continue
-        elif node.op_type in MOVEMENT_OPS or node.op_type == "Pad" or _moves_rows(node):
+        elif node.op_type in MOVEMENT_OPS | {"Pad"} or _moves_rows(node) or _repeats_pixels(node):
             sources = [node.inputs[0].name if node.inputs[0] is not None else None]
         else:
             continue
@@ -144,3 +153,7 @@ def join_moved(groups: Groups, graph: ir.Model, component: str, quantized: froze
 
 def _moves_rows(node: ir.Node) -> bool:
     return node.op_type == "Gather" and node.inputs[0] is not None and not is_constant(node.inputs[0])
+
+
+def _repeats_pixels(node: ir.Node) -> bool:
+    return node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") == "nearest"

@@ -1,0 +1,1 @@
+"""Devices as data, cost and memory models, budgets and the gate."""

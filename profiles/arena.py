@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-
 from pocketport.compress.graph import inferred
-from pocketport.profiles.cost import ACTIVATIONS, QDQ, VIEWS, TensorSizes
+from pocketport.profiles.cost import ACTIVATIONS, QDQ, VIEWS
+from pocketport.profiles.tensors import TensorSizes
 
 IN_PLACE = VIEWS | ACTIVATIONS
 
@@ -63,7 +63,8 @@ def pack(buffers: Sequence[Buffer]) -> int:
     total = 0
     for buffer in sorted(buffers, key=lambda b: (-b.bytes, b.first, b.name)):
         neighbours = sorted(
-            ((o, o + b.bytes) for o, b in placed if b.first <= buffer.last and buffer.first <= b.last), key=lambda s: s[0]
+            ((o, o + b.bytes) for o, b in placed if b.first <= buffer.last and buffer.first <= b.last),
+            key=lambda s: s[0],
         )
         offset, best, end = None, None, 0
         for start, stop in neighbours:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pocketport.profiles.units import parse_quantity
 
 from pocketport.errors import InputError, PocketportError, UsageError
-from pocketport.profiles.units import parse_quantity
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,19 @@ def _limits(entries: Mapping[str, Any], where: str) -> dict[str, Limit]:
         try:
             found[name] = Limit(parse_quantity(str(fields.get("limit", "")), rule.unit), hard)
         except ValueError as error:
-            raise UsageError(str(error), where=f"{where}: {name}", fix="write a number and its unit, e.g. 200 ms") from error
+            raise UsageError(
+                str(error), where=f"{where}: {name}", fix="write a number and its unit, e.g. 200 ms"
+            ) from error
     return found
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not value:
-        raise UsageError("a mapping with at least one entry is expected", where=where, fix="see docs/budgets.md")
+        raise UsageError(
+            "a mapping with at least one entry is expected",
+            where=where,
+            fix="write targets, then a pattern such as qualcomm/*, then figures with their limits",
+        )
     return value
 
 

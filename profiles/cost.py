@@ -1,13 +1,13 @@
 """What a graph computes and moves, from its shapes alone: MACs, bytes read and written, ops an NPU would run."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
-
-from pocketport.compress.graph import inferred, static_shape
-from pocketport.errors import InputError
+from pocketport.compress.graph import inferred
+from pocketport.profiles.macs import macs
+from pocketport.profiles.tensors import TensorSizes, shape_of, stored_bits
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # The compilers run none of these by themselves: views are free, activations ride on their producer.
@@ -82,7 +82,7 @@ def component_cost(model: ir.Model, *, float_bits: int = 16) -> ComponentCost:
         NodeCost(
             name=node.name or str(node.outputs[0].name),
             op_type=node.op_type,
-            macs=_macs(node),
+            macs=macs(node),
             weight_bytes=_streamed(node, sizes),
             read_bytes=sum(sizes.bytes(v) for v in node.inputs if v is not None and not sizes.is_constant(v)),
             written_bytes=sum(sizes.bytes(v) for v in node.outputs if v.name),
@@ -102,62 +102,6 @@ def component_cost(model: ir.Model, *, float_bits: int = 16) -> ComponentCost:
         ops=len(kept),
         per_op=per_op,
     )
-
-
-class TensorSizes:
-    """Sizes of a graph's tensors as a device stores them: a Q/DQ pair is one integer tensor, floats have `float_bits`."""
-
-    def __init__(self, graph: ir.Graph, float_bits: int) -> None:
-        self._float_bits = float_bits
-        self._constants: set[ir.Value] = set(graph.initializers.values())
-        for node in graph:
-            if node.op_type in ("Constant", "Shape") or (
-                node.inputs and all(v is None or v in self._constants for v in node.inputs)
-            ):
-                self._constants.update(node.outputs)
-
-    def is_constant(self, value: ir.Value) -> bool:
-        """Whether the value is known before the first run (initializers, and what is computed of them alone)."""
-        return value in self._constants
-
-    def bits(self, value: ir.Value) -> int:
-        """Bits of one element of `value` as it is stored on the device."""
-        producer = value.producer()
-        if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
-            return self.bits(producer.inputs[0])
-        readers = {node.op_type for node, _ in value.uses()}
-        if readers == {"QuantizeLinear"} and not value.is_graph_output():
-            reader = next(iter(value.uses())).node
-            return self.bits(reader.outputs[0])
-        return stored_bits(value, self._float_bits)
-
-    def bytes(self, value: ir.Value) -> int:
-        """Bytes of the whole tensor; InputError if its shape is not static."""
-        return (math.prod(shape_of(value)) * self.bits(value) + 7) // 8
-
-
-def stored_bits(value: ir.Value, float_bits: int) -> int:
-    """Bits of an element by dtype alone; floats count as `float_bits`, 64-bit indices as 32 (no NPU has 64)."""
-    dtype = value.dtype
-    if dtype is None or dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-        return float_bits
-    return min(dtype.bitwidth, 32)
-
-
-def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The static shape.
-
-    Raises:
-        InputError: the shape is unknown or dynamic.
-    """
-    shape = static_shape(value)
-    if shape is None:
-        raise InputError(
-            f"its shape {value.shape} is not static, so it can't be costed",
-            where=f"tensor {value.name}",
-            fix="give the model static input shapes",
-        )
-    return shape
 
 
 def _packed(value: ir.Value, float_bits: int) -> int:
@@ -197,11 +141,13 @@ def _streamed(node: ir.Node, sizes: TensorSizes) -> int:
 
 
 def _folded(graph: ir.Graph, sizes: TensorSizes) -> Iterator[ir.Node]:
-    """Nodes that vanish into another: views, activations, and all but one op of decomposed SiLU, GELU and norms."""
+    """Nodes that vanish into another: views, activations, scalings, and all but one op of a decomposed SiLU or GELU."""
     for node in graph:
-        if node.op_type in VIEWS or node.op_type in ACTIVATIONS:
-            yield node
-        elif node.op_type in ("Sigmoid", "HardSigmoid") and _is_gate(node):
+        if (
+            node.op_type in VIEWS
+            or node.op_type in ACTIVATIONS
+            or (node.op_type in ("Sigmoid", "HardSigmoid") and _is_gate(node))
+        ):
             yield node
         elif node.op_type == "Erf":
             yield from _around_erf(node)
@@ -247,63 +193,3 @@ def _around_erf(node: ir.Node) -> Iterator[ir.Node]:
             return
         yield readers[0]
         readers = _readers(readers[0].outputs[0])
-
-
-def _known(value: ir.Value | None) -> tuple[int, ...]:
-    if value is None:
-        raise InputError("a required input is missing", where="graph", fix="export the model again")
-    return shape_of(value)
-
-
-def _conv(node: ir.Node) -> int:
-    weight = _known(node.inputs[3 if node.op_type == "QLinearConv" else 1])  # [M, C/group, k...]
-    return math.prod(shape_of(node.outputs[0])) * math.prod(weight[1:])
-
-
-def _conv_transpose(node: ir.Node) -> int:
-    weight = _known(node.inputs[1])  # [C, M/group, k...]
-    return math.prod(_known(node.inputs[0])) * math.prod(weight[1:])
-
-
-def _gemm(node: ir.Node) -> int:
-    left = _known(node.inputs[0])
-    return math.prod(shape_of(node.outputs[0])) * left[0 if node.attributes.get_int("transA", 0) else 1]
-
-
-def _matmul(node: ir.Node) -> int:
-    return math.prod(shape_of(node.outputs[0])) * _known(node.inputs[0])[-1]
-
-
-def _recurrent(node: ir.Node) -> int:
-    steps, batch, _ = _known(node.inputs[0])  # W [directions, gates·hidden, input], R [.., gates·hidden, hidden]
-    return steps * batch * (math.prod(_known(node.inputs[1])) + math.prod(_known(node.inputs[2])))
-
-
-def _einsum(node: ir.Node) -> int:
-    terms = node.attributes.get_string("equation", "").replace(" ", "").partition("->")[0].split(",")
-    sizes: dict[str, int] = {}
-    for term, value in zip(terms, node.inputs, strict=True):
-        sizes.update(zip(term, _known(value), strict=True))
-    return math.prod(sizes.values())
-
-
-def _attention(node: ir.Node) -> int:
-    """Scores and their product with the values: out elements · keys + scores · head size, rank 4 or 3 with head counts."""
-    query, key, value = (_known(v) for v in node.inputs[:3])
-    heads = query[1] if len(query) == 4 else node.attributes.get_int("q_num_heads", 1)
-    shared = key[1] if len(key) == 4 else node.attributes.get_int("kv_num_heads", 1)
-    width, depth = (s[-1] if len(s) == 4 else s[-1] // n for s, n in ((query, heads), (value, shared)))
-    return query[0] * heads * query[-2] * key[-2] * (width + depth)
-
-
-_MACS: Mapping[str, Callable[[ir.Node], int]] = {
-    "Conv": _conv, "ConvInteger": _conv, "QLinearConv": _conv, "ConvTranspose": _conv_transpose,
-    "Gemm": _gemm, "MatMul": _matmul, "MatMulInteger": _matmul, "QLinearMatMul": _matmul,
-    "LSTM": _recurrent, "GRU": _recurrent, "RNN": _recurrent, "Einsum": _einsum, "Attention": _attention,
-}  # fmt: skip
-
-
-def _macs(node: ir.Node) -> int:
-    """Multiply-accumulates by the textbook definition; ops that multiply no matrices count 0."""
-    count = _MACS.get(node.op_type)
-    return count(node) if count else 0

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pocketport.errors import UsageError
 from pocketport.profiles.budget import FIGURES, Budget, Limit
-from pocketport.profiles.measurement import Measurement
+from pocketport.profiles.measurement import Measurement, ProvenanceKind
 from pocketport.profiles.units import format_quantity
+
+from pocketport.errors import UsageError
 
 
 class Status(StrEnum):
@@ -57,7 +58,7 @@ def gate(budget: Budget, figures: Mapping[str, Mapping[str, Measurement]]) -> Ve
     """Judge a run.
 
     A figure over a hard limit fails, over a soft one warns. A figure that has a limit and is missing counts as over
-    it. A figure that meets its limit or misses it only within its own interval warns: nobody can tell.
+    it. A predicted figure whose interval holds the limit warns: nobody can tell. Others are judged by their value.
 
     Args:
         budget: the limits.
@@ -88,17 +89,28 @@ def _check(target: str, name: str, limit: Limit, figure: Measurement | None) -> 
     if figure is None:
         reason = f"no figure to hold against {bound}"
         return Check(target, name, limit.value, None, rule.unit, None, missed, limit.hard, reason)
-    low = figure.value if figure.low is None else figure.low
-    high = figure.value if figure.high is None else figure.high
+    predicted = figure.provenance.kind is ProvenanceKind.PREDICTED
+    low = figure.low if predicted and figure.low is not None else figure.value
+    high = figure.high if predicted and figure.high is not None else figure.value
     worst, best = (low, high) if rule.floor else (high, low)
     status, reason = Status.PASS, f"{_side(rule.floor, True)} {bound}"
     if not _meets(best, limit.value, rule.floor):
         status, reason = missed, f"{_side(rule.floor, False)} {bound}"
     elif not _meets(worst, limit.value, rule.floor):
         status = Status.WARN
-        reason = f"{bound} lies within its interval, {format_quantity(low, rule.unit)} to {format_quantity(high, rule.unit)}"
+        reason = (
+            f"{bound} lies within its interval, {format_quantity(low, rule.unit)} to {format_quantity(high, rule.unit)}"
+        )
     return Check(
-        target, name, limit.value, figure.value, rule.unit, figure.provenance.kind.value, status, limit.hard, reason
+        target,
+        name,
+        limit.value,
+        figure.value,
+        rule.unit,
+        figure.provenance.kind.value,
+        status,
+        limit.hard,
+        reason,
     )
 
 

@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-
 from pocketport.profiles.arena import Arena, arena_of
 from pocketport.profiles.cost import component_cost
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 
 # What is in memory together when components are loaded one group after the other, in the order of a request.
-GROUPS: Sequence[Sequence[str]] = (("vision", "connector"), ("embed", "prefill", "decode"))
+GROUPS: Mapping[str, Sequence[str]] = {
+    "vision": ("vision", "connector"),
+    "language": ("embed", "prefill", "decode"),
+}
 STEP_NAMES: Mapping[str, str] = {"vision": "encode", "connector": "resample", "main": "run"}
 
 
@@ -27,6 +29,7 @@ class MemoryStep:
     """Memory during one step of a request, bytes.
 
     Attributes:
+        phase: the group at work: ``vision``, ``language``, ``main``.
         name: ``load vision, connector``, ``encode``, ``release``, ``prefill``, ``decode``, ...
         weights: constants of all that is loaded.
         cache: the key-value cache.
@@ -34,6 +37,7 @@ class MemoryStep:
         idle: what a packed arena adds to it, and the buffers that loaded components keep while another one runs.
     """
 
+    phase: str
     name: str
     weights: int
     cache: int
@@ -73,11 +77,17 @@ class MemoryPlan:
         way = "components loaded one group after the other" if self.sequential else "all components resident"
         detail = f"encoded weights + key-value cache + activation lifetimes, {way}, {runtime} the runtime's own memory"
         low, high = (max(getattr(s, end) for s in self.steps) + self.overhead_bytes for end in ("low", "high"))
-        return Measurement("peak_memory", high, "bytes", Provenance(ProvenanceKind.PREDICTED, detail), low=low, high=high)
+        return Measurement(
+            "peak_memory", high, "bytes", Provenance(ProvenanceKind.PREDICTED, detail), low=low, high=high
+        )
 
 
 def memory_plan(
-    components: Mapping[str, ir.Model], *, float_bits: int = 16, sequential: bool = True, overhead_bytes: int = 0
+    components: Mapping[str, ir.Model],
+    *,
+    float_bits: int = 16,
+    sequential: bool = True,
+    overhead_bytes: int = 0,
 ) -> MemoryPlan:
     """Plan of one request: load, encode, (release,) load, prefill, decode; one run for a single component.
 
@@ -92,34 +102,36 @@ def memory_plan(
         InputError: a shape is not static.
     """
     known = {
-        name: ComponentMemory(component_cost(graph, float_bits=float_bits).weight_bytes, arena_of(graph, float_bits=float_bits))
+        name: ComponentMemory(
+            component_cost(graph, float_bits=float_bits).weight_bytes, arena_of(graph, float_bits=float_bits)
+        )
         for name, graph in components.items()
     }
     return MemoryPlan(known, tuple(_steps(known, sequential)), sequential, overhead_bytes)
 
 
 def _steps(known: Mapping[str, ComponentMemory], sequential: bool) -> Iterator[MemoryStep]:
-    grouped = [[name for name in group if name in known] for group in GROUPS]
-    listed = {name for group in grouped for name in group}
-    groups = [g for g in (*grouped, [name for name in known if name not in listed]) if g]
-    if not sequential:
-        everything = [name for group in groups for name in group]
-        yield _step(f"load {', '.join(everything)}", everything, None, known)
-        for name in everything:
-            yield _step(STEP_NAMES.get(name, name), everything, name, known)
-        return
-    for index, group in enumerate(groups):
-        yield _step(f"load {', '.join(group)}", group, None, known)
+    groups = {phase: [name for name in group if name in known] for phase, group in GROUPS.items()}
+    listed = {name for group in groups.values() for name in group}
+    groups["main"] = [name for name in known if name not in listed]
+    groups = {phase: group for phase, group in groups.items() if group}
+    everything = [name for group in groups.values() for name in group]
+    for index, (phase, group) in enumerate(groups.items()):
+        loaded = group if sequential else everything
+        if sequential or index == 0:
+            yield _step(phase, f"load {', '.join(loaded)}", loaded, None, known)
         for name in group:
-            yield _step(STEP_NAMES.get(name, name), group, name, known)
-        if index + 1 < len(groups):
-            yield MemoryStep("release", 0, 0, 0, 0)
+            yield _step(phase, STEP_NAMES.get(name, name), loaded, name, known)
+        if sequential and index + 1 < len(groups):
+            yield MemoryStep(phase, "release", 0, 0, 0, 0)
 
 
-def _step(title: str, loaded: Sequence[str], running: str | None, known: Mapping[str, ComponentMemory]) -> MemoryStep:
+def _step(
+    phase: str, title: str, loaded: Sequence[str], running: str | None, known: Mapping[str, ComponentMemory]
+) -> MemoryStep:
     weights = sum(known[name].weight_bytes for name in loaded)
     cache = max(known[name].arena.cache_bytes for name in loaded)
     held = sum(known[name].arena.high + known[name].arena.io_bytes for name in loaded)
     active = known[running].arena if running else None
     buffers = active.low + active.io_bytes if active else 0
-    return MemoryStep(title, weights, cache, buffers, held - buffers)
+    return MemoryStep(phase, title, weights, cache, buffers, held - buffers)

@@ -59,5 +59,10 @@ def _total(name: str, parts: Sequence[tuple[int, Measurement]]) -> Measurement:
 def _rate(token: Measurement) -> Measurement:
     assert token.low is not None and token.high is not None
     return Measurement(
-        "tokens_per_second", 1e3 / token.value, "tok/s", token.provenance, low=1e3 / token.high, high=1e3 / token.low
+        "tokens_per_second",
+        1e3 / token.value,
+        "tok/s",
+        token.provenance,
+        low=1e3 / token.high,
+        high=1e3 / token.low,
     )

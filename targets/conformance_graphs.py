@@ -161,11 +161,18 @@ class _Quantizer:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
     def _stays_float(self) -> set[str]:
+        """What `float_ops` touch, and what no op of `integer_ops` reads, be it behind ops that only move data."""
         found: set[str] = set()
-        for node in self._graph.node:
+        integer = self._legality.integer_ops
+        read_as_integers: set[str] = set()
+        for node in reversed(self._graph.node):
             if node.op_type in self._legality.float_ops:
                 found.update((*node.input, *node.output))
-        return found
+            moved = node.op_type in MOVES and node.output[0] in read_as_integers
+            if not integer or node.op_type in integer or moved:
+                read_as_integers.update(node.input)
+        names = {name for node in self._graph.node for name in (*node.input, *node.output)}
+        return found | (names - read_as_integers if integer else set())
 
     def _observe(self, name: str, raw: str, producer: onnx.NodeProto | None) -> None:
         """Insert QuantizeLinear → DequantizeLinear after `raw`; consumers of `name` then read the latter."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError
 from pocketport.profiles.measurement import Measurement
+from pocketport.profiles.measurement import Measurement
 from pocketport.targets.legality import Legality
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -182,4 +183,24 @@ class MeasuringBackend(Backend, Protocol):
         Raises:
             ToolchainError: this host is not the target.
         """
+        ...
+
+
+@runtime_checkable
+class EstimatingBackend(Protocol):
+    """A backend whose compiler has a performance model of its own."""
+
+    def estimate(self, request: CompileRequest, lowered: Lowered) -> Mapping[str, float]:
+        """The compiler's figures by name (``sa8255p_us``, …), without executing. Raises ToolchainError."""
+        ...
+
+
+@runtime_checkable
+class MeasuringBackend(Protocol):
+    """A backend whose targets are this host's kind of machine."""
+
+    def measure(
+        self, component: str, artifact: Artifact, target: Target, feeds: Arrays, *, runs: int = 50, warmup: int = 5
+    ) -> Sequence[Measurement]:
+        """``<component>_latency`` (ms) and ``<component>_peak_memory`` (bytes); called in a fresh worker process."""
         ...

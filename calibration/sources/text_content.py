@@ -51,7 +51,7 @@ def number(rng: Rng) -> str:
         return f"{int(rng.integers(0, 101))}%"
     if kind == 3:
         return f"{int(rng.integers(1, 1000))} {_pick(rng, UNITS)}"
-    return f"{int(rng.integers(1, 10**int(rng.integers(3, 8)))):,}"
+    return f"{int(rng.integers(1, 10 ** int(rng.integers(3, 8)))):,}"
 
 
 def price(rng: Rng) -> str:

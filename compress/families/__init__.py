@@ -1,0 +1,1 @@
+"""Model families: how a published checkpoint becomes component graphs, and how the components chain."""

@@ -20,7 +20,7 @@ class _Affine:
 
 
 class FoldAffine(Pass):
-    """Conv or ConvTranspose followed by BatchNormalization, Mul, Add, Sub or Div by constants becomes one convolution.
+    """Conv or ConvTranspose, then BatchNormalization, Mul, Add, Sub or Div by constants: one convolution.
 
     A BatchNormalization that follows no convolution becomes a Mul and an Add. The arithmetic is float64.
     """
@@ -100,7 +100,9 @@ def _absorb(graph: ir.Graph, convolution: ir.Node, affine: _Affine) -> None:
     kernel = np.asarray(constant(convolution.inputs[1]), np.float64)
     bias_value = convolution.inputs[2] if len(convolution.inputs) > 2 else None
     groups = convolution.attributes.get_int("group", 1)
-    transposed = convolution.op_type == "ConvTranspose"  # weights [C_in, C_out/groups, ...] instead of [C_out, C_in/groups, ...]
+    transposed = (
+        convolution.op_type == "ConvTranspose"
+    )  # weights [C_in, C_out/groups, ...] instead of [C_out, C_in/groups, ...]
     channels = kernel.shape[1] * groups if transposed else kernel.shape[0]
     scale = np.broadcast_to(affine.scale, channels)
     bias = np.zeros(channels) if bias_value is None else np.asarray(constant(bias_value), np.float64)
@@ -133,7 +135,7 @@ def _expand(graph: ir.Graph, node: ir.Node, source: ir.Value, affine: _Affine) -
     scale, shift = (v.astype(np.float32).reshape(broadcast) for v in (affine.scale, affine.shift))
     product = ir.node("Mul", [source, add_initializer(graph, f"{name}.scale", scale)], name=f"{name}.scaled")
     product.outputs[0].name = f"{name}.scaled"
-    product.outputs[0].shape, product.outputs[0].dtype = node.outputs[0].shape, node.outputs[0].dtype
+    product.outputs[0].shape, product.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
     graph.insert_before(node, product)
     shift_value = add_initializer(graph, f"{name}.shift", shift)
     replace_node(graph, node, ir.node("Add", [product.outputs[0], shift_value], name=node.name))

@@ -12,8 +12,12 @@ from pocketport.compress.passes.rewriting import add_initializer
 
 # Folding never makes the model larger than this per tensor (bytes): an Expand or a table stays an op.
 MAX_FOLDED_BYTES = 1 << 20
-RANDOM_OPS = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
-WEIGHT_OPS = frozenset({"DequantizeLinear", "QuantizeLinear"})  # they carry encodings: the numbers alone would lose them
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+WEIGHT_OPS = frozenset(
+    {"DequantizeLinear", "QuantizeLinear"}
+)  # they carry encodings: the numbers alone would lose them
 
 
 class FoldConstants(Pass):

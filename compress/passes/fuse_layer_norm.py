@@ -30,7 +30,9 @@ class FuseLayerNorm(Pass):
             for part, vector in (("gamma", gamma if gamma is not None else np.ones(width)), ("beta", beta)):
                 if vector is None:
                     continue
-                inputs.append(add_initializer(graph.graph, f"{last.outputs[0].name}.{part}", np.asarray(vector, np.float32)))
+                inputs.append(
+                    add_initializer(graph.graph, f"{last.outputs[0].name}.{part}", np.asarray(vector, np.float32))
+                )
             fused = ir.node("LayerNormalization", inputs, {"axis": -1, "epsilon": epsilon}, name=last.name)
             replace_node(graph.graph, last, fused)
             modified = True
@@ -59,7 +61,12 @@ def _normalized(node: ir.Node) -> tuple[ir.Value, float] | None:
 def _mean_over_last(value: ir.Value) -> ir.Value | None:
     """x, if `value` is its mean over the last axis, kept as a dimension of 1."""
     node = value.producer()
-    if node is None or node.op_type != "ReduceMean" or node.attributes.get_int("keepdims", 1) != 1 or node.inputs[0] is None:
+    if (
+        node is None
+        or node.op_type != "ReduceMean"
+        or node.attributes.get_int("keepdims", 1) != 1
+        or node.inputs[0] is None
+    ):
         return None
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     shape = static_shape(node.inputs[0])
@@ -72,7 +79,9 @@ def _is_square_of(value: ir.Value, base: ir.Value) -> bool:
     node = value.producer()
     if node is None or node.inputs[0] is not base:
         return False
-    return (node.op_type == "Pow" and scalar(node.inputs[1]) == 2.0) or (node.op_type == "Mul" and node.inputs[1] is base)
+    return (node.op_type == "Pow" and scalar(node.inputs[1]) == 2.0) or (
+        node.op_type == "Mul" and node.inputs[1] is base
+    )
 
 
 def _then(node: ir.Node, op: str, width: int) -> tuple[ir.Node, NDArray[np.generic] | None]:

@@ -45,7 +45,11 @@ def _is_noop(node: ir.Node) -> bool:
     if node.op_type in ("Reshape", "Expand", "Squeeze", "Unsqueeze", "Flatten"):
         return True
     if node.op_type == "Transpose":
-        moved = [axis for axis in node.attributes["perm"].as_ints() if before[axis] != 1] if "perm" in node.attributes else [1, 0]
+        moved = (
+            [axis for axis in node.attributes["perm"].as_ints() if before[axis] != 1]
+            if "perm" in node.attributes
+            else [1, 0]
+        )
         return moved == sorted(moved)
     if node.op_type == "Slice":
         steps = constant(node.inputs[4]) if len(node.inputs) > 4 else np.ones(1)

@@ -26,8 +26,8 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> i
 def replace_value(old: ir.Value, new: ir.Value) -> None:
     """`new` takes over the consumers and the name of `old`."""
     name, old.name = old.name, f"{old.name}.unused"
-    if new.shape is None or new.dtype is None:
-        new.shape, new.dtype = old.shape, old.dtype
+    if new.shape is None or new.type is None:
+        new.shape, new.type = old.shape, old.type
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.name = name
 

@@ -40,7 +40,14 @@ def fold(model: ir.Model) -> ir.Model:
 
 def simplify(model: ir.Model) -> ir.Model:
     """`fold`, and fewer ops for the same function up to rounding. For opsets from 20 on, where Gelu is an op."""
-    rewrites = [RemoveNoops(), FoldConstants(), FoldAffine(), FuseLayerNorm(), FuseActivations(), RemoveUnused()]
+    rewrites = [
+        RemoveNoops(),
+        FoldConstants(),
+        FoldAffine(),
+        FuseLayerNorm(),
+        FuseActivations(),
+        RemoveUnused(),
+    ]
     model = run_passes(fold(model), [InferShapes(), *rewrites], rounds=MAX_ROUNDS).graph
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)

@@ -142,9 +142,7 @@ def main() -> None:
     parser.add_argument("--errors", type=int, default=0, help="also print this many misread images")
     options = parser.parse_args()
     start = time.monotonic()
-    score, pairs = evaluate(
-        load_model(options.model), load_tokenizer(options.model), options.n, seed=options.seed
-    )
+    score, pairs = evaluate(load_model(options.model), load_tokenizer(options.model), options.n, seed=options.seed)
     print(json.dumps({**asdict(score), "seed": options.seed, "seconds": round(time.monotonic() - start, 1)}))
     misread = [(s, read) for s, read in pairs if s.answer != read]
     for sample, read in misread[: options.errors]:

@@ -76,14 +76,12 @@ def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, lan
     """All losses of one batch; the language model's only if `language`."""
     out: dict[str, Tensor] = {}
     with torch.autocast("cpu", torch.bfloat16):
-        vision, patches = model.encode_images(
-            batch["strip"], batch["position_ids"], batch["positions"], batch["valid"]
-        )
+        vision, patches = model.encode_images(batch["strip"], batch["position_ids"], batch["positions"], batch["valid"])
         ctc, order, dense = heads.ctc(vision), heads.order(vision), heads.dense(patches)
         if language:
             total, count = torch.zeros(()), 0
-            for start, end, ids, target, is_vision in batch["groups"]:
-                hidden, _ = model.llm(model.embed(ids, vision[start:end], is_vision))
+            for picked, ids, target, is_vision in batch["groups"]:
+                hidden, _ = model.llm(model.embed(ids, vision[picked], is_vision))
                 wanted = target != IGNORE
                 logits = model.llm.lm_head(hidden[wanted])
                 total = total + F.cross_entropy(logits.float(), target[wanted], reduction="sum")
@@ -92,9 +90,7 @@ def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, lan
     weight = batch["weight"]
     log_probs = F.log_softmax(ctc.float(), dim=-1).transpose(0, 1)
     frames = torch.full_like(batch["ctc_lengths"], log_probs.shape[0])
-    per_view = F.ctc_loss(
-        log_probs, batch["ctc"], frames, batch["ctc_lengths"], reduction="none", zero_infinity=True
-    )
+    per_view = F.ctc_loss(log_probs, batch["ctc"], frames, batch["ctc_lengths"], reduction="none", zero_infinity=True)
     out["ctc"] = (per_view * weight).sum() / batch["ctc_lengths"].sum().clamp(min=1)
     per_query = F.cross_entropy(order.float().flatten(0, 1), batch["order"].flatten(), reduction="none")
     out["order"] = (per_query.view_as(batch["order"]) * weight[:, None]).mean()
@@ -236,9 +232,9 @@ def main() -> None:
     trainer.resume()
     budget = options.minutes * 60
     tokenizer = load_tokenizer(reference_dir())
-    batches = Batches(options.seed, trainer.step, options.batch)
+    batches = Batches(options.seed, trainer.step, options.batch, trainer.elapsed / budget)
     last = time.monotonic()
-    exported = logged = trainer.elapsed
+    exported = logged = saved = trainer.elapsed
     sums: dict[str, float] = {}
     views = steps = 0
     for arrays in batches:
@@ -260,9 +256,11 @@ def main() -> None:
             line |= {"step": trainer.step, "minutes": round(trainer.elapsed / 60, 2)}
             print(json.dumps(line), flush=True)
             sums, views, steps, logged = {}, 0, 0, trainer.elapsed
+        if trainer.elapsed - saved > 180:
+            saved = trainer.elapsed
+            trainer.save()
         if trainer.elapsed - exported > options.export_minutes * 60:
             exported = trainer.elapsed
-            trainer.save()
             export(trainer.average, options.out)
             score, pairs = evaluate(rounded(trainer.average), tokenizer, 200)
             print("evaluation", score, [(s.answer, r) for s, r in pairs if s.answer != r][:6], flush=True)

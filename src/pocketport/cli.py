@@ -22,7 +22,9 @@ for module in (port, inspect, stages, gate, report, targets):
 
 
 @app.callback(invoke_without_command=True)
-def version(show: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True)) -> None:
+def version(
+    show: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
+) -> None:
     """Take a multimodal model to a phone chip."""
     if show:
         typer.echo(__version__)

@@ -3,7 +3,7 @@
 Samples are split once: calibration never sees what verification and the task score use.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -12,23 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pocketport.calibration.sources.rendered_text import RenderedText
+from pocketport.calibration.sources.rendered_text import PROMPT, RenderedText
 from pocketport.calibration.storage import read_npz
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.families.minicpmv.runner import MultimodalRunner, PromptSample, chain_feeds
+from pocketport.compress.families.minicpmv.runner import MultimodalRunner, chain_feeds
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_path
 from pocketport.request import Request
 
 Feeds: TypeAlias = Mapping[str, NDArray[np.generic]]
+PromptSample: TypeAlias = tuple[Image.Image, str, str | None]
 T = TypeVar("T")
 
 CALIBRATION_SEED = 10_000
 VERIFICATION_SEED = 15_000
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 HELD_OUT_SHARE = 0.25
-MULTIMODAL_PROMPT = "Read the text."
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_data(bundle: ModelBundle, request: Request) -> RunData:
 def _generated(bundle: ModelBundle, request: Request) -> RunData:
     def samples(seed: int, count: int) -> list[PromptSample]:
         source = RenderedText(seed=seed + request.seed, fonts="train")
-        return [PromptSample(s.image, s.prompt, s.answer) for s in (source[i] for i in range(count))]
+        return [(s.image, s.prompt, s.answer) for s in source.take(count)]
 
     return RunData(
         fingerprint=f"rendered-text/{request.seed}/{request.calibration_samples}",
@@ -86,15 +86,21 @@ def _generated(bundle: ModelBundle, request: Request) -> RunData:
 def _images(bundle: ModelBundle, request: Request, folder: Path) -> RunData:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else [folder]
     if not files:
-        raise InputError("the calibration folder holds no images", where=str(folder), fix=f"put {', '.join(sorted(IMAGE_SUFFIXES))} files in it")
+        raise InputError(
+            "the calibration folder holds no images",
+            where=str(folder),
+            fix=f"put {', '.join(sorted(IMAGE_SUFFIXES))} files in it",
+        )
     chosen, held = _split(files, request.calibration_samples)
 
     def samples(paths: Sequence[Path]) -> Iterator[PromptSample]:
         for path in paths:
             try:
-                yield PromptSample(Image.open(path).convert("RGB"), MULTIMODAL_PROMPT, None)
+                yield Image.open(path).convert("RGB"), PROMPT, None
             except (OSError, UnidentifiedImageError) as error:
-                raise InputError(f"not a readable image: {error}", where=str(path), fix="remove or replace the file") from error
+                raise InputError(
+                    f"not a readable image: {error}", where=str(path), fix="remove or replace the file"
+                ) from error
 
     return RunData(
         fingerprint=f"images/{sha256_path(folder)}/{len(chosen)}",
@@ -104,19 +110,25 @@ def _images(bundle: ModelBundle, request: Request, folder: Path) -> RunData:
     )
 
 
-def _chain(bundle: ModelBundle, samples: Iterator[PromptSample] | Sequence[PromptSample]) -> Iterator[tuple[str, Feeds]]:
+def _chain(bundle: ModelBundle, samples: Iterable[PromptSample]) -> Iterator[tuple[str, Feeds]]:
     executors = {component.name: OrtExecutor(component.graph) for component in bundle}
-    return chain_feeds(MultimodalRunner(executors, bundle), samples)
+    return chain_feeds(MultimodalRunner(executors, bundle.config, bundle.files), samples)
 
 
 def _arrays(bundle: ModelBundle, request: Request, path: Path) -> RunData:
     files = sorted(path.rglob("*.npz")) if path.is_dir() else [path]
     if not files:
-        raise InputError("the calibration folder holds no .npz files", where=str(path), fix="save one array per model input with numpy.savez")
+        raise InputError(
+            "the calibration folder holds no .npz files",
+            where=str(path),
+            fix="save one array per model input with numpy.savez",
+        )
     rows = [row for file in files for row in _rows(bundle, file)]
     if len(rows) < 2:
         raise InputError(
-            f"{len(rows)} sample is not enough: some calibrate, others verify", where=str(path), fix="give at least 2 samples, better 32"
+            f"{len(rows)} sample is not enough: some calibrate, others verify",
+            where=str(path),
+            fix="give at least 2 samples, better 32",
         )
     chosen, held = _split(rows, request.calibration_samples)
     return RunData(
@@ -142,16 +154,24 @@ def _rows(bundle: ModelBundle, file: Path) -> Iterator[Feeds]:
         array = arrays[name]
         if array.shape[1:] != shape[1:] and array.shape[1:] != shape:
             raise InputError(
-                f"shape {array.shape} does not fit [n, {', '.join(map(str, shape[1:]))}]", where=f"{file}, array {name}", fix="reshape the array"
+                f"shape {array.shape} does not fit [n, {', '.join(map(str, shape[1:]))}]",
+                where=f"{file}, array {name}",
+                fix="reshape the array",
             )
         if not np.isfinite(np.asarray(array, np.float64)).all():
             raise InputError("it holds NaN or infinity", where=f"{file}, array {name}", fix="clean the array")
         counts.add(len(array))
     if len(counts) != 1:
-        raise InputError(f"arrays of different lengths: {sorted(counts)}", where=str(file), fix="give every input the same number of samples")
+        raise InputError(
+            f"arrays of different lengths: {sorted(counts)}",
+            where=str(file),
+            fix="give every input the same number of samples",
+        )
     for i in range(counts.pop()):
         yield {
-            name: arrays[name][i].reshape([int(d) for d in value.shape or ()]).astype(value.dtype.numpy() if value.dtype else np.float32)
+            name: arrays[name][i]
+            .reshape([int(d) for d in value.shape or ()])
+            .astype(value.dtype.numpy() if value.dtype else np.float32)
             for name, value in inputs.items()
         }
 

@@ -67,7 +67,9 @@ def run_until(context: Context, last: str) -> Run:
     """
     goal = STAGES.index(last)
     if goal >= STAGES.index("quantize") and not context.request.targets:
-        raise UsageError("no target was given", where="--target", fix="name at least one, e.g. --target qualcomm/sm8650")
+        raise UsageError(
+            "no target was given", where="--target", fix="name at least one, e.g. --target qualcomm/sm8650"
+        )
     for text in context.request.targets:
         target = Target.parse(text)
         backend_for(target).legality(target)
@@ -123,9 +125,19 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
     compiled_all = one.compiled()
     complete = set(compiled_all) == {c.name for c in load_bundle(run.ingested)}
     if goal >= STAGES.index("verify") and complete:
-        _try(one, "task", lambda: target_task(context, target, run.ingested, one.stages["quantize"], compiled_all))
+        _try(
+            one,
+            "task",
+            lambda: target_task(context, target, run.ingested, one.stages["quantize"], compiled_all),
+        )
     if goal >= STAGES.index("profile") and complete:
-        _try(one, "profile", lambda: profile_target(context, target, run.ingested, one.stages["quantize"], compiled_all, one.stages.get("task")))
+        _try(
+            one,
+            "profile",
+            lambda: profile_target(
+                context, target, run.ingested, one.stages["quantize"], compiled_all, one.stages.get("task")
+            ),
+        )
 
 
 def _try(one: TargetRun, key: str, stage: Callable[[], StageResult]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pocketport.targets.contract import Arrays, Artifact, Executor, Target
 from pocketport.targets.registry import backend_for
-from pocketport.workers import Limits, Worker
+from pocketport.workers import DEFAULT_LIMITS, Limits, Worker
 
 
 class ExecutorHost:
@@ -50,10 +50,16 @@ class RemoteExecutor:
 
 @contextmanager
 def remote_executors(
-    target: Target, artifacts: Mapping[str, Artifact], pivots: Mapping[str, Path], *, limits: Limits = Limits()
+    target: Target,
+    artifacts: Mapping[str, Artifact],
+    pivots: Mapping[str, Path],
+    *,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[dict[str, Executor]]:
     """Executors by component name, hosted in one worker process that ends with the block."""
     label = f"{target}: executing {', '.join(artifacts)}"
-    with Worker("pocketport.remote:ExecutorHost", target, dict(artifacts), dict(pivots), label=label, limits=limits) as worker:
+    with Worker(
+        "pocketport.remote:ExecutorHost", target, dict(artifacts), dict(pivots), label=label, limits=limits
+    ) as worker:
         yield {name: RemoteExecutor(worker, name) for name in artifacts}
         worker.call("close")

@@ -57,9 +57,13 @@ class Request(BaseModel):
         path = directory / REQUEST_FILE
         if not path.is_file():
             raise UsageError(
-                "not a run directory: it has no request.json", where=str(directory), fix="start with `pocketport ingest SOURCE --out DIR`"
+                "not a run directory: it has no request.json",
+                where=str(directory),
+                fix="start with `pocketport ingest SOURCE --out DIR`",
             )
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
-            raise InputError(f"damaged: {error}", where=str(path), fix="start again with `pocketport ingest`") from error
+            raise InputError(
+                f"damaged: {error}", where=str(path), fix="start again with `pocketport ingest`"
+            ) from error

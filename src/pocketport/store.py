@@ -68,7 +68,13 @@ class Store:
             packages: distributions whose versions the output depends on.
         """
         versions = {name: package_version(name) for name in packages}
-        identity = {"stage": stage, "inputs": inputs, "packages": versions, "pocketport": __version__, "code": code_digest(code)}
+        identity = {
+            "stage": stage,
+            "inputs": inputs,
+            "packages": versions,
+            "pocketport": __version__,
+            "code": code_digest(code),
+        }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         path = self.root / stage / key
         record = path.with_suffix(".json")

@@ -36,6 +36,9 @@ class Limits:
     memory_bytes: int = 12 << 30
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Worker:
     """A spawned process that holds one object and answers calls to its methods.
 
@@ -46,7 +49,7 @@ class Worker:
         limits: see Limits.
     """
 
-    def __init__(self, factory: str, *arguments: Any, label: str, limits: Limits = Limits()) -> None:
+    def __init__(self, factory: str, *arguments: Any, label: str, limits: Limits = DEFAULT_LIMITS) -> None:
         self._label = label
         self._limits = limits
         handle, name = tempfile.mkstemp(prefix="pocketport-worker-", suffix=".log")
@@ -102,9 +105,15 @@ class Worker:
                 raise self._failure(f"it took over {self._limits.memory_bytes / 2**30:.1f} GiB; the process was ended")
 
     def _failure(self, why: str) -> ToolchainError:
-        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]) if self._log.exists() else ""
+        tail = (
+            "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+            if self._log.exists()
+            else ""
+        )
         return ToolchainError(
-            f"{why}\n{tail}".rstrip(), where=self._label, fix="the vendor's last words are above; the other components go on"
+            f"{why}\n{tail}".rstrip(),
+            where=self._label,
+            fix="the vendor's last words are above; the other components go on",
         )
 
     def close(self) -> None:
@@ -121,11 +130,13 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
-def call_in_worker(function: str, *arguments: Any, label: str, limits: Limits = Limits()) -> Any:
+def call_in_worker(function: str, *arguments: Any, label: str, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Call ``"package.module:function"`` once in a fresh worker and return its (picklable) result."""
     with Worker("pocketport.workers:_Function", function, label=label, limits=limits) as worker:
         return worker.call("call", *arguments)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.emitter import Weight, Window
 from pocketport.targets.apple.lowering import FLOAT16_MAX, saturated_half
@@ -20,7 +19,7 @@ _BINARY = {
     "greater": "broadcasting_greater",
 }  # fmt: skip
 INLINE_ELEMENTS = 16  # constants up to here, and uniform ones, are written into the program's text
-ALIGNMENT = 64
+ALIGNMENT = 16  # of constants in the file: readers put it in plain heap buffers, which are aligned no better
 _UNSIGNED = np.uint32  # permutations, kernel sizes and strides
 _SIGNED = np.int32  # axes, slices and shapes
 

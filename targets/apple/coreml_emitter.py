@@ -1,11 +1,10 @@
 """Writes Core ML programs (MIL) through ``coremltools``: everything float16, compressed weights stay constexpr ops."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.emitter import Weight, Window
 from pocketport.targets.apple.lowering import FLOAT16_MAX, saturated_half
@@ -25,9 +24,10 @@ LEAST_EPSILON = float(np.finfo(np.float16).smallest_subnormal)  # a norm's epsil
 class CoreMLEmitter:
     """Emits into the MIL function that is open; see ``coreml_program``. Implements ``Emitter``."""
 
-    def __init__(self, parameters: dict[str, Value]) -> None:
+    def __init__(self, parameters: Mapping[str, Value], names: Mapping[str, str]) -> None:
         from coremltools.converters.mil.mil import Builder
 
+        self._names = names
         self._build = Builder
         self._parameters = parameters
         self._name = "value"
@@ -36,7 +36,7 @@ class CoreMLEmitter:
 
     def begin(self, name: str) -> None:
         """Values are named after ONNX's, so that a profile on the device can be read."""
-        self._name = mil_name(name)
+        self._name = next(iter(mil_names([name]).values()))
 
     def _emit(self, operation: str, **arguments: Any) -> Value:
         self._count += 1
@@ -44,11 +44,11 @@ class CoreMLEmitter:
 
     def parameter(self, name: str, shape: tuple[int, ...], *, integer: bool) -> Value:
         """The function's input of that name."""
-        return self._parameters[mil_name(name)]
+        return self._parameters[self._names[name]]
 
     def finish(self, outputs: dict[str, Value]) -> None:
         """Outputs are identities: an output may be an input, or asked for twice."""
-        self.outputs = {n: self._build.identity(x=v, name=mil_name(n)) for n, v in outputs.items()}
+        self.outputs = {n: self._build.identity(x=v, name=self._names[n]) for n, v in outputs.items()}
 
     # constants
 
@@ -200,10 +200,17 @@ class CoreMLEmitter:
         return self._emit("upsample_nearest_neighbor", x=x, scale_factor_height=factors[0], scale_factor_width=factors[1])
 
 
-def mil_name(name: str) -> str:
-    """An identifier that Core ML takes; distinct ONNX names that would meet are told apart by ``coreml_program``."""
-    safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
-    return safe if safe and not safe[0].isdigit() else f"_{safe}"
+def mil_names(names: Iterable[str]) -> dict[str, str]:
+    """Identifiers that Core ML takes, one for each distinct name, told apart by a number where they would meet."""
+    chosen: dict[str, str] = {}
+    for name in names:
+        if name in chosen:
+            continue
+        safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+        safe = safe if safe and not safe[0].isdigit() else f"_{safe}"
+        taken = set(chosen.values())
+        chosen[name] = next(n for n in (safe, *(f"{safe}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+    return chosen
 
 
 def _constant(array: NDArray[np.generic]) -> NDArray[np.generic]:

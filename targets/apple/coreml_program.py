@@ -1,33 +1,45 @@
-"""A pivot as an ``.mlpackage``."""
+"""A pivot as an ``.mlpackage``, byte for byte the same each time, and reading it back."""
 
-import hashlib
 import json
+import logging
 import shutil
+import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
-
 from pocketport.compress.graph import static_shape
-from pocketport.targets.apple.coreml_emitter import CoreMLEmitter, mil_name
+from pocketport.targets.apple.coreml_emitter import CoreMLEmitter, mil_names
 from pocketport.targets.apple.lowering import lower_graph
 from pocketport.targets.apple.onnx_ops import TABLE
+from pocketport.targets.apple.target import CORE_ML_MINIMUM_OS
+
+from pocketport.files import size_of, write_json
 
 FUNCTION = "main"
+CONVERSION_DATE = "com.github.apple.coremltools.conversion_date"
+
+
+def feature_names(model: ir.Model) -> dict[str, str]:
+    """The package's names of the model's inputs and outputs."""
+    return mil_names(str(v.name) for v in (*model.graph.inputs, *model.graph.outputs))
 
 
 def write_mlpackage(model: ir.Model, component: str, path: Path) -> None:
     """Lower `model` (checked before: see ``lowering.check_graph``) to `path`, a directory; same model, same bytes."""
-    import coremltools
+    coremltools = _coremltools()
     from coremltools.converters.mil.mil import Builder, Function, Program, types
 
     target = coremltools.target.iOS18
     inputs: dict[str, Any] = {}
+    names = feature_names(model)
     for value in model.graph.inputs:
         kind = types.fp16 if value.dtype is not None and value.dtype.is_floating_point() else types.int32
-        inputs[mil_name(str(value.name))] = Builder.placeholder(shape=static_shape(value), dtype=kind)
+        inputs[names[str(value.name)]] = Builder.placeholder(shape=static_shape(value), dtype=kind)
     with Function(inputs, opset_version=target) as function:
-        emitter = CoreMLEmitter(function.inputs)
+        emitter = CoreMLEmitter(function.inputs, names)
         lower_graph(model, component, emitter, TABLE)
         function.set_outputs(list(emitter.outputs.values()))
     program = Program()
@@ -40,3 +52,54 @@ def write_mlpackage(model: ir.Model, component: str, path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
     package.save(str(path))
+    _make_reproducible(path)
+
+
+def _make_reproducible(path: Path) -> None:
+    """Take out the date, order the protobuf's maps, and derive the manifest's identifiers from the item names."""
+    from coremltools.proto import Model_pb2
+
+    file = path / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    specification = Model_pb2.Model.FromString(file.read_bytes())
+    specification.description.metadata.userDefined.pop(CONVERSION_DATE, None)
+    file.write_bytes(specification.SerializeToString(deterministic=True))
+    manifest = json.loads((path / "Manifest.json").read_text("utf-8"))
+    fresh = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for key, entry in manifest["itemInfoEntries"].items()}
+    manifest["itemInfoEntries"] = {fresh[key]: entry for key, entry in manifest["itemInfoEntries"].items()}
+    manifest["rootModelIdentifier"] = fresh[manifest["rootModelIdentifier"]]
+    write_json(path / "Manifest.json", manifest)
+
+
+def load_program(path: Path) -> Any:
+    """The MIL program that a package holds, its weights read from the package."""
+    coremltools = _coremltools()
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    model = coremltools.models.MLModel(str(path), skip_model_load=True)
+    specification = model.get_spec()
+    return load(specification, specification_version=specification.specificationVersion, file_weights_dir=model.weights_dir)
+
+
+def read_mlpackage(path: Path) -> tuple[Counter[str], dict[str, str | int | float]]:
+    """What the package holds: compressed elements by type (``int4`` …), and facts for the manifest."""
+    from coremltools.converters.mil.mil import types
+
+    elements: Counter[str] = Counter()
+    operations = load_program(path).functions[FUNCTION].operations
+    for operation in operations:
+        if operation.op_type == "constexpr_blockwise_shift_scale":
+            data = operation.inputs["data"]
+            elements[types.builtin_to_string(data.dtype)] += int(np.prod(data.shape))
+    facts: dict[str, str | int | float] = {f"{name}_elements": n for name, n in sorted(elements.items())}
+    facts["operations"] = sum(operation.op_type != "const" for operation in operations)
+    facts["minimum_os"] = CORE_ML_MINIMUM_OS
+    facts["weights_bytes"] = size_of(path / "Data" / "com.apple.CoreML" / "weights")
+    return elements, facts
+
+
+def _coremltools() -> Any:
+    """coremltools, without its remarks that this is no Mac."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    import coremltools
+
+    return coremltools

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-
 from pocketport.compress.graph import constant, inferred, static_shape
-from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.targets.apple.emitter import Discard, Emitter, Weight
 from pocketport.targets.apple.weights import CompressedWeight
+from pocketport.targets.legality import OpRule
+
+from pocketport.diagnostics import Diagnostic, Severity
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
+
+NOT_LISTED = OpRule(why="there is no lowering of this op", fix="export the model without it, or run it on another target")
 
 Lowering = Callable[["Call"], Any]
 
@@ -114,7 +117,9 @@ def _shape_of(value: ir.Value | None) -> tuple[int, ...]:
     return shape
 
 
-def lower_graph(model: ir.Model, component: str, emitter: Emitter[Any], table: Mapping[str, Lowering]) -> list[Diagnostic]:
+def lower_graph(
+    model: ir.Model, component: str, emitter: Emitter[Any], table: Mapping[str, Lowering], refused: Mapping[str, OpRule] = {}
+) -> list[Diagnostic]:
     """Write `model` through `emitter`.
 
     Returns an ERROR Diagnostic for every node that can't be written (then nothing is finished), and a WARNING for
@@ -139,7 +144,8 @@ def lower_graph(model: ir.Model, component: str, emitter: Emitter[Any], table: M
         results: Any = None
         try:
             if node.domain not in ("", "ai.onnx") or node.op_type not in table:
-                raise NotLowerable("no lowering of this op", "export the model without it, or leave its part to another target")
+                rule = refused.get(node.op_type, NOT_LISTED)
+                raise NotLowerable(rule.why, rule.fix)
             results = table[node.op_type](Call(node, emitter, operands))
         except NotLowerable as error:
             found.append(Diagnostic("apple.unsupported-op", Severity.ERROR, where, error.why, error.fix))
@@ -153,9 +159,11 @@ def lower_graph(model: ir.Model, component: str, emitter: Emitter[Any], table: M
     return found
 
 
-def check_graph(model: ir.Model, component: str, table: Mapping[str, Lowering]) -> list[Diagnostic]:
+def check_graph(
+    model: ir.Model, component: str, table: Mapping[str, Lowering], refused: Mapping[str, OpRule]
+) -> list[Diagnostic]:
     """What `lower_graph` would say, without any toolchain: it lowers into nothing."""
-    return lower_graph(model, component, Discard(), table)
+    return lower_graph(model, component, Discard(), table, refused)
 
 
 def saturated_half(array: NDArray[np.generic]) -> NDArray[np.float16]:

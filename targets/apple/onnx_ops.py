@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.emitter import Window
 from pocketport.targets.apple.lowering import Call, Lowering, NotLowerable

@@ -1,4 +1,4 @@
-"""MediatekBackend: QDQ ONNX → .tflite, LiteRT's CPU kernels as the reference, MediaTek's plugin as compiler or lint."""
+"""MediatekBackend: QDQ ONNX → .tflite, executed by LiteRT, compiled or linted by MediaTek's plugin."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.diagnostics import Diagnostic
 from pocketport.errors import ToolchainError, UsageError
 from pocketport.files import sha256_path, size_of
 from pocketport.targets.checks import check_ops
@@ -50,15 +50,15 @@ class MediatekBackend:
         """An ERROR without LiteRT; NOTEs without the NeuroPilot SDK and without a C compiler."""
         found = []
         if not plugin.has_litert():
-            found.append(_LITERT_MISSING)
+            found.append(plugin.LITERT_MISSING)
         if all(plugin.sdk_libraries(soc) is None for soc in SOCS.values()):
-            found.append(_SDK_MISSING)
+            found.append(plugin.SDK_MISSING)
         if plugin.c_compiler() is None:
-            found.append(_COMPILER_MISSING)
+            found.append(plugin.COMPILER_MISSING)
         return tuple(found)
 
     def check(self, component: str, graph: ir.Model, target: Target) -> tuple[Diagnostic, ...]:
-        """The ops that aren't listed, then, where LiteRT is installed, every node that a trial lowering refuses."""
+        """The ops that aren't listed; if none and LiteRT is installed, what a trial lowering refuses."""
         unlisted = check_ops(VENDOR, component, graph, self.legality(target))
         if unlisted or not plugin.has_litert():
             return unlisted
@@ -68,13 +68,14 @@ class MediatekBackend:
         """Write the .tflite. The same file serves every SoC."""
         find_soc(request.target)
         if not plugin.has_litert():
-            raise ToolchainError(_LITERT_MISSING.why, where=_LITERT_MISSING.where, fix=_LITERT_MISSING.fix)
+            absent = plugin.LITERT_MISSING
+            raise ToolchainError(absent.why, where=absent.where, fix=absent.fix)
         path = request.work / f"{request.component}.tflite"
         lower_file(request.component, request.pivot, path)
         return Lowered({KIND: path})
 
     def compile(self, request: CompileRequest, lowered: Lowered) -> CompileResult:
-        """The portable .tflite and, with the NeuroPilot SDK, one that carries the NPU's binary; else the plugin's lint."""
+        """The portable .tflite; with the NeuroPilot SDK one with the NPU's binary too, else the lint."""
         soc = find_soc(request.target)
         request.out.mkdir(parents=True, exist_ok=True)
         portable = request.out / f"{request.component}.tflite"
@@ -87,14 +88,16 @@ class MediatekBackend:
             artifacts.append(_artifact(compiled, AOT_KIND, primary=False))
             return CompileResult(tuple(artifacts), offload)
         linted, diagnostics = plugin.lint(portable, request.work, soc)
-        return CompileResult(tuple(artifacts), linted, (_SDK_MISSING, *diagnostics))
+        return CompileResult(tuple(artifacts), linted, (plugin.SDK_MISSING, *diagnostics))
 
     def execute(self, artifact: Artifact, target: Target, pivot: Path) -> Executor:
         """Open the portable .tflite in LiteRT's interpreter."""
         find_soc(target)
         if artifact.kind != KIND:
             raise UsageError(
-                f"{artifact.kind} runs on the phone's NPU only", where=str(artifact.path), fix="execute the portable .tflite"
+                f"{artifact.kind} runs on the phone's NPU only",
+                where=str(artifact.path),
+                fix="execute the portable .tflite",
             )
         return LiteRTExecutor(artifact.path)
 
@@ -108,25 +111,6 @@ def _artifact(path: Path, kind: str, *, primary: bool) -> Artifact:
         "litert": version("ai-edge-litert"),
     }
     return Artifact(path, kind, size_of(path), sha256_path(path), primary, facts)
-
-
-_LITERT_MISSING = Diagnostic(
-    "mediatek.no-litert", Severity.ERROR, "ai-edge-litert", "LiteRT is not installed", "pip install 'pocketport[mediatek]'"
-)
-_SDK_MISSING = Diagnostic(
-    "mediatek.no-sdk",
-    Severity.NOTE,
-    "NeuroPilot SDK",
-    "it is not installed: the result is a portable .tflite, compiled on device",
-    "pip install ai-edge-litert-sdk-mediatek (downloads the SDK from MediaTek) to compile for the NPU on this host",
-)
-_COMPILER_MISSING = Diagnostic(
-    "mediatek.no-c-compiler",
-    Severity.NOTE,
-    "cc",
-    "no C compiler: MediaTek's plugin can't be asked which ops it takes",
-    "install gcc or clang",
-)
 
 
 @cache

@@ -68,8 +68,10 @@ class Emitter:
         """A tensor without data: an input, or what an operator will write."""
         return self._add(name, tuple(int(d) for d in shape), dtype, encoding, None)
 
-    def constant(self, array: NDArray[np.generic], *, name: str = "", dtype: str = "", encoding: Encoding | None = None) -> Tensor:
-        """A tensor with data. int64 indices become int32; equal small constants without encoding are written once."""
+    def constant(
+        self, array: NDArray[np.generic], *, name: str = "", dtype: str = "", encoding: Encoding | None = None
+    ) -> Tensor:
+        """A tensor with data. int64 indices become int32; equal small plain constants are written once."""
         dtype = dtype or str(array.dtype)
         if encoding is None and dtype == "int64":
             array, dtype = array.astype(np.int32), "int32"
@@ -81,8 +83,17 @@ class Emitter:
             self._constants[key] = made
         return made
 
+    def scalar(self, value: float) -> Tensor:
+        """A float32 constant without dimensions."""
+        return self.constant(np.array(value, np.float32))
+
     def _add(
-        self, name: str, shape: tuple[int, ...], dtype: str, encoding: Encoding | None, data: NDArray[np.generic] | None
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        encoding: Encoding | None,
+        data: NDArray[np.generic] | None,
     ) -> Tensor:
         record = self.schema.TensorT()
         record.name, record.shape, record.buffer = name, list(shape), 0
@@ -100,7 +111,7 @@ class Emitter:
         return Tensor(len(self._subgraph.tensors) - 1, shape, dtype, encoding, data)
 
     def operator(self, code: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], **options: Any) -> None:
-        """Append an operator. `code` is the schema's name (``CONV_2D``); `options` holds its option table's fields.
+        """Append an operator: `code` is the schema's name (``CONV_2D``), `options` its option table's fields.
 
         The key ``table`` names that table (``Conv2DOptions``); ops without options leave it out.
         """
@@ -126,7 +137,9 @@ class Emitter:
         size = sum(0 if b.data is None else b.data.size for b in self._buffers)
         if size > LARGEST_FILE:
             raise ToolchainError(
-                f"{size / 2**30:.1f} GiB of weights pass a .tflite file's 2 GiB", where=where, fix="split the component, or use w4"
+                f"{size / 2**30:.1f} GiB of weights pass a .tflite file's 2 GiB",
+                where=where,
+                fix="split the component, or use w4",
             )
         model = schema.ModelT()
         model.version, model.description = 3, description
@@ -147,7 +160,9 @@ class Emitter:
     def _operator_code(self, code: str) -> Any:
         record = self.schema.OperatorCodeT()
         record.builtinCode = getattr(self.schema.BuiltinOperator, code)
-        record.deprecatedBuiltinCode = min(record.builtinCode, 127)  # the field is int8; 127 sends readers to builtinCode
+        record.deprecatedBuiltinCode = min(
+            record.builtinCode, 127
+        )  # the field is int8; 127 sends readers to builtinCode
         record.version = OP_VERSIONS.get(code, 1)
         return record
 
@@ -157,15 +172,16 @@ def _packed(data: NDArray[np.generic], dtype: str) -> NDArray[np.uint8]:
     if dtype == "int4":
         nibbles = data.astype(np.uint8).ravel() & 0xF
         nibbles = np.append(nibbles, np.zeros(nibbles.size % 2, np.uint8))
-        return nibbles[0::2] | (nibbles[1::2] << 4)
-    return np.ascontiguousarray(data, dtype=np.dtype(dtype).newbyteorder("<")).reshape(-1).view(np.uint8)
+        return (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8)
+    little = np.ascontiguousarray(data, dtype=np.dtype(dtype).newbyteorder("<"))
+    return little.reshape(-1).view(np.uint8)
 
 
 def _aligned_buffer(schema: Any, data: NDArray[np.uint8]) -> Any:
     """A BufferT that packs its bytes at BUFFER_ALIGNMENT: the generated one leaves force_align out."""
 
     class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
-        def Pack(self, builder: Any) -> Any:  # noqa: N802
+        def Pack(self, builder: Any) -> Any:
             builder.StartVector(1, data.size, BUFFER_ALIGNMENT)
             builder.head -= data.size
             builder.Bytes[builder.head : builder.head + data.size] = data.tobytes()

@@ -14,7 +14,7 @@ from pocketport.targets.mediatek.emit import SIGNATURE
 class LiteRTExecutor:
     """One loaded .tflite; float32 and int32 in and out, by the pivot's names.
 
-    XNNPACK is left out: it would repack weights and compute some float ops otherwise than the built-in kernels.
+    XNNPACK is left out: it repacks weights and computes some float ops otherwise than the built-in kernels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -22,11 +22,15 @@ class LiteRTExecutor:
 
         try:
             self._interpreter: Any = Interpreter(
-                model_path=str(path), num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                model_path=str(path),
+                num_threads=1,
+                experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             )
             self._runner: Any = self._interpreter.get_signature_runner(SIGNATURE)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT can't open it: {error}", where=str(path), fix="compile the component again") from error
+            raise InputError(
+                f"LiteRT can't open it: {error}", where=str(path), fix="compile the component again"
+            ) from error
         self._inputs: dict[str, Any] = self._runner.get_input_details()
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
@@ -38,7 +42,11 @@ class LiteRTExecutor:
             array = np.asarray(feeds[name])
             if array.shape != tuple(detail["shape"]):
                 shape = tuple(int(d) for d in detail["shape"])
-                raise InputError(f"it has shape {array.shape}, the model takes {shape}", where=f"input {name}", fix="feed that shape")
+                raise InputError(
+                    f"it has shape {array.shape}, the model takes {shape}",
+                    where=f"input {name}",
+                    fix="feed that shape",
+                )
             prepared[name] = np.ascontiguousarray(array, dtype=detail["dtype"])
         results: dict[str, NDArray[np.generic]] = self._runner(**prepared)
         return results

@@ -1,60 +1,84 @@
 """Pivot (or float ONNX) → .tflite, node by node through the registered handlers."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
-from pocketport.compress.graph import inferred, load_graph
+from pocketport.compress.graph import inferred, load_graph, static_shape
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError
-from pocketport.targets.mediatek.emit import Tensor
-from pocketport.targets.mediatek.lowering import Lowering, Refused, handlers
+from pocketport.targets.mediatek.emit import Emitter, Tensor
+from pocketport.targets.mediatek.lowering import Lowering, Refused
+from pocketport.targets.mediatek.registry import handlers
 
-DESCRIPTION = "pocketport"
-_INPUT_TYPES = {"FLOAT": "float32", "INT32": "int32", "INT64": "int32", "BOOL": "bool"}
+_INPUT_TYPES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.INT32: "int32",
+    ir.DataType.INT64: "int32",
+    ir.DataType.BOOL: "bool",
+}
 
 
-def lower_graph(component: str, model: ir.Model) -> tuple[Lowering, dict[str, Tensor], dict[str, Tensor], list[Diagnostic]]:
+@dataclass
+class LoweredGraph:
+    """What became of a graph: its inputs and outputs by ONNX name, and an ERROR for everything refused."""
+
+    emitter: Emitter
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    refused: list[Diagnostic] = field(default_factory=list)
+
+
+def lower_graph(component: str, model: ir.Model) -> LoweredGraph:
     """Lower every node of `model`.
 
-    Returns:
-        The finished state, input and output tensors by ONNX name, and an ERROR Diagnostic for each refused node
-        (lowering goes on behind it, so that one pass finds them all; nothing may be saved then).
+    Lowering goes on behind a refused node, so that one pass finds them all; such a result must not be saved.
     """
     graph = inferred(model).graph
-    context, known, refused = Lowering(graph), handlers(), []
-    inputs = {}
+    context, known = Lowering(graph), handlers()
+    lowered = LoweredGraph(context.emitter)
+
+    def refuse(what: str, error: Refused) -> None:
+        lowered.refused.append(
+            Diagnostic("mediatek.unsupported-op", Severity.ERROR, f"{component}, {what}", error.why, error.fix)
+        )
+
     for value in graph.inputs:
-        if value.name in graph.initializers:
-            continue
-        dtype = _INPUT_TYPES.get(value.dtype.name if value.dtype is not None else "")
-        if dtype is None:
-            raise ToolchainError(f"inputs of type {value.dtype} are not taken", where=f"{component}: input {value.name}", fix="use float32 or int32")
-        inputs[str(value.name)] = context.emitter.tensor(str(value.name), context.shape(value), dtype)
-        context.define(value, inputs[str(value.name)])
+        if value.name not in graph.initializers:
+            try:
+                lowered.inputs[str(value.name)] = _input(context, value)
+            except Refused as error:
+                refuse(f"input {value.name}", error)
+                _stand_in(context, value)
     for node in graph:
         if node in context.folded or node.op_type == "Constant":
             continue
+        folded = set(context.folded)
         try:
             if node.op_type not in known:
-                raise Refused("no LiteRT lowering for this op", "replace it, or leave this component to another target")
+                raise Refused("LiteRT has no op for it here", "replace it, or leave this component to another target")
             known[node.op_type](context, node)
         except Refused as error:
-            refused.append(_refusal(component, node, error))
+            refuse(f"node {node.name or node.outputs[0].name}, op {node.op_type}", error)
+            context.folded = folded
             for output in node.outputs:
-                context.define(output, context.emitter.tensor(str(output.name), context.shape(output), "float32"))
-    outputs = {str(v.name): _output(context, v) for v in graph.outputs}
-    return context, inputs, outputs, refused
+                _stand_in(context, output)
+    lowered.outputs = {str(value.name): context.as_float(context.read(value)) for value in graph.outputs}
+    return lowered
 
 
-def _output(context: Lowering, value: ir.Value) -> Tensor:
-    """A graph output: float32 or int32, in ONNX's order of dimensions."""
-    return context.as_float(context.read(value))
+def _input(context: Lowering, value: ir.Value) -> Tensor:
+    if value.dtype not in _INPUT_TYPES:
+        raise Refused(f"inputs of type {value.dtype} are not taken", "use float32 or int32")
+    tensor = context.emitter.tensor(str(value.name), context.shape(value), _INPUT_TYPES[value.dtype])
+    context.define(value, tensor)
+    return tensor
 
 
-def _refusal(component: str, node: ir.Node, error: Refused) -> Diagnostic:
-    where = f"{component}: node {node.name or node.outputs[0].name} ({node.op_type})"
-    return Diagnostic("mediatek.unsupported-op", Severity.ERROR, where, error.why, error.fix)
+def _stand_in(context: Lowering, value: ir.Value) -> None:
+    """Something for the nodes behind a refused one to read."""
+    context.define(value, context.emitter.tensor(str(value.name), static_shape(value) or (), "float32"))
 
 
 def lower_file(component: str, pivot: Path, out: Path) -> None:
@@ -63,13 +87,14 @@ def lower_file(component: str, pivot: Path, out: Path) -> None:
     Raises:
         ToolchainError: naming every node that can't be lowered.
     """
-    context, inputs, outputs, refused = lower_graph(component, load_graph(pivot))
-    if refused:
-        told = "; ".join(f"{d.where}: {d.why}" for d in refused)
-        raise ToolchainError(f"{len(refused)} nodes can't be lowered: {told}", where=f"mediatek {component}", fix=refused[0].fix)
-    context.emitter.save(out, inputs, outputs, f"{DESCRIPTION} {component}")
+    lowered = lower_graph(component, load_graph(pivot))
+    if lowered.refused:
+        told = "; ".join(f"{d.where}: {d.why}" for d in lowered.refused)
+        why = f"{len(lowered.refused)} nodes can't be lowered: {told}"
+        raise ToolchainError(why, where=f"mediatek {component}", fix=lowered.refused[0].fix)
+    lowered.emitter.save(out, lowered.inputs, lowered.outputs, f"pocketport {component}")
 
 
 def check_graph(component: str, model: ir.Model) -> tuple[Diagnostic, ...]:
-    """A Diagnostic for each node that lowering refuses; nothing is written."""
-    return tuple(lower_graph(component, model)[3])
+    """An ERROR for each node that lowering refuses; nothing is written."""
+    return tuple(lower_graph(component, model).refused)

@@ -1,6 +1,7 @@
 """Conv, depthwise Conv and ConvTranspose in two dimensions, NHWC."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -8,17 +9,20 @@ import onnx_ir as ir
 from pocketport.targets.mediatek.activation import fused_activation
 from pocketport.targets.mediatek.emit import Tensor
 from pocketport.targets.mediatek.lower_linear import bias_tensor, computes_in_integers, weight_tensor
-from pocketport.targets.mediatek.lowering import NHWC, Lowering, Refused, attribute, lowers
+from pocketport.targets.mediatek.lowering import NHWC, Lowering, Refused, attribute
+from pocketport.targets.mediatek.registry import lowers
 
 SAME, VALID = 0, 1
 
 
 def window(node: ir.Node, kernel: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """(strides, dilations, pads [top, left, bottom, right]) of a 2-D window over an input of `size` (height, width)."""
+    """Strides, dilations and pads (top, left, bottom, right) of a window over `size` (height, width)."""
     strides = [int(s) for s in attribute(node, "strides", [1, 1])]
     dilations = [int(d) for d in attribute(node, "dilations", [1, 1])]
     if len(kernel) != 2:
-        raise Refused(f"a window of {len(kernel)} dimensions is not taken", "use two-dimensional convolutions and pools")
+        raise Refused(
+            f"a window of {len(kernel)} dimensions is not taken", "use two-dimensional convolutions and pools"
+        )
     mode = attribute(node, "auto_pad", "NOTSET")
     if mode == "NOTSET":
         return strides, dilations, [int(p) for p in attribute(node, "pads", [0, 0, 0, 0])]
@@ -33,7 +37,13 @@ def window(node: ir.Node, kernel: Sequence[int], size: Sequence[int]) -> tuple[l
     return strides, dilations, [*before, *after]
 
 
-def is_same(size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]) -> bool:
+def is_same(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+) -> bool:
     """Whether explicit `pads` are what LiteRT's SAME padding computes."""
     for axis in range(2):
         reach = (kernel[axis] - 1) * dilations[axis] + 1
@@ -58,7 +68,7 @@ def padded(context: Lowering, x: Tensor, pads: Sequence[int], fill: Tensor | Non
 
 @lowers("Conv")
 def conv(context: Lowering, node: ir.Node) -> None:
-    """CONV_2D or DEPTHWISE_CONV_2D. SAME where it says the same as the explicit pads, else a PAD before VALID."""
+    """CONV_2D or DEPTHWISE_CONV_2D: SAME where that means the same as the pads, else a PAD before VALID."""
     source, kernel = node.inputs[0], node.inputs[1]
     weight = context.weight(kernel)
     if weight is None or source is None or kernel is None:
@@ -83,7 +93,7 @@ def conv(context: Lowering, node: ir.Node) -> None:
     padding = SAME if is_same(x.shape[1:3], array.shape[2:], strides, dilations, pads) else VALID
     if padding == VALID and any(pads):
         x = padded(context, x, pads)
-    options = {
+    options: dict[str, Any] = {
         "padding": padding, "strideH": strides[0], "strideW": strides[1], "fusedActivationFunction": activation,
         "dilationHFactor": dilations[0], "dilationWFactor": dilations[1],
     }  # fmt: skip
@@ -103,7 +113,9 @@ def conv_transpose(context: Lowering, node: ir.Node) -> None:
     if weight is None or source is None or kernel is None:
         raise Refused("its weights are not constant", "make them an initializer")
     if int(attribute(node, "group", 1)) != 1 or any(d != 1 for d in attribute(node, "dilations", [1, 1])):
-        raise Refused("a transposed convolution with groups or dilations is not taken", "use one group without dilation")
+        raise Refused(
+            "a transposed convolution with groups or dilations is not taken", "use one group without dilation"
+        )
     if any(attribute(node, "output_padding", [0, 0])) or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         raise Refused("output_padding and auto_pad are not taken", "write explicit pads")
     array = weight.array  # [in, out, height, width]
@@ -115,11 +127,18 @@ def conv_transpose(context: Lowering, node: ir.Node) -> None:
     integer = computes_in_integers(weight, x, encoding)
     w = weight_tensor(context, weight, array.transpose(1, 2, 3, 0), 0, str(kernel.name), integer=integer)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    b = bias_tensor(context, bias, array.shape[1], x.encoding if integer else None, weight.encoding if integer else None)
+    b = bias_tensor(
+        context, bias, array.shape[1], x.encoding if integer else None, weight.encoding if integer else None
+    )
     batch, depth, height, width = context.shape(output)
     full = (batch, height + pads[0] + pads[2], width + pads[1] + pads[3], depth)
     inputs = [context.indices(full), w, x if integer else context.as_float(x), b]
-    settings = {"table": "TransposeConvOptions", "padding": VALID, "strideH": strides[0], "strideW": strides[1]}
+    settings: dict[str, Any] = {
+        "table": "TransposeConvOptions",
+        "padding": VALID,
+        "strideH": strides[0],
+        "strideW": strides[1],
+    }
     kept = encoding if integer else None
     if not any(pads):
         context.emit("TRANSPOSE_CONV", inputs, output, kept, order=NHWC, **settings)

@@ -1,5 +1,6 @@
 """Arithmetic and activations. They keep whatever order of dimensions their operands already have."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketport.calibration.encodings import Encoding, encoding_for_range
-from pocketport.targets.mediatek.activation import fused_activation, interval
+from pocketport.targets.mediatek.activation import RELU, fused_activation, interval
 from pocketport.targets.mediatek.emit import Tensor
-from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, attribute, identity, lowers
+from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, attribute, identity
+from pocketport.targets.mediatek.registry import lowers
 
 # Kernels that demand one output encoding: (scale, zero point) by dtype.
 FIXED: dict[str, dict[str, tuple[float, int]]] = {
@@ -18,15 +20,19 @@ FIXED: dict[str, dict[str, tuple[float, int]]] = {
     "TANH": {"int16": (1 / 32768, 0), "int8": (1 / 128, 0)},
 }
 
+# LiteRT's int16 SOFTMAX clamps exponents at −10, so each masked or far-off entry still adds e^−10 to the sum.
+# Up to this many entries that is at most 2^−8 of the result; longer rows compute in float.
+WIDEST_INT16_SOFTMAX = int(2**-8 * math.exp(10))
+
 
 def fixed_encoding(code: str, dtype: str) -> Encoding:
     """The encoding in which LiteRT's integer kernel of `code` writes."""
     scale, zero_point = FIXED[code][dtype]
-    return Encoding(dtype, np.float32(scale).reshape(()), np.int32(zero_point).reshape(()))
+    return Encoding(dtype, np.array(scale, np.float32), np.array(zero_point, np.int32))
 
 
 def emit_fixed(context: Lowering, code: str, x: Tensor, output: ir.Value, order: Order, **options: Any) -> None:
-    """Emit an op whose integer kernel has a fixed output encoding, then requantize if the pivot wants another."""
+    """Emit an op whose integer kernel writes in one encoding; requantize if the pivot wants another."""
     (x,), wanted = context.settle([x], output)
     written = fixed_encoding(code, wanted.dtype) if wanted is not None else None
     made = context.emit(code, [x], output, written, order=order, **options)
@@ -98,7 +104,7 @@ def div(context: Lowering, node: ir.Node) -> None:
 def clip(context: Lowering, node: ir.Node) -> None:
     """A Relu or Clip that was not computed inside the op before it: RELU, or MAXIMUM and MINIMUM."""
     source, output = node.inputs[0], node.outputs[0]
-    kept = interval(node)
+    kept = interval(context, node)
     if kept is None or source is None:
         raise Refused("its bounds are computed at run time", "use constant bounds")
     held = context.value(source)
@@ -111,7 +117,7 @@ def clip(context: Lowering, node: ir.Node) -> None:
     for code, bound in (("MAXIMUM", kept[0]), ("MINIMUM", kept[1])):
         if np.isinf(bound):
             continue
-        limit = context.emitter.constant(np.float32(bound).reshape(()))
+        limit = context.emitter.scalar(bound)
         limit = context.quantized(limit, encoding) if encoding is not None else limit
         x = context.emit(code, [x, limit], output, encoding, order=held.order, table="MaximumMinimumOptions")
     if x is held.tensor:
@@ -148,7 +154,10 @@ def softmax(context: Lowering, node: ir.Node) -> None:
     rank = len(held.order)
     axis = int(attribute(node, "axis", -1)) % rank
     order = held.order if held.order[-1] == axis else (*(d for d in range(rank) if d != axis), axis)
-    emit_fixed(context, "SOFTMAX", context.reordered(held, order), output, order, table="SoftmaxOptions", beta=1.0)
+    x = context.reordered(held, order)
+    if x.dtype == "int16" and x.shape[-1] > WIDEST_INT16_SOFTMAX:
+        x = context.as_float(x)
+    emit_fixed(context, "SOFTMAX", x, output, order, table="SoftmaxOptions", beta=1.0)
 
 
 @lowers("LeakyRelu")
@@ -170,7 +179,14 @@ def float_or_int8(context: Lowering, node: ir.Node) -> None:
     options: dict[str, Any] = {}
     if node.op_type == "Gelu":
         options = {"table": "GeluOptions", "approximate": attribute(node, "approximate", "none") == "tanh"}
-    context.emit({"Gelu": "GELU"}.get(node.op_type, "HARD_SWISH"), [x], node.outputs[0], encoding, order=held.order, **options)
+    context.emit(
+        {"Gelu": "GELU"}.get(node.op_type, "HARD_SWISH"),
+        [x],
+        node.outputs[0],
+        encoding,
+        order=held.order,
+        **options,
+    )
 
 
 @lowers("HardSigmoid")
@@ -178,14 +194,15 @@ def hard_sigmoid(context: Lowering, node: ir.Node) -> None:
     """min(1, relu(alpha·x + beta)) in float."""
     held = context.value(inputs_of(node)[0])
     x = context.as_float(held.tensor)
-    scalar = lambda name, default: context.emitter.constant(np.float32(attribute(node, name, default)).reshape(()))  # noqa: E731
-    scaled = context.internal("MUL", [x, scalar("alpha", 0.2)], x.shape, table="MulOptions")
-    risen = context.internal("ADD", [scaled, scalar("beta", 0.5)], x.shape, table="AddOptions", fusedActivationFunction=1)
-    one = context.emitter.constant(np.float32(1.0).reshape(()))
+    slope = context.emitter.scalar(attribute(node, "alpha", 0.2))
+    offset = context.emitter.scalar(attribute(node, "beta", 0.5))
+    scaled = context.internal("MUL", [x, slope], x.shape, table="MulOptions")
+    risen = context.internal("ADD", [scaled, offset], x.shape, table="AddOptions", fusedActivationFunction=RELU)
+    one = context.emitter.scalar(1.0)
     context.emit("MINIMUM", [risen, one], node.outputs[0], order=held.order, table="MaximumMinimumOptions")
 
 
-@lowers("Sqrt", "Exp", "Neg", "Abs", "Log", "Sin", "Cos", "Floor")
+@lowers("Sqrt", "Exp", "Neg", "Abs", "Log", "Sin", "Cos")
 def float_unary(context: Lowering, node: ir.Node) -> None:
     """Computed in float."""
     held = context.value(inputs_of(node)[0])

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.mediatek.activation import fused_activation
 from pocketport.targets.mediatek.emit import Tensor
-from pocketport.targets.mediatek.lowering import Lowering, Refused, Weight, attribute, identity, lowers
+from pocketport.targets.mediatek.lowering import Lowering, Refused, Weight, attribute, identity
+from pocketport.targets.mediatek.registry import lowers
 
 _WEIGHT_TYPES = ("int8", "int4")
 
@@ -17,7 +18,9 @@ def with_axis(encoding: Encoding, axis: int) -> Encoding:
     return encoding if encoding.axis is None else Encoding(encoding.dtype, encoding.scale, encoding.zero_point, axis)
 
 
-def weight_tensor(context: Lowering, weight: Weight, array: NDArray[np.generic], axis: int, name: str, *, integer: bool) -> Tensor:
+def weight_tensor(
+    context: Lowering, weight: Weight, array: NDArray[np.generic], axis: int, name: str, *, integer: bool
+) -> Tensor:
     """Emit weights (laid out by the caller as `array`, channels on `axis`).
 
     Quantized weights of an op computed in float stay small in the file, behind a DEQUANTIZE: LiteRT's own
@@ -43,18 +46,18 @@ def bias_tensor(
     context: Lowering, bias: ir.Value | None, channels: int, source: Encoding | None, weight: Encoding | None
 ) -> Tensor | None:
     """The bias at scale s_x·s_w: int64 beside int16 activations, int32 beside int8; float for a float op."""
-    held = context.weight(bias)
+    held, name = context.weight(bias), "bias" if bias is None else str(bias.name)
     if bias is not None and held is None:
         raise Refused("its bias is not a constant", "make the bias an initializer")
     if source is None or weight is None:
-        return None if held is None else context.emitter.constant(held.real().reshape(-1), name=str(bias.name))  # type: ignore[union-attr]
+        return None if held is None else context.emitter.constant(held.real().reshape(-1), name=name)
     scale = np.broadcast_to(np.float64(source.scale) * weight.scale.astype(np.float64), (channels,))
     real = np.zeros(channels) if held is None else _exact(held).reshape(-1)
     dtype = "int64" if source.dtype == "int16" else "int32"
     limit = np.iinfo(np.int32).max  # int64 biases are cut to int32 on the NPU
     integers = np.clip(np.rint(real / scale), -limit, limit).astype(dtype)
     encoding = Encoding(dtype, scale.astype(np.float32), np.zeros(channels, np.int32), 0)
-    return context.emitter.constant(integers, name=str(bias.name) if bias is not None else "bias", dtype=dtype, encoding=encoding)
+    return context.emitter.constant(integers, name=name, dtype=dtype, encoding=encoding)
 
 
 def _exact(weight: Weight) -> NDArray[np.float64]:
@@ -85,9 +88,10 @@ def gemm(context: Lowering, node: ir.Node) -> None:
 
 @lowers("MatMul")
 def matmul(context: Lowering, node: ir.Node) -> None:
-    """FULLY_CONNECTED when the right operand is a constant matrix, else BATCH_MATMUL."""
+    """FULLY_CONNECTED when the right operand is a constant matrix of weights, else BATCH_MATMUL."""
     weight = context.weight(node.inputs[1])
-    if weight is not None and weight.array.ndim == 2:
+    is_activation = weight is None or (weight.encoding is not None and weight.encoding.dtype == "int16")
+    if not is_activation and weight is not None and weight.array.ndim == 2:
         _fully_connected(context, node, None, transposed=False)
     else:
         _batch_matmul(context, node, transposed=False)
@@ -106,7 +110,9 @@ def _fully_connected(context: Lowering, node: ir.Node, bias: ir.Value | None, *,
     if weight.encoding is not None and weight.encoding.axis not in (None, channel_axis):
         raise Refused("its weights are quantized along the input dimension", "quantize them per output channel")
     w = weight_tensor(context, weight, array, 0, str(matrix.name), integer=integer)
-    b = bias_tensor(context, bias, array.shape[0], x.encoding if integer else None, weight.encoding if integer else None)
+    b = bias_tensor(
+        context, bias, array.shape[0], x.encoding if integer else None, weight.encoding if integer else None
+    )
     context.emit(
         "FULLY_CONNECTED", [x if integer else context.as_float(x), w, b], output, encoding if integer else None,
         table="FullyConnectedOptions", fusedActivationFunction=activation, keepNumDims=len(x.shape) != 2,

@@ -9,10 +9,18 @@ from pocketport.calibration.encodings import Encoding
 from pocketport.compress.graph import constant
 from pocketport.targets.mediatek.emit import Tensor
 from pocketport.targets.mediatek.lower_elementwise import inputs_of
-from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, Value, Weight, attribute, identity, lowers
+from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, Weight, attribute
+from pocketport.targets.mediatek.registry import lowers
 
 
-def move(context: Lowering, code: str, inputs: Sequence[Tensor], output: ir.Value, order: Order | None = None, **options: object) -> None:
+def move(
+    context: Lowering,
+    code: str,
+    inputs: Sequence[Tensor],
+    output: ir.Value,
+    order: Order | None = None,
+    **options: object,
+) -> None:
     """Emit an op whose output has the type and encoding of its first input."""
     context.emit(code, inputs, output, inputs[0].encoding, order=order, dtype=inputs[0].dtype, **options)
 
@@ -88,8 +96,11 @@ def split(context: Lowering, node: ir.Node) -> None:
     parts = [tuple(context.shape(o)[d] for d in held.order) for o in node.outputs]
     x = held.tensor
     if len({p[place] for p in parts}) == 1:
-        made = [context.emitter.tensor(str(o.name), p, x.dtype, x.encoding) for o, p in zip(node.outputs, parts, strict=True)]
-        axis = context.emitter.constant(np.int32(place).reshape(()))
+        made = [
+            context.emitter.tensor(str(o.name), p, x.dtype, x.encoding)
+            for o, p in zip(node.outputs, parts, strict=True)
+        ]
+        axis = context.emitter.constant(np.array(place, np.int32))
         context.emitter.operator("SPLIT", [axis, x], made, table="SplitOptions", numSplits=len(made))
         for output, tensor in zip(node.outputs, made, strict=True):
             context.define(output, tensor, held.order)
@@ -97,7 +108,14 @@ def split(context: Lowering, node: ir.Node) -> None:
     start = 0
     for output, part in zip(node.outputs, parts, strict=True):
         begin = [start if d == place else 0 for d in range(rank)]
-        move(context, "SLICE", [x, context.indices(begin), context.indices(part)], output, held.order, table="SliceOptions")
+        move(
+            context,
+            "SLICE",
+            [x, context.indices(begin), context.indices(part)],
+            output,
+            held.order,
+            table="SliceOptions",
+        )
         start += part[place]
 
 
@@ -126,7 +144,14 @@ def slice_op(context: Lowering, node: ir.Node) -> None:
         return
     end = context.indices([begin[d] + (after[d] - 1) * step[d] + 1 for d in held.order])
     stride_tensor = context.indices([step[d] for d in held.order])
-    move(context, "STRIDED_SLICE", [held.tensor, first, end, stride_tensor], output, held.order, table="StridedSliceOptions")
+    move(
+        context,
+        "STRIDED_SLICE",
+        [held.tensor, first, end, stride_tensor],
+        output,
+        held.order,
+        table="StridedSliceOptions",
+    )
 
 
 @lowers("Gather")
@@ -147,16 +172,20 @@ def _gather_rows(context: Lowering, weight: Weight, indices: Tensor, output: ir.
     encoding = weight.encoding
     assert encoding is not None
     if encoding.axis != axis or axis != 0 or encoding.dtype != "int8" or np.any(encoding.zero_point):
-        raise Refused("its table is neither int8 with one scale, nor int8 symmetric with one scale a row", "quantize the table w8")
-    rows = context.emitter.constant(weight.array.astype(np.int8), name=name)
+        raise Refused(
+            "its table is neither int8 with one scale, nor int8 symmetric with one scale a row",
+            "quantize the table w8",
+        )
+    unit = Encoding("int8", np.ones((), np.float32), np.zeros((), np.int32))  # real numbers that are the integers
     tail = (1,) * (weight.array.ndim - 1)
-    scales = context.emitter.constant(encoding.scale.reshape(-1, *tail), name=f"{name}.scale")
     shape = context.shape(output)
-    chosen = context.emitter.tensor(f"{name}.rows", shape, "int8")
+    rows = context.emitter.constant(weight.array.astype(np.int8), name=name, dtype="int8", encoding=unit)
+    scales = context.emitter.constant(encoding.scale.reshape(-1, *tail), name=f"{name}.scales")
+    chosen = context.emitter.tensor(f"{name}.rows", shape, "int8", unit)
     context.emitter.operator("GATHER", [rows, indices], [chosen], table="GatherOptions", axis=0)
-    real = context.internal("CAST", [chosen], shape, table="CastOptions")
-    factors = context.internal("GATHER", [scales, indices], (*indices.shape, *tail), table="GatherOptions", axis=0)
-    context.emit("MUL", [real, factors], output, table="MulOptions")
+    factors = context.emitter.tensor(f"{name}.factors", (*indices.shape, *tail), "float32")
+    context.emitter.operator("GATHER", [scales, indices], [factors], table="GatherOptions", axis=0)
+    context.emit("MUL", [context.as_float(chosen), factors], output, table="MulOptions")
 
 
 @lowers("Expand")
@@ -192,7 +221,7 @@ def pad(context: Lowering, node: ir.Node) -> None:
     if fill == 0.0:
         move(context, "PAD", [held.tensor, table], output, held.order, table="PadOptions")
         return
-    constant_fill = context.emitter.constant(np.float32(fill).reshape(()))
+    constant_fill = context.emitter.scalar(fill)
     if held.tensor.encoding is not None:
         constant_fill = context.quantized(constant_fill, held.tensor.encoding)
     move(context, "PADV2", [held.tensor, table, constant_fill], output, held.order, table="PadV2Options")

@@ -1,7 +1,7 @@
-"""Normalizations, spelled out in float between DEQUANTIZE and QUANTIZE: LiteRT has no integer kernel for them.
+"""Normalizations, spelled out in float between DEQUANTIZE and QUANTIZE: LiteRT has no integer kernels.
 
-The plugin's composites (``odml.rms_norm``, ``odml.group_norm``) are not used: its lowering of ``odml.rms_norm`` puts
-float32's machine epsilon in the place of the model's.
+The plugin's composites (``odml.rms_norm``, ``odml.group_norm``) are not used: its translation of
+``odml.rms_norm`` puts float32's machine epsilon in the place of the model's.
 """
 
 import numpy as np
@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from pocketport.targets.mediatek.emit import Tensor
 from pocketport.targets.mediatek.lower_elementwise import inputs_of
-from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, attribute, lowers
+from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, attribute
+from pocketport.targets.mediatek.registry import lowers
 
 
 @lowers("LayerNormalization")
@@ -21,7 +22,7 @@ def layer_normalization(context: Lowering, node: ir.Node) -> None:
     _scaled(context, node, centred, order)
 
 
-@lowers("RMSNormalization", "SimplifiedLayerNormalization")
+@lowers("RMSNormalization")
 def rms_normalization(context: Lowering, node: ir.Node) -> None:
     """x · rsqrt(mean(x²) + epsilon) · gamma."""
     x, order = _last_dimension_last(context, node)
@@ -52,7 +53,7 @@ def _scaled(context: Lowering, node: ir.Node, x: Tensor, order: Order) -> None:
     if any(p is None for p in parameters):
         raise Refused("its gamma or beta is not a constant", "make it an initializer")
     gamma, *beta = [context.emitter.constant(p.real()) for p in parameters if p is not None]
-    epsilon = context.emitter.constant(np.float32(attribute(node, "epsilon", 1e-5)).reshape(()))
+    epsilon = context.emitter.scalar(attribute(node, "epsilon", 1e-5))
     square = context.internal("MUL", [x, x], x.shape, table="MulOptions")
     power = _mean(context, square)
     safe = context.internal("ADD", [power, epsilon], power.shape, table="AddOptions")

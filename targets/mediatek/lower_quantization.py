@@ -3,7 +3,8 @@
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant
-from pocketport.targets.mediatek.lowering import ACTIVATION_TYPES, Lowering, Refused, Weight, attribute, encoding_of, lowers
+from pocketport.targets.mediatek.lowering import ACTIVATION_TYPES, Lowering, Refused, Weight, attribute, encoding_of
+from pocketport.targets.mediatek.registry import lowers
 
 _CASTS = {"FLOAT": "float32", "FLOAT16": "float32", "INT32": "int32", "INT64": "int32", "BOOL": "bool"}
 
@@ -13,7 +14,10 @@ def quantize_linear(context: Lowering, node: ir.Node) -> None:
     """The tensor itself where its producer already wrote in this encoding, else a QUANTIZE."""
     encoding = encoding_of(node)
     if encoding.dtype not in ACTIVATION_TYPES or encoding.axis is not None:
-        raise Refused(f"activations of type {encoding.dtype} are not taken", "use int16 symmetric (w8a16) or int8 (w8a8)")
+        raise Refused(
+            f"activations of type {encoding.dtype} are not taken",
+            "use int16 symmetric (w8a16) or int8 (w8a8)",
+        )
     if encoding.dtype == "int16" and int(encoding.zero_point) != 0:
         raise Refused("int16 activations need zero point 0", "calibrate symmetric encodings for MediaTek")
     source, output = node.inputs[0], node.outputs[0]
@@ -24,7 +28,7 @@ def quantize_linear(context: Lowering, node: ir.Node) -> None:
 
 @lowers("DequantizeLinear")
 def dequantize_linear(context: Lowering, node: ir.Node) -> None:
-    """Remembered for constants; for activations the quantized tensor flows on and float readers dequantize it."""
+    """Constants are remembered; a quantized activation flows on, and its float readers dequantize it."""
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
     integers = constant(source)
@@ -34,11 +38,14 @@ def dequantize_linear(context: Lowering, node: ir.Node) -> None:
         return
     encoding = encoding_of(node)
     if encoding.block:
-        raise Refused(f"weights in blocks of {encoding.block} are not taken (NeuronAdapter has no block scales)", "use w4c or w8c")
+        raise Refused(
+            f"weights in blocks of {encoding.block} are not taken (NeuronAdapter has no block scales)",
+            "use w4c or w8c",
+        )
     context.define_weight(output, Weight(integers, encoding))
 
 
-@lowers("Identity", "Dropout")
+@lowers("Identity")
 def identity_op(context: Lowering, node: ir.Node) -> None:
     """The same tensor under another name."""
     source = node.inputs[0]

@@ -5,19 +5,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pocketport.compress.graph import constant
 from pocketport.targets.mediatek.emit import Tensor
 from pocketport.targets.mediatek.lower_convolution import SAME, VALID, is_same, padded, window
 from pocketport.targets.mediatek.lower_elementwise import inputs_of
 from pocketport.targets.mediatek.lower_movement import integers, move
-from pocketport.targets.mediatek.lowering import NHWC, Lowering, Refused, attribute, lowers
+from pocketport.targets.mediatek.lowering import NHWC, Lowering, Refused, attribute
+from pocketport.targets.mediatek.registry import lowers
 
 _REDUCERS = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX"}
 
 
 @lowers("MaxPool", "AveragePool")
 def pool(context: Lowering, node: ir.Node) -> None:
-    """MAX_POOL_2D and AVERAGE_POOL_2D: they keep their input's encoding."""
+    """MAX_POOL_2D and AVERAGE_POOL_2D: they keep their input's encoding.
+
+    An average computes in float where the pivot writes it on a finer grid than its input's.
+    """
     source, output = inputs_of(node)[0], node.outputs[0]
     if attribute(node, "ceil_mode", 0) or len(node.outputs) > 1:
         raise Refused("ceil_mode and index outputs are not taken", "pad explicitly and drop the indices")
@@ -26,6 +29,9 @@ def pool(context: Lowering, node: ir.Node) -> None:
     strides, dilations, pads = window(node, kernel, x.shape[1:3])
     if any(d != 1 for d in dilations):
         raise Refused("a dilated pool is not taken", "use a pool without dilation")
+    wanted = context.encoding(output)
+    if node.op_type == "AveragePool" and x.encoding is not None and (wanted is None or wanted.scale < x.encoding.scale):
+        x = context.as_float(x)
     padding = VALID
     excludes_pads = node.op_type == "MaxPool" or not attribute(node, "count_include_pad", 0)
     if any(pads) and excludes_pads and is_same(x.shape[1:3], kernel, strides, dilations, pads):
@@ -46,7 +52,7 @@ def pool(context: Lowering, node: ir.Node) -> None:
 def _lowest(context: Lowering, x: Tensor) -> Tensor:
     """The least number of x's type: what a maximum never picks."""
     if x.encoding is None:
-        return context.emitter.constant(np.finfo(np.float32).min.reshape(()))
+        return context.emitter.scalar(float(np.finfo(np.float32).min))
     least = np.array(x.encoding.bounds[0], x.dtype)
     return context.emitter.constant(least, dtype=x.dtype, encoding=x.encoding)
 
@@ -91,18 +97,34 @@ def reduce(context: Lowering, node: ir.Node) -> None:
 def resize(context: Lowering, node: ir.Node) -> None:
     """RESIZE_NEAREST_NEIGHBOR (asymmetric, floor) and RESIZE_BILINEAR (half pixel, asymmetric or aligned corners)."""
     source, output = inputs_of(node)[0], node.outputs[0]
-    mode, place = attribute(node, "mode", "nearest"), attribute(node, "coordinate_transformation_mode", "half_pixel")
+    mode, place = (
+        attribute(node, "mode", "nearest"),
+        attribute(node, "coordinate_transformation_mode", "half_pixel"),
+    )
     before, after = context.shape(source), context.shape(output)
     if len(after) != 4 or before[:2] != after[:2]:
         raise Refused("resizing other dimensions than height and width is not taken", "resize [N, C, H, W] in H and W")
-    options: dict[str, Any] = {"alignCorners": place == "align_corners", "halfPixelCenters": place in ("half_pixel", "pytorch_half_pixel")}
+    options: dict[str, Any] = {
+        "alignCorners": place == "align_corners",
+        "halfPixelCenters": place in ("half_pixel", "pytorch_half_pixel"),
+    }
     if mode == "nearest":
         whole = all(a % b == 0 for a, b in zip(after[2:], before[2:], strict=True))
         floor = attribute(node, "nearest_mode", "round_prefer_floor") == "floor"
-        if not whole or (place != "asymmetric" and not options["halfPixelCenters"]) or (place == "asymmetric" and not floor):
-            raise Refused(f"nearest resizing with {place} and this rounding is not taken", "use asymmetric with floor, by a whole factor")
+        if (
+            not whole
+            or (place != "asymmetric" and not options["halfPixelCenters"])
+            or (place == "asymmetric" and not floor)
+        ):
+            raise Refused(
+                f"nearest resizing with {place} and this rounding is not taken",
+                "use asymmetric with floor, by a whole factor",
+            )
         code, table = "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"
-        options = {"alignCorners": False, "halfPixelCenters": False}  # by a whole factor both say: repeat each pixel
+        options = {
+            "alignCorners": False,
+            "halfPixelCenters": False,
+        }  # by a whole factor both say: repeat each pixel
     elif mode == "linear" and place in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"):
         code, table = "RESIZE_BILINEAR", "ResizeBilinearOptions"
     else:

@@ -1,14 +1,15 @@
-"""The state of lowering one graph: which tensor each ONNX value became, in which order of dimensions and precision.
+"""The state of lowering one graph: which tensor each ONNX value became, in which precision and order.
 
 Three ideas keep the op handlers (``lower_*.py``) small:
 
-* A Value is a tensor plus the *order* of its dimensions. Transposes are only remembered; a TRANSPOSE is emitted when
-  an op needs another order, so NHWC convolutions, their elementwise neighbours and back-to-back transposes cost none.
-* QuantizeLinear/DequantizeLinear are not ops: the quantized tensor itself flows, with its encoding.
-* An op is computed in integers when all its operands and its output have the same integer type, else in float.
+* A Value is a tensor plus the *order* of its dimensions. Transposes are only remembered; a TRANSPOSE is
+  emitted when an op needs another order, so that NHWC convolutions, their elementwise neighbours and
+  transposes back to back cost none.
+* QuantizeLinear and DequantizeLinear are not ops: the quantized tensor itself flows, with its encoding.
+* An op computes in integers when all its operands and its output have the same integer type, else in float.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -63,7 +64,7 @@ def identity(rank: int) -> Order:
 
 
 class Lowering:
-    """Lowers node by node into an Emitter. `graph` has static shapes everywhere (``pocketport.compress.graph.inferred``)."""
+    """Lowers node by node into an Emitter. `graph` has its shapes filled in (``compress.graph.inferred``)."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -83,14 +84,14 @@ class Lowering:
         return shape
 
     def encoding(self, value: ir.Value) -> Encoding | None:
-        """How the pivot quantizes `value`: the encoding of the QuantizeLinear that reads it, None if it stays float."""
+        """How the pivot quantizes `value` (its QuantizeLinear's encoding), None if it stays float."""
         for use in value.uses():
             if use.node.op_type == "QuantizeLinear":
                 return encoding_of(use.node)
         return None
 
     def weight(self, value: ir.Value | None) -> Weight | None:
-        """The constant behind `value` (an initializer, or one behind DequantizeLinear), None for an activation."""
+        """The constant behind `value` (an initializer, dequantized or not), None for an activation."""
         if value is None or value.name is None:
             return None
         if value.name in self._weights:
@@ -115,11 +116,11 @@ class Lowering:
             weight = self.weight(value)
             if weight is None:
                 raise Refused(f"nothing produces {name!r}", "check the model with onnx.checker")
-            per_tensor = weight.encoding is not None and weight.encoding.axis is None
-            if per_tensor and weight.encoding.dtype in ACTIVATION_TYPES:  # type: ignore[union-attr]
-                made = self.emitter.constant(weight.array, name=name, dtype=weight.encoding.dtype, encoding=weight.encoding)  # type: ignore[union-attr]
-            elif weight.encoding is None and weight.array.dtype.kind in "iub":
-                made = self.emitter.constant(weight.array, name=name)
+            array, encoding = weight.array, weight.encoding
+            if encoding is not None and encoding.axis is None and encoding.dtype in ACTIVATION_TYPES:
+                made = self.emitter.constant(array, name=name, dtype=encoding.dtype, encoding=encoding)
+            elif encoding is None and array.dtype.kind in "iub":
+                made = self.emitter.constant(array, name=name)
             else:
                 made = self.emitter.constant(weight.real(), name=name)
             self.define(value, made)
@@ -143,7 +144,9 @@ class Lowering:
             return self.reshaped(tensor, shape)
         key = ("TRANSPOSE", tensor.index, moves)
         if key not in self._derived:
-            self._derived[key] = self._moved("TRANSPOSE", [tensor, self.indices(moves)], tensor, shape, table="TransposeOptions")
+            self._derived[key] = self._moved(
+                "TRANSPOSE", [tensor, self.indices(moves)], tensor, shape, table="TransposeOptions"
+            )
         return self._derived[key]
 
     def reshaped(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -156,7 +159,9 @@ class Lowering:
         key = ("RESHAPE", tensor.index, shape)
         if key not in self._derived:
             inputs = [tensor, self.indices(shape)]
-            self._derived[key] = self._moved("RESHAPE", inputs, tensor, shape, table="ReshapeOptions", newShape=list(shape))
+            self._derived[key] = self._moved(
+                "RESHAPE", inputs, tensor, shape, table="ReshapeOptions", newShape=list(shape)
+            )
         return self._derived[key]
 
     def indices(self, values: Sequence[int]) -> Tensor:
@@ -184,12 +189,14 @@ class Lowering:
         return self._derived[key]
 
     def quantized(self, tensor: Tensor, encoding: Encoding, name: str = "") -> Tensor:
-        """`tensor` in `encoding`: itself if it already is, else a QUANTIZE (of float, or from another scale)."""
+        """`tensor` in `encoding`: itself if it already is, else a QUANTIZE of float or of another scale."""
         if tensor.encoding is not None and same_grid(tensor.encoding, encoding):
             return tensor
         if tensor.data is not None:
             integers = encoding.quantize(self.as_float(tensor).data)  # type: ignore[arg-type]
-            return self.emitter.constant(integers.astype(encoding.dtype), name=name, dtype=encoding.dtype, encoding=encoding)
+            return self.emitter.constant(
+                integers.astype(encoding.dtype), name=name, dtype=encoding.dtype, encoding=encoding
+            )
         key = ("QUANTIZE", tensor.index, encoding.dtype, float(encoding.scale), int(encoding.zero_point))
         if key not in self._derived:
             made = self.emitter.tensor(name or f"quantized_of_{tensor.index}", tensor.shape, encoding.dtype, encoding)
@@ -207,10 +214,17 @@ class Lowering:
     # Emitting.
 
     def emit(
-        self, code: str, inputs: Sequence[Tensor | None], output: ir.Value, encoding: Encoding | None = None, *,
-        order: Order | None = None, dtype: str = "float32", **options: Any,
-    ) -> Tensor:  # fmt: skip
-        """Append an op that computes `output`, in the given order of dimensions, and define `output` by it."""
+        self,
+        code: str,
+        inputs: Sequence[Tensor | None],
+        output: ir.Value,
+        encoding: Encoding | None = None,
+        *,
+        order: Order | None = None,
+        dtype: str = "float32",
+        **options: Any,
+    ) -> Tensor:
+        """Append the op that computes `output` in the given order of dimensions; define `output` by it."""
         onnx_shape = self.shape(output)
         order = order or identity(len(onnx_shape))
         made = self.emitter.tensor(
@@ -268,32 +282,3 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """A node attribute's Python value, or `default`."""
     held = node.attributes.get(name)
     return default if held is None else held.value
-
-
-Handler: TypeAlias = Callable[[Lowering, ir.Node], None]
-_HANDLERS: dict[str, Handler] = {}
-
-
-def lowers(*op_types: str) -> Callable[[Handler], Handler]:
-    """Register a handler for ONNX op types."""
-
-    def register(handler: Handler) -> Handler:
-        _HANDLERS.update(dict.fromkeys(op_types, handler))
-        return handler
-
-    return register
-
-
-def handlers() -> Mapping[str, Handler]:
-    """ONNX op type → handler, of every ``lower_*`` module."""
-    from pocketport.targets.mediatek import (  # noqa: F401  (importing registers)
-        lower_convolution,
-        lower_elementwise,
-        lower_linear,
-        lower_movement,
-        lower_normalization,
-        lower_quantization,
-        lower_spatial,
-    )
-
-    return _HANDLERS

@@ -1,7 +1,7 @@
 """MediaTek SoCs that LiteRT's plugin compiles for, as data.
 
-The part numbers and NeuroPilot generations are those of ai-edge-litert 2.3.0 (``aot/vendors/mediatek/target.py``);
-the marketing names are MediaTek's product pages'. A part number may be sold under several names: the first is given.
+The part numbers and NeuroPilot generations are those of ai-edge-litert 2.3.0
+(``aot/vendors/mediatek/target.py``). Some part numbers are sold under several names: one of them is given.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ VENDOR = "mediatek"
 
 @dataclass(frozen=True)
 class Soc:
-    """One SoC: part number, the name it is sold under ("" if unknown), NeuroPilot generation that compiles for it."""
+    """One SoC: part number, a name it is sold under ("" if unknown), the NeuroPilot generation it needs."""
 
     name: str
     marketing: str

@@ -1,14 +1,17 @@
 """Pivot → what the QNN HTP compiler reads. No number of the model changes except where a kernel's width demands it.
 
 The compiler takes the pivot's ops as they are (Gemm with transB becomes FullyConnected, norms, Gelu and Softmax stay
-whole, DequantizeLinear of 4-bit and blocked weights is folded in). Four things are rewritten:
+whole, DequantizeLinear of 4-bit and blocked weights is folded in). Five things are rewritten:
 
 * The boundary: QuantizeLinear at inputs and DequantizeLinear at outputs go, so that a phone moves integers (a KV cache
   of 2 bytes an element, never 4) and the accelerator computes no float. The encodings are written to ``io.json``.
+  Outputs in image layout stay float.
 * The second operand of a MatMul of two activations. Left at uint16, the compiler narrows it to uint8 without a
   word (48 dB where 65 dB is possible in a 1-block ViT). From v73 on it becomes int16 with zero point 0; before,
   no 16-bit kernel exists and it becomes uint8 here, in the open, with a Diagnostic.
 * Gather from a quantized table gathers the integers: left alone, the table is kept in the context as float.
+* Sigmoid and Tanh give the encoding that covers their whole range: the kernels know no other, and the compiler puts it
+  in place of the graph's own, which a graph output (27 dB) or the next op (garbage after Tanh) then misreads.
 * Rows on v69: batched MatMul of computed operands gives garbage there unless its rows are a multiple of four,
   8 at least (emulator of QAIRT 2.51: 1–7, 9, 13 rows below 3 dB; 8, 12, 16 above 40 dB). Zero rows are appended and cut off again.
 """
@@ -45,6 +48,21 @@ class Port:
         return Encoding(self.dtype, np.float32(self.scale).reshape(()), np.int32(self.zero_point).reshape(()))
 
 
+LAYOUT_OPS = frozenset(
+    "AveragePool BatchNormalization Conv ConvTranspose DepthToSpace GlobalAveragePool GlobalMaxPool "
+    "InstanceNormalization MaxPool Resize SpaceToDepth".split()
+)
+"""Ops that onnxruntime turns to NHWC for this provider; the Transposes around them wander up to a barrier."""
+
+LAYOUT_BARRIERS = frozenset({"Reshape", "Flatten", "Gemm", "MatMul", "Gather"})
+
+SATURATING = {
+    "Sigmoid": {"uint16": Port("uint16", 2.0**-16, 0), "uint8": Port("uint8", 2.0**-8, 0)},
+    "Tanh": {"uint16": Port("uint16", 2.0**-15, 32768), "uint8": Port("uint8", 2.0**-7, 128)},
+}
+"""Output encodings of the kernels that have but one."""
+
+
 def lower(request: CompileRequest) -> Lowered:
     """Write ``<component>.onnx`` (integer boundary) and ``io.json`` into `request.work`."""
     soc = find_soc(request.target)
@@ -55,6 +73,7 @@ def lower(request: CompileRequest) -> Lowered:
             raise InputError(f"its shape {value.shape} is not static", where=where, fix="fix the shape when ingesting")
     notes = widen_second_operands(model, soc, request.component)
     gather_integers(model)
+    fix_saturating_outputs(model)
     if soc.arch == 69:
         pad_matmul_rows(model)
     ports = integer_boundary(model)
@@ -112,7 +131,7 @@ def integer_boundary(model: ir.Model) -> dict[str, Port]:
         node = value.producer()
         port = _port(node) if node is not None and node.op_type == "DequantizeLinear" else None
         source = node.inputs[0] if node is not None else None
-        if port is None or source is None or source.is_graph_output() or source.producer() is None:
+        if port is None or source is None or source.is_graph_output() or source.producer() is None or _may_transpose(source):
             continue
         name = str(value.name)
         graph.outputs[index] = source
@@ -122,6 +141,20 @@ def integer_boundary(model: ir.Model) -> dict[str, Port]:
             graph.remove(node, safe=True)  # type: ignore[arg-type]
         ports[name] = port
     return ports
+
+
+def _may_transpose(value: ir.Value) -> bool:
+    """Whether the compiler's change to NHWC can leave a Transpose at `value`, which it refuses on plain integers."""
+    pending, seen = [value.producer()], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen or node.op_type in LAYOUT_BARRIERS:
+            continue
+        if node.op_type in LAYOUT_OPS:
+            return True
+        seen.add(node)
+        pending += [v.producer() for v in node.inputs if v is not None]
+    return False
 
 
 def widen_second_operands(model: ir.Model, soc: Soc, component: str) -> list[Diagnostic]:
@@ -204,6 +237,17 @@ def _real(source: ir.Node, integers: NDArray[np.generic]) -> NDArray[np.float32]
     offset = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)  # type: ignore[union-attr]
     encoding = Encoding("int32", scale, offset, source.attributes.get_int("axis", 1), block)  # type: ignore[arg-type]
     return encoding.dequantize(integers.astype(np.int32))
+
+
+def fix_saturating_outputs(model: ir.Model) -> None:
+    """Quantize what Sigmoid and Tanh give by the kernels' fixed encodings, then again by the graph's own."""
+    for node in [n for n in model.graph if n.op_type in SATURATING]:
+        port, out = _only_quantizer(node), node.outputs[0]
+        fixed = SATURATING[node.op_type].get(port.dtype if port else "")
+        if fixed is None or fixed == port:
+            continue
+        quantizer = out.uses()[0].node
+        quantizer.replace_input_with(0, _requantized(quantizer, out, fixed, f"{node.name}_fixed"))
 
 
 def _is_weight(value: ir.Value) -> bool:

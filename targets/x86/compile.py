@@ -14,7 +14,7 @@ from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError
 from pocketport.files import atomic_directory, sha256_path, size_of
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Lowered
-from pocketport.targets.x86.choose import FIDELITY_DB, try_engines
+from pocketport.targets.x86.choose import try_engines
 from pocketport.targets.x86.engines import MODEL_FILE, ONNX, OPENVINO_IR, compile_model
 from pocketport.targets.x86.lower import lower_graph
 from pocketport.targets.x86.target import cpu_model, lacking
@@ -60,8 +60,8 @@ def compile_component(request: CompileRequest, lowered: Lowered) -> CompileResul
         return CompileResult(_with_primary(artifacts, ONNX), diagnostics=tuple(diagnostics))
     trial = try_engines(request.pivot, {artifact.kind: artifact.path for artifact in artifacts})
     for kind, decibels in trial.fidelity_db.items():
-        if decibels < FIDELITY_DB:
-            why = f"it differs from the pivot: {decibels:.1f} dB on arbitrary inputs, {FIDELITY_DB:.0f} expected"
+        if decibels < trial.bound_db:
+            why = f"it differs from the pivot: {decibels:.1f} dB on arbitrary inputs, {trial.bound_db:.1f} expected"
             diagnostics.append(_warning(request, f"{kind}-inexact", why, "see the component's verification"))
     estimates = {f"{kind}_ms": median for kind, median in trial.median_ms.items()}
     return CompileResult(

@@ -1,108 +1,72 @@
-"""Lowering for onnxruntime: 4-bit weights with float activations become MatMulNBits.
+"""Lowering for onnxruntime: what its optimizer does not do with quantized constants by itself.
 
-onnxruntime dequantizes a blocked int4 weight of a Gemm anew in every run (2.1 ms instead of 0.17 for one token
-through 8 layers of 256 × 768), and where it does fuse a MatMul it silently computes with int8 activations. The
-explicit ``com.microsoft::MatMulNBits`` at accuracy level 1 keeps the weights packed and computes in float32.
-8-bit weights stay as they are: the 8-bit kernel at that level is slower than the float one that onnxruntime makes.
-
-OpenVINO reads the pivot itself: it recognises the pattern and keeps the integers.
+OpenVINO reads the pivot as it is: it recognises these patterns and keeps the integers.
 """
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from pocketport.compress.graph import constant
+from pocketport.targets.x86.packing import pack_int4_layers
+from pocketport.targets.x86.weights import SymmetricWeight, add_initializer, dequantize_node, symmetric_weight
 
-CONTRIB = "com.microsoft"
-FLOAT32_COMPUTE = 1  # MatMulNBits accuracy_level
-SIGNED_MIDDLE = 8  # added to int4, it gives the uint4 that MatMulNBits stores
-MIN_BLOCK = 16
+PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
-def lower_graph(model: ir.Model) -> int:
-    """Replace in place every linear layer whose weight is int4 and whose input is float; gives their number."""
-    replaced = 0
+def lower_graph(model: ir.Model) -> None:
+    """Rewrite the pivot in place; the results stay the same to float32 rounding."""
+    pack_int4_layers(model)
+    look_up_integers(model)
+    unfold_float_products(model)
+    RemoveUnusedNodesPass()(model)
+
+
+def look_up_integers(model: ir.Model) -> None:
+    """Gather rows first and dequantize those: otherwise the whole table is dequantized in every run."""
     for node in list(model.graph):
-        layer = _packed_layer(node)
-        if layer is None:
+        if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
             continue
-        weights, scales, block = layer
-        _replace(model, node, weights, scales, block)
-        replaced += 1
-    if replaced:
-        model.opset_imports[CONTRIB] = 1
-        RemoveUnusedNodesPass()(model)
-    return replaced
+        table, indices = symmetric_weight(node.inputs[0]), node.inputs[1]
+        rows = indices is not None and indices.shape is not None and len(indices.shape) == 1
+        if table is None or table.block or table.integers.dtype != np.int8 or not rows:
+            continue
+        if table.scales.ndim and table.axis != 0:
+            continue
+        integers, scales, *_ = table.node.inputs
+        added = [ir.node("Gather", [integers, indices], {"axis": 0}, name=f"{node.name}.integers")]
+        picked = scales
+        if table.scales.ndim:
+            added.append(ir.node("Gather", [scales, indices], {"axis": 0}, name=f"{node.name}.scales"))
+            picked = added[-1].outputs[0]
+        read = ir.node("DequantizeLinear", [added[0].outputs[0], picked], {"axis": 0}, name=node.name)
+        _swap(model, node, [*added, read])
 
 
-def _packed_layer(node: ir.Node) -> tuple[NDArray[np.uint8], NDArray[np.float32], int] | None:
-    """Weights [N, K] as 0…15, scales [N, K/block] and the block size, or None when `node` is no such layer."""
-    if node.domain or node.op_type not in ("Gemm", "MatMul") or (node.op_type == "Gemm" and not _plain(node)):
-        return None
-    source = _dequantize_node(node.inputs[1])
-    if source is None or _dequantize_node(node.inputs[0]) is not None:
-        return None
-    integers, scales, zeros = (constant(value) for value in (*source.inputs, None)[:3])
-    if integers is None or scales is None or integers.ndim != 2 or integers.dtype.name != "int4":
-        return None
-    if zeros is not None and zeros.astype(np.int8).any():
-        return None
-    weights = integers.astype(np.int8) + SIGNED_MIDDLE
-    axis, block = source.attributes.get_int("axis", 1) % 2, source.attributes.get_int("block_size", 0)
-    if not node.attributes.get_int("transB", 0):  # MatMul and plain Gemm hold [K, N]
-        weights, scales, axis = weights.T, scales.T, 1 - axis
-    if block:
-        fits = axis == 1 and block >= MIN_BLOCK and block & (block - 1) == 0 and weights.shape[1] % block == 0
-    else:
-        block = _channel_block(weights.shape[1])
-        fits = block >= MIN_BLOCK and (axis == 0 or scales.ndim == 0)
-        scales = np.broadcast_to(scales.reshape(-1, 1), (weights.shape[0], weights.shape[1] // block))
-    return (weights.astype(np.uint8), scales.astype(np.float32), block) if fits else None
+def unfold_float_products(model: ir.Model) -> None:
+    """8-bit weights of layers that compute in float: DequantizeLinear becomes Cast · Mul.
+
+    onnxruntime folds those when it loads the model, and would repeat a DequantizeLinear in every run. The file keeps
+    the integers. (Its 8-bit MatMulNBits in float32 takes 15 times as long as the float product.)
+    """
+    for node in list(model.graph):
+        weight = symmetric_weight(node.outputs[0]) if node.op_type == "DequantizeLinear" else None
+        if weight is None or weight.block or weight.integers.dtype != np.int8:
+            continue
+        readers = [user for user, index in node.outputs[0].uses() if index == 1 and user.op_type in PRODUCTS]
+        if len(readers) < len(node.outputs[0].uses()) or any(dequantize_node(r.inputs[0]) for r in readers):
+            continue
+        scales = add_initializer(model, f"{node.name}.factors", _aligned(weight))
+        cast = ir.node("Cast", [node.inputs[0]], {"to": ir.DataType.FLOAT}, name=f"{node.name}.cast")
+        _swap(model, node, [cast, ir.node("Mul", [cast.outputs[0], scales], name=node.name)])
 
 
-def _dequantize_node(value: ir.Value | None) -> ir.Node | None:
-    producer = value.producer() if value is not None else None
-    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+def _aligned(weight: SymmetricWeight) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Scales in a shape that broadcasts against the integers."""
+    if weight.scales.ndim == 0:
+        return weight.scales
+    return weight.scales.reshape([-1 if d == weight.axis else 1 for d in range(weight.integers.ndim)])
 
 
-def _plain(gemm: ir.Node) -> bool:
-    """y = x·W + b with b of rank 1, as MatMulNBits has it."""
-    attributes = gemm.attributes
-    bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
-    vector = bias is None or (bias.shape is not None and len(bias.shape) == 1)
-    unscaled = attributes.get_float("alpha", 1.0) == 1.0 and attributes.get_float("beta", 1.0) == 1.0
-    return unscaled and vector and not attributes.get_int("transA", 0)
-
-
-def _channel_block(inner: int) -> int:
-    """One scale per channel is written once per block: the largest power of two up to 256 that divides K."""
-    return min(inner & -inner, 256)
-
-
-def _replace(
-    model: ir.Model, node: ir.Node, weights: NDArray[np.uint8], scales: NDArray[np.float32], block: int
-) -> None:
-    outer, inner = weights.shape
-    blocks = scales.shape[1]
-    packed = (weights[:, 0::2] | weights[:, 1::2] << 4).reshape(outer, blocks, block // 2)
-    name = node.name or str(node.outputs[0].name)
-    inputs: list[ir.Value | None] = [
-        node.inputs[0],
-        _initializer(model, f"{name}.packed", packed),
-        _initializer(model, f"{name}.scales", np.ascontiguousarray(scales)),
-    ]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        inputs += [None, None, node.inputs[2]]  # no zero points, no group index
-    attributes = {"K": inner, "N": outer, "bits": 4, "block_size": block, "accuracy_level": FLOAT32_COMPUTE}
-    fused = ir.node("MatMulNBits", inputs, attributes, domain=CONTRIB, name=name)
-    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [fused], node.outputs, fused.outputs)
-
-
-def _initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
-    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+def _swap(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> None:
+    """Put `new` in the place of `old`; the last one gives its result."""
+    ir.convenience.replace_nodes_and_values(model.graph, old, [old], new, old.outputs, new[-1].outputs)

@@ -31,7 +31,9 @@ class BertConfig(BaseModel):
         try:
             config = cls.model_validate(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, ValidationError) as error:
-            raise InputError(f"not a BERT configuration: {error}", where=str(path), fix="give a BERT checkpoint") from error
+            raise InputError(
+                f"not a BERT configuration: {error}", where=str(path), fix="give a BERT checkpoint"
+            ) from error
         if config.hidden_act != "gelu" or config.position_embedding_type != "absolute":
             raise InputError(
                 f"hidden_act {config.hidden_act!r} with {config.position_embedding_type!r} positions is not supported",

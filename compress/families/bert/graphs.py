@@ -26,7 +26,11 @@ class _Parts:
 
     def weight(self, name: str, *shape: int) -> ir.Value:
         if name not in self.state:
-            raise InputError("the checkpoint lacks it", where=f"tensor {name}", fix="give the checkpoint that config.json describes")
+            raise InputError(
+                "the checkpoint lacks it",
+                where=f"tensor {name}",
+                fix="give the checkpoint that config.json describes",
+            )
         if tuple(self.state[name].shape) != shape:
             raise InputError(
                 f"its shape is {list(self.state[name].shape)}, config.json asks for {list(shape)}",
@@ -35,13 +39,20 @@ class _Parts:
         return self.g.weight(name, self.state[name])
 
     def linear(self, x: ir.Value, path: str, n: int, k: int) -> ir.Value:
-        return self.g.node("Gemm", [x, self.weight(f"{path}.weight", n, k), self.weight(f"{path}.bias", n)], path, transB=1)
+        return self.g.node(
+            "Gemm", [x, self.weight(f"{path}.weight", n, k), self.weight(f"{path}.bias", n)], path, transB=1
+        )
 
     def norm(self, x: ir.Value, path: str, output: str | None = None) -> ir.Value:
         width = self.config.hidden_size
         parameters = [self.weight(f"{path}.{part}", width) for part in ("weight", "bias")]
         return self.g.node(
-            "LayerNormalization", [x, *parameters], path, output=output, axis=-1, epsilon=self.config.layer_norm_eps
+            "LayerNormalization",
+            [x, *parameters],
+            path,
+            output=output,
+            axis=-1,
+            epsilon=self.config.layer_norm_eps,
         )
 
     def number(self, name: str, value: float) -> ir.Value:
@@ -54,7 +65,12 @@ def build_bert(state: Mapping[str, Weight], config: BertConfig, length: int) -> 
     g, width = parts.g, config.hidden_size
     ids = g.input("input_ids", (length,), ir.DataType.INT32)
     mask = g.input("attention_mask", (length,))
-    x = g.node("Gather", [parts.weight("embeddings.word_embeddings.weight", config.vocab_size, width), ids], "embeddings.words", axis=0)
+    x = g.node(
+        "Gather",
+        [parts.weight("embeddings.word_embeddings.weight", config.vocab_size, width), ids],
+        "embeddings.words",
+        axis=0,
+    )
     x = g.node("Add", [x, g.weight("embeddings.positions", _positions(parts))], "embeddings.sum")
     x = parts.norm(x, "embeddings.LayerNorm")
     missing = g.node("Sub", [mask, parts.number("one", 1.0)], "mask.missing")
@@ -75,7 +91,10 @@ def _positions(parts: _Parts) -> Weight:
     config = parts.config
     position = parts.state["embeddings.position_embeddings.weight"]
     segment = parts.state["embeddings.token_type_embeddings.weight"]
-    for name, tensor, rows in (("position", position, config.max_position_embeddings), ("token_type", segment, config.type_vocab_size)):
+    for name, tensor, rows in (
+        ("position", position, config.max_position_embeddings),
+        ("token_type", segment, config.type_vocab_size),
+    ):
         if tuple(tensor.shape) != (rows, config.hidden_size):
             raise InputError(
                 f"its shape is {list(tensor.shape)}", where=f"tensor embeddings.{name}_embeddings.weight",

@@ -24,7 +24,11 @@ Pair = tuple[str, str, NDArray[Any], NDArray[Any]]
 def compare(bundle: ModelBundle, folder: Path) -> Iterator[Pair]:
     """(component, tensor, torch's numbers, the graph's numbers) over random token sequences of several lengths."""
     config = BertConfig.load(folder)
-    state = {name: torch.from_numpy(tensor.numpy()) for name, tensor in bert_state(folder).items() if tensor.dtype.is_floating_point()}
+    state = {
+        name: torch.from_numpy(tensor.numpy())
+        for name, tensor in bert_state(folder).items()
+        if tensor.dtype.is_floating_point()
+    }
     executor, length = OrtExecutor(bundle["main"].graph), int(bundle.config["length"])
     rng = np.random.default_rng(SAMPLE_SEED)
     for count in np.linspace(length, length / 8, SAMPLE_COUNT).astype(int):
@@ -33,10 +37,15 @@ def compare(bundle: ModelBundle, folder: Path) -> Iterator[Pair]:
         result = executor.run({"input_ids": ids, "attention_mask": mask})
         hidden = bert_forward(state, config, torch.from_numpy(ids[:count].astype(np.int64)))
         yield "main", "last_hidden_state", hidden.numpy(), result["last_hidden_state"][:count]
-        yield "main", "sentence_embedding", F.normalize(hidden.mean(0, keepdim=True)).numpy(), result["sentence_embedding"]
+        yield (
+            "main",
+            "sentence_embedding",
+            F.normalize(hidden.mean(0, keepdim=True)).numpy(),
+            result["sentence_embedding"],
+        )
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def bert_forward(state: Mapping[str, Tensor], config: BertConfig, ids: Tensor) -> Tensor:
     """Last hidden state [T, H] of one unpadded sequence [T]."""
 

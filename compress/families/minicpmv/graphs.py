@@ -5,6 +5,7 @@ Weights keep the published checkpoint's names, and its tensors go into the graph
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -63,7 +64,11 @@ class _Parts:
 
     def tensor(self, name: str, *shape: int) -> Weight:
         if name not in self.state:
-            raise InputError("the checkpoint lacks it", where=f"tensor {name}", fix="give the checkpoint that config.json describes")
+            raise InputError(
+                "the checkpoint lacks it",
+                where=f"tensor {name}",
+                fix="give the checkpoint that config.json describes",
+            )
         tensor = self.state[name]
         if tuple(tensor.shape) != shape:
             raise InputError(
@@ -75,7 +80,9 @@ class _Parts:
     def weight(self, name: str, *shape: int) -> ir.Value:
         return self.g.weight(name, self.tensor(name, *shape))
 
-    def linear(self, x: ir.Value, path: str, n: int, k: int, *, bias: bool = True, output: str | None = None) -> ir.Value:
+    def linear(
+        self, x: ir.Value, path: str, n: int, k: int, *, bias: bool = True, output: str | None = None
+    ) -> ir.Value:
         inputs = [x, self.weight(f"{path}.weight", n, k)]
         if bias:
             inputs.append(self.weight(f"{path}.bias", n))
@@ -119,7 +126,10 @@ def _vision(parts: _Parts) -> None:
     position_ids = g.input("position_ids", (length,), ir.DataType.INT32)
     bias = g.input("attention_bias", (1, 1, length))
     path = "vpm.embeddings.patch_embedding"
-    weight, offset = parts.weight(f"{path}.weight", width, 3, patch, patch), parts.weight(f"{path}.bias", width)
+    weight, offset = (
+        parts.weight(f"{path}.weight", width, 3, patch, patch),
+        parts.weight(f"{path}.bias", width),
+    )
     x = g.node("Conv", [pixels, weight, offset], path, kernel_shape=[patch, patch], strides=[patch, patch])
     x = g.transpose(g.reshape(x, (width, length), f"{path}.flat"), (1, 0), f"{path}.rows")
     path = "vpm.embeddings.position_embedding"
@@ -143,7 +153,12 @@ def _vision_layer(parts: _Parts, x: ir.Value, bias: ir.Value, path: str) -> ir.V
     v = parts.heads(v, f"{attn}.v", rows, heads, head, (1, 0, 2))
     context = parts.merged(parts.attention(q, k, v, bias, attn), attn, rows, width)
     x = g.node("Add", [x, parts.linear(context, f"{attn}.out_proj", width, width)], f"{attn}.residual")
-    h = parts.linear(parts.layer_norm(x, f"{path}.layer_norm2", width, config.layer_norm_eps), f"{path}.mlp.fc1", inner, width)
+    h = parts.linear(
+        parts.layer_norm(x, f"{path}.layer_norm2", width, config.layer_norm_eps),
+        f"{path}.mlp.fc1",
+        inner,
+        width,
+    )
     h = g.node("Gelu", [h], f"{path}.mlp.gelu", approximate="tanh")
     return g.node("Add", [x, parts.linear(h, f"{path}.mlp.fc2", width, inner)], f"{path}.mlp.residual")
 
@@ -160,15 +175,9 @@ def _connector(parts: _Parts) -> None:
     kv = parts.linear(features, "resampler.kv_proj", width, features_width, bias=False)
     kv = parts.layer_norm(kv, "resampler.ln_kv", width, eps)
     keyed = g.node("Add", [kv, positions], "resampler.keys")
-    weight, offset = parts.tensor(f"{path}.in_proj_weight", 3 * width, width), parts.tensor(f"{path}.in_proj_bias", 3 * width)
-    projected = []
-    for index, (part, x) in enumerate((("k_proj", keyed), ("v_proj", kv)), start=1):
-        rows_of = slice(index * width, (index + 1) * width)
-        w = g.weight(f"{path}.{part}.weight", _lazy(weight, lambda a, r=rows_of: a[r], (width, width)))
-        b = g.weight(f"{path}.{part}.bias", _lazy(offset, lambda a, r=rows_of: a[r], (width,)))
-        projected.append(g.node("Gemm", [x, w, b], f"{path}.{part}", transB=1))
-    k = parts.heads(projected[0], f"{path}.k", rows, heads, head, (1, 2, 0))
-    v = parts.heads(projected[1], f"{path}.v", rows, heads, head, (1, 0, 2))
+    k, v = _in_projection(parts, keyed, "k_proj", 1), _in_projection(parts, kv, "v_proj", 2)
+    k = parts.heads(k, f"{path}.k", rows, heads, head, (1, 2, 0))
+    v = parts.heads(v, f"{path}.v", rows, heads, head, (1, 0, 2))
     q = g.weight(f"{path}.queries", _projected_queries(parts, heads))
     context = parts.merged(parts.attention(q, k, v, bias, path), path, queries, width)
     x = parts.layer_norm(parts.linear(context, f"{path}.out_proj", width, width), "resampler.ln_post", width, eps)
@@ -177,9 +186,23 @@ def _connector(parts: _Parts) -> None:
     g.output(g.node("Gemm", [x, proj], "resampler.proj.linear", transB=1, output="vision_tokens"))
 
 
+def _in_projection(parts: _Parts, x: ir.Value, part: str, index: int) -> ir.Value:
+    """One of the three linear layers (0 query, 1 key, 2 value) that the checkpoint keeps stacked in one tensor."""
+    width, path = parts.config.hidden_size, "resampler.attn"
+
+    def rows(stacked: NDArray[Any]) -> NDArray[Any]:
+        return stacked[index * width : (index + 1) * width]
+
+    weight = _lazy(parts.tensor(f"{path}.in_proj_weight", 3 * width, width), rows, (width, width))
+    bias = _lazy(parts.tensor(f"{path}.in_proj_bias", 3 * width), rows, (width,))
+    inputs = [x, parts.g.weight(f"{path}.{part}.weight", weight), parts.g.weight(f"{path}.{part}.bias", bias)]
+    return parts.g.node("Gemm", inputs, f"{path}.{part}", transB=1)
+
+
 def _projected_queries(parts: _Parts, heads: int) -> Weight:
     """The queries do not depend on the image: their norm, projection and scale are folded here, once, in float64."""
-    width, queries, eps = parts.config.hidden_size, parts.config.query_num, parts.config.vision_config.layer_norm_eps
+    config = parts.config
+    width, queries, eps = config.hidden_size, config.query_num, config.vision_config.layer_norm_eps
     names = {
         "resampler.query": (queries, width), "resampler.ln_q.weight": (width,), "resampler.ln_q.bias": (width,),
         "resampler.attn.in_proj_weight": (3 * width, width), "resampler.attn.in_proj_bias": (3 * width,),
@@ -192,19 +215,23 @@ def _projected_queries(parts: _Parts, heads: int) -> Weight:
         centred = query - query.mean(-1, keepdims=True)
         normed = centred / np.sqrt(centred.var(-1, keepdims=True) + eps) * gamma + beta
         projected = (normed @ weight[:width].T + offset[:width]) * head**-0.5
-        return projected.reshape(queries, heads, head).transpose(1, 0, 2).astype(np.float32)
+        return np.asarray(projected.reshape(queries, heads, head).transpose(1, 0, 2), np.float32)
 
-    return ir.LazyTensor(lambda: ir.Tensor(fold()), dtype=ir.DataType.FLOAT, shape=ir.Shape((heads, queries, head)), cache=True)
+    return ir.LazyTensor(
+        lambda: ir.Tensor(fold()), dtype=ir.DataType.FLOAT, shape=ir.Shape((heads, queries, head)), cache=True
+    )
 
 
 def _array(tensor: Weight) -> NDArray[np.generic]:
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
-def _lazy(tensor: Weight, change: Callable[[NDArray[np.generic]], NDArray[np.generic]], shape: tuple[int, ...]) -> Weight:
+def _lazy(tensor: Weight, change: Callable[[NDArray[Any]], NDArray[Any]], shape: tuple[int, ...]) -> Weight:
     """`change` of a tensor, computed when the weight is read."""
     return ir.LazyTensor(
-        lambda: ir.Tensor(np.ascontiguousarray(change(_array(tensor)))), dtype=ir.DataType.FLOAT, shape=ir.Shape(shape)
+        lambda: ir.Tensor(np.ascontiguousarray(change(_array(tensor)))),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(shape),
     )
 
 
@@ -259,7 +286,13 @@ def _language_head(parts: _Parts, x: ir.Value) -> None:
 
 
 def _language_layer(
-    parts: _Parts, x: ir.Value, cos: ir.Value, sin: ir.Value, bias: ir.Value, index: int, past: tuple[ir.Value, ...] | None
+    parts: _Parts,
+    x: ir.Value,
+    cos: ir.Value,
+    sin: ir.Value,
+    bias: ir.Value,
+    index: int,
+    past: tuple[ir.Value, ...] | None,
 ) -> ir.Value:
     """Llama block: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
     g, config = parts.g, parts.config
@@ -285,7 +318,11 @@ def _language_layer(
     context = parts.attention(q, g.transpose(k, (0, 2, 1), f"{attn}.k.transposed"), v, bias, attn)
     context = g.reshape(context, (heads, rows, head), f"{attn}.context.heads")
     context = parts.merged(context, f"{attn}.context", rows, heads * head)
-    x = g.node("Add", [x, parts.linear(context, f"{attn}.o_proj", width, heads * head, bias=False)], f"{attn}.residual")
+    x = g.node(
+        "Add",
+        [x, parts.linear(context, f"{attn}.o_proj", width, heads * head, bias=False)],
+        f"{attn}.residual",
+    )
     h = parts.rms_norm(x, f"{path}.post_attention_layernorm")
     gate = parts.linear(h, f"{mlp}.gate_proj", inner, width, bias=False)
     gate = g.node("Mul", [gate, g.node("Sigmoid", [gate], f"{mlp}.sigmoid")], f"{mlp}.silu")
@@ -296,7 +333,9 @@ def _language_layer(
 def _rotated(parts: _Parts, x: ir.Value, cos: ir.Value, sin: ir.Value, path: str) -> ir.Value:
     """x·cos + swap_halves(x)·sin; the sign of the rotation is in `sin` (Su et al. 2021, arXiv 2104.09864)."""
     g, half = parts.g, parts.config.head_dim // 2
-    halves = g.split_node("Split", [x, g.integers([half, half])], f"{path}.halves", [f"{path}.first", f"{path}.second"], axis=-1)
+    halves = g.split_node(
+        "Split", [x, g.integers([half, half])], f"{path}.halves", [f"{path}.first", f"{path}.second"], axis=-1
+    )
     swapped = g.node("Concat", halves[::-1], f"{path}.swapped", axis=-1)
     straight, turned = g.node("Mul", [x, cos], f"{path}.cos"), g.node("Mul", [swapped, sin], f"{path}.sin")
     return g.node("Add", [straight, turned], f"{path}.rotated")

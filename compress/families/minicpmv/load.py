@@ -31,10 +31,16 @@ def load_minicpmv(folder: Path, name: str) -> ModelBundle:
     if str(config.version) != SUPPORTED_VERSION or config.drop_vision_last_layer:
         kind = f"version {config.version}" + (", drop_vision_last_layer" if config.drop_vision_last_layer else "")
         raise InputError(
-            f"this MiniCPM-V ({kind}) has another architecture", where=str(folder / "config.json"), fix=f"give version {SUPPORTED_VERSION}"
+            f"this MiniCPM-V ({kind}) has another architecture",
+            where=str(folder / "config.json"),
+            fix=f"give version {SUPPORTED_VERSION}",
         )
     if not (folder / "tokenizer.json").is_file():
-        raise InputError("it has no tokenizer.json", where=str(folder), fix="copy the checkpoint's tokenizer beside its weights")
+        raise InputError(
+            "it has no tokenizer.json",
+            where=str(folder),
+            fix="copy the checkpoint's tokenizer beside its weights",
+        )
     checkpoint = Checkpoint(folder)
     checkpoint.check_finite()
     files = {file: folder / file for file in BUNDLED_FILES if (folder / file).is_file()}

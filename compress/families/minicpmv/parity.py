@@ -19,7 +19,12 @@ from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.minicpmv.modeling import MiniCPMV
 from pocketport.compress.families.minicpmv.prompt import END_OF_TURN, encode_prompt, load_tokenizer
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner, recorded
-from pocketport.compress.families.minicpmv.slicing import position_ids, sincos_positions, slice_image, to_patches
+from pocketport.compress.families.minicpmv.slicing import (
+    position_ids,
+    sincos_positions,
+    slice_image,
+    to_patches,
+)
 
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 4
@@ -42,7 +47,9 @@ def compare(bundle: ModelBundle, folder: Path) -> Iterator[Pair]:
         expected = read_with_torch(model, tokenizer, image, question, limit)
         recording, log = recorded(runner)
         recording.force_tokens(image, question, expected.tokens)
-        outputs: dict[str, list[Any]] = {name: [c.results for c in log if c.component == name] for name in bundle.components}
+        outputs: dict[str, list[Any]] = {
+            name: [c.results for c in log if c.component == name] for name in bundle.components
+        }
         yield from _views(expected, outputs["vision"], outputs["connector"])
         yield "prefill", "logits", expected.logits[0], outputs["prefill"][0]["logits"][0]
         for reference, result in zip(expected.logits[1:], outputs["decode"], strict=False):
@@ -67,7 +74,8 @@ def load_torch(folder: Path) -> MiniCPMV:
     if config.tie_word_embeddings:
         weights.setdefault("llm.lm_head.weight", weights["llm.model.embed_tokens.weight"])
     model.load_state_dict(weights, assign=True)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @dataclass
@@ -80,8 +88,10 @@ class TorchAnswer:
     tokens: list[int] = field(default_factory=list)
 
 
-@torch.inference_mode()
-def read_with_torch(model: MiniCPMV, tokenizer: Tokenizer, image: Image.Image, question: str, limit: int) -> TorchAnswer:
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def read_with_torch(
+    model: MiniCPMV, tokenizer: Tokenizer, image: Image.Image, question: str, limit: int
+) -> TorchAnswer:
     """Greedy decoding of one prompt without any padding."""
     config, answer = model.config, TorchAnswer()
     views, grid = slice_image(image.convert("RGB"), config.slice_config)

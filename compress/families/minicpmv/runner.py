@@ -1,7 +1,7 @@
 """The host side of MiniCPM-V: from image and question to text, over any executors of the five components."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,19 @@ from PIL import Image
 
 from pocketport.compress.executor import Arrays, Executor
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
-from pocketport.compress.families.minicpmv.prompt import END_OF_TURN, EncodedPrompt, decode_answer, encode_prompt, load_tokenizer
-from pocketport.compress.families.minicpmv.slicing import position_ids, sincos_positions, slice_image, to_patches
+from pocketport.compress.families.minicpmv.prompt import (
+    END_OF_TURN,
+    EncodedPrompt,
+    decode_answer,
+    encode_prompt,
+    load_tokenizer,
+)
+from pocketport.compress.families.minicpmv.slicing import (
+    position_ids,
+    sincos_positions,
+    slice_image,
+    to_patches,
+)
 from pocketport.errors import InputError, UsageError
 
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -60,8 +71,8 @@ class MultimodalRunner:
         self.config = MiniCPMVConfig.model_validate(config["model"])
         self.patches, self.prompt, self.cache = (int(config[key]) for key in ("patches", "prompt", "cache"))
         self._tokenizer = load_tokenizer(files["tokenizer.json"])
-        self._stop = self._tokenizer.token_to_id(END_OF_TURN)
-        self._seconds: Counter[str] = Counter()
+        self._stop = int(self._tokenizer.token_to_id(END_OF_TURN))
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
     def max_new_tokens(self) -> int:
@@ -86,7 +97,9 @@ class MultimodalRunner:
         """As `force`, for an answer given as its tokens."""
         return self._generate(image, question, len(tokens), tokens)
 
-    def _generate(self, image: Image.Image, question: str, limit: int | None, forced: Sequence[int] | None) -> Generation:
+    def _generate(
+        self, image: Image.Image, question: str, limit: int | None, forced: Sequence[int] | None
+    ) -> Generation:
         limit = min(self.max_new_tokens, int(self.settings["max_new_tokens"])) if limit is None else limit
         if not 1 <= limit <= self.max_new_tokens:
             raise UsageError(
@@ -120,7 +133,9 @@ class MultimodalRunner:
     def encode_image(self, image: Image.Image) -> tuple[list[FloatArray], tuple[int, int] | None]:
         """Vision tokens [Q,H] of every view, overview first, and the grid (columns, rows) of the slices."""
         slicing = self.config.slice_config
-        views, grid = slice_image(image.convert("RGB"), slicing) if self.config.slice_mode else ([image.convert("RGB")], None)
+        views, grid = (
+            slice_image(image.convert("RGB"), slicing) if self.config.slice_mode else ([image.convert("RGB")], None)
+        )
         return [self._encode_view(view) for view in views], grid
 
     def _encode_view(self, view: Image.Image) -> FloatArray:
@@ -145,13 +160,17 @@ class MultimodalRunner:
         feeds = {"vision_features": features, "position_embeds": positions, "attention_bias": bias}
         return self._run("connector", feeds)["vision_tokens"]
 
-    def _prefill(self, prompt: EncodedPrompt, vision: Sequence[FloatArray]) -> tuple[FloatArray, dict[str, FloatArray], int]:
+    def _prefill(
+        self, prompt: EncodedPrompt, vision: Sequence[FloatArray]
+    ) -> tuple[FloatArray, dict[str, FloatArray], int]:
         """Logits [1,V] of the last token, the cache as decode's feeds, and how many columns at its left are padding."""
         length = len(prompt.input_ids)
         padding = self.prompt - length
         if padding < 0:
             raise InputError(
-                f"the prompt has {length} tokens, the graphs take {self.prompt}", where="prompt", fix="ask a shorter question"
+                f"the prompt has {length} tokens, the graphs take {self.prompt}",
+                where="prompt",
+                fix="ask a shorter question",
             )
         ids = np.zeros(self.prompt, np.int32)
         ids[padding:] = prompt.input_ids
@@ -162,7 +181,9 @@ class MultimodalRunner:
         rows, columns = np.ogrid[: self.prompt, : self.prompt]
         allowed = ((columns <= rows) & (columns >= padding)) | (columns == rows)  # padding sees itself: no empty row
         bias = np.where(allowed, 0, MASKED).astype(np.float32)[None]
-        results = self._run("prefill", {"inputs_embeds": embeds, "rope_cos": cos, "rope_sin": sin, "attention_bias": bias})
+        results = self._run(
+            "prefill", {"inputs_embeds": embeds, "rope_cos": cos, "rope_sin": sin, "attention_bias": bias}
+        )
         shape = (1, self.config.num_key_value_heads, self.cache, self.config.head_dim)
         cache = {}
         for i in range(self.config.num_hidden_layers):

@@ -117,13 +117,14 @@ def to_patches(view: Image.Image, patch_size: int) -> tuple[NDArray[np.float32],
 def position_ids(target: Size, buckets: int) -> NDArray[np.int64]:
     """Indices into the ``buckets ** 2`` position table for a grid of `target` patches, ``[rows * columns]``.
 
-    The published rule: fractional coordinates, bucketized by the table's cell boundaries (in float32, as
-    torch computes them).
+    The published rule: fractional coordinates, bucketized by the table's cell boundaries, in float32. Where
+    a coordinate lies exactly on a boundary, torch's own rounding decides and differs between its vectorized
+    and its scalar loop; here both are rounded once from float64.
     """
-    boundaries = np.arange(1, buckets, dtype=np.float32) * np.float32(1 / buckets)
+    boundaries = (np.arange(1, buckets) * (1 / buckets)).astype(np.float32)
     axes = []
     for count in target:
-        fractions = np.arange(count, dtype=np.float32) * np.float32(1 / count)
+        fractions = (np.arange(count) * (1 / count)).astype(np.float32)
         axes.append(np.searchsorted(boundaries, fractions, side="right"))
     rows, columns = axes
     return (rows[:, None] * buckets + columns[None, :]).reshape(-1).astype(np.int64)

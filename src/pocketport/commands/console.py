@@ -7,7 +7,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +46,9 @@ class BarProgress:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def start(self, key: str, description: str, total: int | None) -> None:
@@ -63,7 +74,13 @@ class BarProgress:
 def print_error(error: PocketportError, *, as_json: bool) -> None:
     """A typed error on one screen, or as a JSON document."""
     if as_json:
-        document = {"schema": "pocketport.error/1", "kind": type(error).__name__, "where": error.where, "why": error.why, "fix": error.fix}
+        document = {
+            "schema": "pocketport.error/1",
+            "kind": type(error).__name__,
+            "where": error.where,
+            "why": error.why,
+            "fix": error.fix,
+        }
         print_json(document)
         return
     body = Text.assemble((error.where, "bold"), "\n", error.why, "\n\n", ("fix  ", "green"), error.fix)
@@ -79,7 +96,13 @@ def print_diagnostics(diagnostics: list[Diagnostic], limit: int = 12) -> None:
     """Diagnostics, the gravest first."""
     order = list(Severity)
     for diagnostic in sorted(diagnostics, key=lambda d: order.index(d.severity))[:limit]:
-        err.print(Text.assemble((f"{diagnostic.severity} ", STYLES[diagnostic.severity]), (f"{diagnostic.code} ", "dim"), diagnostic.where))
+        err.print(
+            Text.assemble(
+                (f"{diagnostic.severity} ", STYLES[diagnostic.severity]),
+                (f"{diagnostic.code} ", "dim"),
+                diagnostic.where,
+            )
+        )
         err.print(Text(f"    {diagnostic.why}"))
         err.print(Text.assemble("    ", ("fix ", "green"), diagnostic.fix))
     if len(diagnostics) > limit:
@@ -88,15 +111,14 @@ def print_diagnostics(diagnostics: list[Diagnostic], limit: int = 12) -> None:
 
 def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
     """A table in the house style: columns named in `right` are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", border_style="dim", pad_edge=False)
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        border_style="dim",
+        pad_edge=False,
+    )
     for index, name in enumerate(columns):
         made.add_column(name, justify="right" if index in right else "left", overflow="fold")
     return made
-
-
-def show_bytes(count: float) -> str:
-    """1 MB is 10⁶ bytes, as on a phone's storage page."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}" if count < 10 * size else f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"

@@ -8,8 +8,7 @@ import typer
 from pocketport.commands.console import MARKS, out, print_json, table
 from pocketport.commands.options import Json, RunDirectory
 from pocketport.commands.summary import VERDICTS
-from pocketport.profiles.budget import load_budget
-from pocketport.report.document import gate_document, load_document
+from pocketport.report.document import gate_document, load_document, read_budget
 
 
 def register(app: typer.Typer) -> None:
@@ -23,11 +22,21 @@ def gate(
     json_output: Json = False,
 ) -> None:
     """Hold a run's figures against a budget."""
-    verdict = gate_document(load_document(directory), load_budget(str(budget)))
+    verdict = gate_document(load_document(directory), read_budget(str(budget)))
     if json_output:
         print_json({"schema": "pocketport.verdict/1", **verdict.model_dump()})
     else:
-        shown = table(f"{directory} against {budget}", "", "target", "figure", "limit", "value", "provenance", "why", right=(3, 4))
+        shown = table(
+            f"{directory} against {budget}",
+            "",
+            "target",
+            "figure",
+            "limit",
+            "value",
+            "provenance",
+            "why",
+            right=(3, 4),
+        )
         for c in verdict.checks:
             shown.add_row(MARKS[c.status], c.target, c.name.replace("_", " "), c.limit, c.shown, c.provenance, c.reason)
         out.print(shown)

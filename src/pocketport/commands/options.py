@@ -14,11 +14,19 @@ from pocketport.stages.context import Context, SilentProgress
 from pocketport.store import Store
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's directory.", file_okay=False)]
-RunDirectory = Annotated[Path, typer.Argument(help="A run's directory, as made by `ingest` or `port`.", file_okay=False)]
+RunDirectory = Annotated[
+    Path, typer.Argument(help="A run's directory, as made by `ingest` or `port`.", file_okay=False)
+]
 Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help="vendor/soc[@sdk]; repeat for several.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="The store's folder (default: $POCKETPORT_CACHE or the user's cache).")]
-Shapes = Annotated[list[str] | None, typer.Option("--shape", help="Static shape of an ONNX input: name=1,3,48,320; repeat for several.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="The store's folder (default: $POCKETPORT_CACHE or the user's cache)."),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", help="Static shape of an ONNX input: name=1,3,48,320; repeat for several."),
+]
 
 
 def parse_shapes(texts: Sequence[str] | None) -> dict[str, list[int]]:

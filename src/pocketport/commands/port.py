@@ -22,13 +22,22 @@ def port(
     source: Annotated[str, typer.Argument(help="`reference`, a Hugging Face folder, or an .onnx file.")],
     out_dir: Out,
     target: Targets = None,
-    data: Annotated[str | None, typer.Option(help=".npz file or folder, or a folder of images, to calibrate and verify on.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help=".npz file or folder, or a folder of images, to calibrate and verify on."),
+    ] = None,
     shape: Shapes = None,
     recipe: Annotated[str, typer.Option(help="A named recipe or a YAML file.")] = "default",
-    budget: Annotated[str | None, typer.Option(help="budget.yaml to gate against; `default` for the reference model's.")] = None,
-    task: Annotated[str | None, typer.Option(help="read-text, ctc-recognition or agreement (default: by family).")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="budget.yaml to gate against; `default` for the reference model's.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="read-text, ctc-recognition or agreement (default: by family).")
+    ] = None,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Samples that ranges are taken from.")] = 64,
-    task_samples: Annotated[int, typer.Option(min=1, help="Held-out samples of the task score on fast runtimes.")] = 200,
+    task_samples: Annotated[
+        int, typer.Option(min=1, help="Held-out samples of the task score on fast runtimes.")
+    ] = 200,
     emulated_task_samples: Annotated[int, typer.Option(min=1, help="The same on slow emulators.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     cache: Cache = None,
@@ -47,7 +56,9 @@ def port(
         print_json(document.model_dump(by_alias=True))
     else:
         print_run(document)
-        out.print(f"\n[bold]{out_dir / 'report.html'}[/] has the charts; [bold]{out_dir / 'run.json'}[/] has everything.")
+        out.print(
+            f"\n[bold]{out_dir / 'report.html'}[/] has the charts; [bold]{out_dir / 'run.json'}[/] has everything."
+        )
     if open_report and not webbrowser.open((out_dir / "report.html").absolute().as_uri()):
         err.print(f"[dim]No browser here; open {out_dir / 'report.html'} yourself.[/]")
     raise typer.Exit(exit_code(document.verdict.status, [t.status for t in document.targets]))
@@ -58,5 +69,3 @@ def exit_code(verdict: str, statuses: list[str]) -> int:
     if verdict == "fail":
         return 1
     return 2 if any(s != "ok" for s in statuses) else 0
-
-

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from pocketport.commands.console import out, print_diagnostics, print_json, show_bytes, table
+from pocketport.commands.console import out, print_diagnostics, print_json, table
 from pocketport.commands.options import Cache, Json, Out, RunDirectory, Shapes, Targets, opened, parse_shapes
 from pocketport.pipeline import Run, run_until
+from pocketport.profiles.units import format_quantity
 from pocketport.request import Request
 from pocketport.stages.compile import load_compiled
 from pocketport.stages.verify import load_verified
@@ -48,7 +49,11 @@ def calibrate(
 
 
 def quantize(
-    directory: RunDirectory, target: Targets = None, recipe: str | None = None, cache: Cache = None, json_output: Json = False
+    directory: RunDirectory,
+    target: Targets = None,
+    recipe: str | None = None,
+    cache: Cache = None,
+    json_output: Json = False,
 ) -> None:
     """Make the pivot (QDQ ONNX) for each target."""
     _continue(_with(Request.load(directory), target, recipe=recipe), directory, "quantize", cache, json_output)
@@ -69,7 +74,11 @@ def verify(
 ) -> None:
     """Execute every artifact with its vendor's runtime: SQNR and task score."""
     request = _with(
-        Request.load(directory), None, task=task, task_samples=task_samples, emulated_task_samples=emulated_task_samples
+        Request.load(directory),
+        None,
+        task=task,
+        task_samples=task_samples,
+        emulated_task_samples=emulated_task_samples,
     )
     _continue(request, directory, "verify", cache, json_output)
 
@@ -97,18 +106,30 @@ def _report(run: Run, json_output: bool) -> None:
     failed = [t for t in run.targets.values() if any(d.severity == "error" for d in t.diagnostics)]
     if json_output:
         stages = {
-            name: {"key": r.key, "digest": r.digest, "seconds": r.seconds, "cached": r.cached} for name, r in run.context.results.items()
+            name: {"key": r.key, "digest": r.digest, "seconds": r.seconds, "cached": r.cached}
+            for name, r in run.context.results.items()
         }
         diagnostics = {t.target: [d.to_json() for d in t.diagnostics] for t in run.targets.values()}
-        print_json({"schema": "pocketport.stages/1", "directory": str(run.context.out), "stages": stages, "diagnostics": diagnostics})
+        print_json(
+            {
+                "schema": "pocketport.stages/1",
+                "directory": str(run.context.out),
+                "stages": stages,
+                "diagnostics": diagnostics,
+            }
+        )
     else:
         for one in run.targets.values():
             shown = table(one.target, "component", "artifact", "size", "SQNR", right=(2, 3))
             for name, compiled in one.compiled().items():
-                verified = {v.kind: v for v in load_verified(one.stages[f"verify/{name}"])} if f"verify/{name}" in one.stages else {}
+                verified = (
+                    {v.kind: v for v in load_verified(one.stages[f"verify/{name}"])}
+                    if f"verify/{name}" in one.stages
+                    else {}
+                )
                 for artifact in load_compiled(compiled).artifacts:
                     sqnr = f"{verified[artifact.kind].sqnr_db:.1f} dB" if artifact.kind in verified else ""
-                    shown.add_row(name, artifact.kind, show_bytes(artifact.bytes), sqnr)
+                    shown.add_row(name, artifact.kind, format_quantity(artifact.bytes, "bytes"), sqnr)
             if shown.row_count:
                 out.print(shown)
             print_diagnostics(one.diagnostics)

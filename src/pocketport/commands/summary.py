@@ -14,7 +14,12 @@ VERDICTS = {
 def print_run(document: RunDocument) -> None:
     """One row a target, the verdict, and what needs attention."""
     columns, rows = figure_rows(document)
-    shown = table(f"{document.model.name}: {sum(c.parameters for c in document.model.components) / 1e6:.2f} M parameters", "target", *columns, right=tuple(range(1, len(columns) + 1)))
+    shown = table(
+        f"{document.model.name}: {sum(c.parameters for c in document.model.components) / 1e6:.2f} M parameters",
+        "target",
+        *columns,
+        right=tuple(range(1, len(columns) + 1)),
+    )
     for target, cells in rows:
         name = target.id if target.status == "ok" else f"{target.id}\n[red]{target.status}[/]"
         shown.add_row(name, *(_cell(c) for c in cells), end_section=True)
@@ -24,7 +29,9 @@ def print_run(document: RunDocument) -> None:
         print_diagnostics([Diagnostic(d.code, Severity(d.severity), d.where, d.why, d.fix) for d in grave], limit=6)
     for check in document.verdict.checks:
         if check.status != "pass":
-            out.print(f" {MARKS[check.status]} {check.target} {check.name.replace('_', ' ')}: {check.shown}, limit {check.limit}. {check.reason}")
+            out.print(
+                f" {MARKS[check.status]} {check.target} {check.name.replace('_', ' ')}: {check.shown}, limit {check.limit}. {check.reason}"
+            )
     passed = sum(c.status == "pass" for c in document.verdict.checks)
     of = f" ({passed} of {len(document.verdict.checks)} checks passed)" if document.verdict.checks else ""
     out.print(f"Verdict: {VERDICTS[document.verdict.status]}{of}")

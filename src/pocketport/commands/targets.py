@@ -20,7 +20,11 @@ def targets(json_output: Json = False) -> None:
             {
                 "schema": "pocketport.targets/1",
                 "vendors": {
-                    b.vendor: {"targets": [str(t) for t in b.targets()], "missing": [d.to_json() for d in b.missing()]} for b in backends
+                    b.vendor: {
+                        "targets": [str(t) for t in b.targets()],
+                        "missing": [d.to_json() for d in b.missing()],
+                    }
+                    for b in backends
                 },
             }
         )

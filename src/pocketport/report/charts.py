@@ -63,7 +63,14 @@ def memory_chart(targets: Sequence[TargetRecord]) -> str | None:
             points = target.profile.memory if target.profile else []
             if points:
                 steps = [p.step for p in points] if len(points) > len(steps) else steps
-                axes.step(range(len(points)), [p.bytes / 1e6 for p in points], where="mid", color=colour(target.id), lw=1.6, label=target.id)
+                axes.step(
+                    range(len(points)),
+                    [p.bytes / 1e6 for p in points],
+                    where="mid",
+                    color=colour(target.id),
+                    lw=1.6,
+                    label=target.id,
+                )
         if not steps:
             return None
         axes.set_xticks(range(len(steps)), steps, rotation=20, ha="right")

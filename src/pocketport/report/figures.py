@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pocketport.commands.console import show_bytes
+from pocketport.profiles.units import format_quantity
 from pocketport.run_document import MeasurementRecord, RunDocument, TargetRecord
 
 SHOWN_FIGURES = ("image_encode", "time_to_first_token", "tokens_per_second", "latency", "peak_memory")
@@ -27,19 +27,8 @@ def show_measurement(record: MeasurementRecord) -> Cell:
     """Value, spread and provenance of a figure, in the unit that reads best."""
     spread = ""
     if record.low is not None and record.high is not None:
-        spread = f"{_number(record.low, record.unit)} – {_number(record.high, record.unit)}"
-    return Cell(_number(record.value, record.unit), spread, record.provenance, record.detail)
-
-
-def _number(value: float, unit: str) -> str:
-    if unit == "bytes":
-        return show_bytes(value)
-    if unit == "share":
-        return f"{100 * value:.0f} %"
-    if unit == "ms" and value >= 10_000:
-        return f"{value / 1000:.1f} s"
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {unit}"
+        spread = f"{format_quantity(record.low, record.unit)} – {format_quantity(record.high, record.unit)}"
+    return Cell(format_quantity(record.value, record.unit), spread, record.provenance, record.detail)
 
 
 def shown_names(document: RunDocument) -> list[str]:
@@ -59,7 +48,12 @@ def offload(target: TargetRecord) -> Cell:
     if not counted:
         return Cell("–")
     npu, total = sum(o.npu_ops for o in counted), sum(o.total_ops for o in counted)
-    return Cell(f"{npu}/{total}", f"{100 * npu / total:.1f} %" if total else "", "", "; ".join(sorted({o.source for o in counted})))
+    return Cell(
+        f"{npu}/{total}",
+        f"{100 * npu / total:.1f} %" if total else "",
+        "",
+        "; ".join(sorted({o.source for o in counted})),
+    )
 
 
 def least_sqnr(target: TargetRecord) -> Cell:
@@ -91,7 +85,12 @@ def figure_rows(document: RunDocument) -> tuple[list[str], list[tuple[TargetReco
     rows = []
     for target in document.targets:
         by_name = {m.name: m for m in target.profile.measurements} if target.profile else {}
-        cells = [Cell(show_bytes(artifact_bytes(target))) if artifact_bytes(target) else Cell("–"), offload(target), least_sqnr(target), score(target)]
+        cells = [
+            Cell(format_quantity(artifact_bytes(target), "bytes")) if artifact_bytes(target) else Cell("–"),
+            offload(target),
+            least_sqnr(target),
+            score(target),
+        ]
         cells += [show_measurement(by_name[n]) if n in by_name else Cell("–") for n in names]
         rows.append((target, cells))
     return columns, rows
@@ -102,7 +101,10 @@ def size_rows(document: RunDocument) -> list[tuple[str, int, list[tuple[str, int
     rows: list[tuple[str, int, list[tuple[str, int, int]]]] = []
     for component in document.model.components:
         cells: Sequence[tuple[str, int, int]] = [
-            (t.id, c.pivot_bytes, sum(a.bytes for a in c.artifacts if a.primary)) for t in document.targets for c in t.components if c.name == component.name
+            (t.id, c.pivot_bytes, sum(a.bytes for a in c.artifacts if a.primary))
+            for t in document.targets
+            for c in t.components
+            if c.name == component.name
         ]
         rows.append((component.name, component.bytes, list(cells)))
     return rows

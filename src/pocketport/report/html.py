@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from PIL import Image
 
 from pocketport import __version__
-from pocketport.commands.console import show_bytes
 from pocketport.files import write_text
+from pocketport.profiles.units import format_quantity
 from pocketport.report.charts import colour, layer_chart, memory_chart
 from pocketport.report.figures import figure_rows, size_rows
 from pocketport.run_document import RunDocument
@@ -31,7 +31,7 @@ def write_report(document: RunDocument, images: dict[int, Image.Image], path: Pa
         loader=PackageLoader("pocketport.report"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["bytes"] = show_bytes
+    environment.filters["bytes"] = lambda count: format_quantity(count, "bytes")
     environment.globals["colour"] = colour
     page = environment.get_template("report.html").render(
         run=document, version=__version__, figures=figure_rows(document), sizes=size_rows(document), samples=_samples(document, images),
@@ -51,7 +51,13 @@ def _samples(document: RunDocument, images: dict[int, Image.Image]) -> list[dict
     for target in document.targets:
         for sample in target.task.samples if target.task else []:
             row = rows.setdefault(
-                sample.index, {"expected": sample.expected, "float": sample.float_text, "read": {}, "image": _data_uri(images.get(sample.index))}
+                sample.index,
+                {
+                    "expected": sample.expected,
+                    "float": sample.float_text,
+                    "read": {},
+                    "image": _data_uri(images.get(sample.index)),
+                },
             )
             row["read"][target.id] = sample.text
     return [rows[i] for i in sorted(rows)]

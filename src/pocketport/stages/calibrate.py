@@ -27,12 +27,18 @@ def calibrate(context: Context, ingested: StageResult, plans: dict[str, Plan]) -
     def produce(directory: Path) -> None:
         graphs = {component.name: component.graph for component in bundle}
         statistics = run_calibration(
-            graphs, data.calibration(), hessians=hessians, progress=lambda done: context.progress.advance("calibrate", done)
+            graphs,
+            data.calibration(),
+            hessians=hessians,
+            progress=lambda done: context.progress.advance("calibrate", done),
         )
         statistics.save(directory / STATISTICS_FILE)
 
     return context.record(
-        "calibrate", context.store.run("calibrate", inputs, produce, code=("compress", "calibration"), packages=("onnxruntime", "numpy"))
+        "calibrate",
+        context.store.run(
+            "calibrate", inputs, produce, code=("compress", "calibration"), packages=("onnxruntime", "numpy")
+        ),
     )
 
 

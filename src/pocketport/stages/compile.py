@@ -33,7 +33,13 @@ def compile_component(context: Context, target: str, component: str, quantized: 
 
     def produce(directory: Path) -> None:
         result = call_in_worker(
-            "pocketport.stages.compile:compile_in_worker", parsed, component, pivot, directory, label=name, limits=LIMITS
+            "pocketport.stages.compile:compile_in_worker",
+            parsed,
+            component,
+            pivot,
+            directory,
+            label=name,
+            limits=LIMITS,
         )
         write_json(directory / RESULT_FILE, _to_json(result, directory))
 

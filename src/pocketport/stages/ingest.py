@@ -1,7 +1,6 @@
 """Stage 1: source → ModelBundle, and the parity gate that it must pass before anything is quantized."""
 
 import json
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -26,7 +25,11 @@ def ingest(context: Context) -> StageResult:
     """
     request = context.request
     context.progress.start("ingest", f"ingest {request.source}", None)
-    inputs = {"source": source_digest(request.source), "name": Path(request.source).name, "shapes": request.shapes}
+    inputs = {
+        "source": source_digest(request.source),
+        "name": Path(request.source).name,
+        "shapes": request.shapes,
+    }
 
     def produce(directory: Path) -> None:
         ingest_source(request.source, shapes=request.shapes).save(directory / "bundle")
@@ -45,12 +48,11 @@ def source_digest(source: str) -> str:
 def parity(context: Context, ingested: StageResult) -> StageResult:
     """``parity.json``: the float graphs against the model they were made from; VerificationError when they differ."""
     context.progress.start("parity", "parity gate: float graphs against the original", None)
-    inputs = {"bundle": ingested.digest, "seed": context.request.seed}
+    inputs = {"bundle": ingested.digest, "source": source_digest(context.request.source)}
 
     def produce(directory: Path) -> None:
         bundle = ModelBundle.load(ingested.path / "bundle")
-        report = check_parity(bundle, context.request.source, seed=context.request.seed)
-        write_json(directory / "parity.json", asdict(report))
+        write_json(directory / "parity.json", check_parity(bundle, context.request.source).to_json())
 
     return context.record("parity", context.store.run("parity", inputs, produce, code=CODE, packages=PACKAGES))
 

@@ -34,7 +34,9 @@ def make_plans(context: Context, bundle: ModelBundle) -> tuple[dict[str, Plan], 
         target = Target.parse(text)
         backend = backend_for(target)
         legality = backend.legality(target)
-        findings[text] = tuple(d for component in bundle for d in backend.check(component.name, component.graph, target))
+        findings[text] = tuple(
+            d for component in bundle for d in backend.check(component.name, component.graph, target)
+        )
         plans[text] = make_plan(bundle, recipe, text, legality)
     return plans, findings
 
@@ -54,7 +56,11 @@ def quantize(context: Context, ingested: StageResult, calibrated: StageResult, t
         write_json(directory / "layers.json", _layer_errors(context, bundle, ModelBundle.load(directory / "bundle")))
 
     result = context.store.run(
-        "quantize", inputs, produce, code=("compress", "calibration"), packages=("onnx-ir", "onnxruntime", "numpy", "torch")
+        "quantize",
+        inputs,
+        produce,
+        code=("compress", "calibration"),
+        packages=("onnx-ir", "onnxruntime", "numpy", "torch"),
     )
     return context.record(name, result)
 
@@ -65,7 +71,10 @@ def _layer_errors(context: Context, bundle: ModelBundle, pivot: ModelBundle) -> 
     for component, values in load_data(bundle, context.request).held_out():
         feeds.setdefault(component, values)
     return {
-        name: [(e.tensor, round(e.cumulative_db, 2)) for e in compare_graphs(bundle[name].graph, pivot[name].graph, [values])][:WORST_TENSORS]
+        name: [
+            (e.tensor, round(e.cumulative_db, 2))
+            for e in compare_graphs(bundle[name].graph, pivot[name].graph, [values])
+        ][:WORST_TENSORS]
         for name, values in feeds.items()
     }
 
@@ -73,6 +82,11 @@ def _layer_errors(context: Context, bundle: ModelBundle, pivot: ModelBundle) -> 
 def load_pivot(result: StageResult) -> ModelBundle:
     """Open the pivot bundle."""
     return ModelBundle.load(result.path / "bundle")
+
+
+def load_plan(result: StageResult) -> Plan:
+    """Read the plan that the pivot was made by."""
+    return Plan.from_json(json.loads((result.path / "plan.json").read_text(encoding="utf-8")))
 
 
 def load_encodings(result: StageResult) -> EncodingTable:

@@ -33,7 +33,12 @@ CODE = ("compress", "calibration", "pocketport")
 
 
 def verify_component(
-    context: Context, target: str, component: str, ingested: StageResult, quantized: StageResult, compiled: StageResult
+    context: Context,
+    target: str,
+    component: str,
+    ingested: StageResult,
+    quantized: StageResult,
+    compiled: StageResult,
 ) -> StageResult:
     """``verify.json``: one VerifyRecord per artifact of the component."""
     name = f"verify {target} {component}"
@@ -48,7 +53,8 @@ def verify_component(
         feeds = held_out_feeds(context, bundle, component)
         pivot = quantized.path / "bundle" / f"{component}.onnx"
         records = [
-            _verify_artifact(Target.parse(target), component, artifact, bundle, pivot, feeds) for artifact in load_compiled(compiled).artifacts
+            _verify_artifact(Target.parse(target), component, artifact, bundle, pivot, feeds)
+            for artifact in load_compiled(compiled).artifacts
         ]
         write_json(directory / "verify.json", [r.model_dump() for r in records])
 
@@ -79,10 +85,18 @@ def _verify_artifact(
     outputs, against_pivot = {}, []
     for key in wanted[0]:
         if key not in results[0]:
-            raise VerificationError(f"the artifact has no output {key!r}", where=f"{target} {component} {artifact.kind}", fix="report this")
+            raise VerificationError(
+                f"the artifact has no output {key!r}",
+                where=f"{target} {component} {artifact.kind}",
+                fix="report this",
+            )
         got = np.stack([np.asarray(r[key], np.float64) for r in results])
         if not np.isfinite(got).all():
-            raise VerificationError("it computes NaN or infinity", where=f"{target} {component}, output {key}", fix="keep that op in float")
+            raise VerificationError(
+                "it computes NaN or infinity",
+                where=f"{target} {component}, output {key}",
+                fix="keep that op in float",
+            )
         outputs[key] = min(EXACT_DB, sqnr_db(np.stack([np.asarray(r[key], np.float64) for r in wanted]), got))
         against_pivot.append(min(EXACT_DB, sqnr_db(np.stack([np.asarray(r[key], np.float64) for r in simulated]), got)))
     return VerifyRecord(
@@ -93,7 +107,9 @@ def _verify_artifact(
 
 def load_verified(result: StageResult) -> list[VerifyRecord]:
     """Read ``verify.json``."""
-    return [VerifyRecord.model_validate(r) for r in json.loads((result.path / "verify.json").read_text(encoding="utf-8"))]
+    return [
+        VerifyRecord.model_validate(r) for r in json.loads((result.path / "verify.json").read_text(encoding="utf-8"))
+    ]
 
 
 def float_task(context: Context, ingested: StageResult) -> StageResult:
@@ -109,11 +125,17 @@ def float_task(context: Context, ingested: StageResult) -> StageResult:
         answers = task.evaluate(executors, count, lambda done: context.progress.advance("float task", done))
         write_json(directory / "answers.json", [_stable(a) for a in answers])
 
-    return context.record("float task", context.store.run("task", inputs, produce, code=CODE, packages=("onnxruntime",)))
+    return context.record(
+        "float task", context.store.run("task", inputs, produce, code=CODE, packages=("onnxruntime",))
+    )
 
 
 def target_task(
-    context: Context, target: str, ingested: StageResult, quantized: StageResult, compiled: Mapping[str, StageResult]
+    context: Context,
+    target: str,
+    ingested: StageResult,
+    quantized: StageResult,
+    compiled: Mapping[str, StageResult],
 ) -> StageResult:
     """``answers.json``: what the compiled model answers, executed by the vendor's runtime, all components chained."""
     parsed = Target.parse(target)
@@ -155,7 +177,9 @@ def load_answers(result: StageResult) -> list[Answer]:
     return [Answer(**a) for a in json.loads((result.path / "answers.json").read_text(encoding="utf-8"))]
 
 
-def task_record(context: Context, target: str, ingested: StageResult, floats: StageResult, answered: StageResult) -> TaskRecord:
+def task_record(
+    context: Context, target: str, ingested: StageResult, floats: StageResult, answered: StageResult
+) -> TaskRecord:
     """Score of a target beside float on the same samples."""
     parsed = Target.parse(target)
     task = choose_task(load_bundle(ingested), context.request)
@@ -164,8 +188,13 @@ def task_record(context: Context, target: str, ingested: StageResult, floats: St
     engines = sorted(set(backend_for(parsed).engines.values()))
     extra: dict[str, float] = {}
     if any(a.expected for a in answers):
-        extra = {"cer": round(character_error_rate(answers), 4), "float_cer": round(character_error_rate(reference), 4)}
-        extra["agrees_with_float"] = round(sum(a.text == r.text for a, r in zip(answers, reference, strict=True)) / len(answers), 4)
+        extra = {
+            "cer": round(character_error_rate(answers), 4),
+            "float_cer": round(character_error_rate(reference), 4),
+        }
+        extra["agrees_with_float"] = round(
+            sum(a.text == r.text for a, r in zip(answers, reference, strict=True)) / len(answers), 4
+        )
     return TaskRecord(
         metric=task.metric, value=round(mean_score(answers), 4), float_value=round(mean_score(reference), 4), n=len(answers),
         provenance=engines[0][1], engine=", ".join(e for e, _ in engines), extra=extra,  # type: ignore[arg-type]

@@ -30,5 +30,7 @@ def choose_task(bundle: ModelBundle, request: Request) -> Task:
         output = str(bundle.config.get("task_output") or graph.graph.outputs[-1].name)
         return Agreement(OrtExecutor(graph), [feeds for _, feeds in data.held_out()], output, data.fingerprint)
     raise UsageError(
-        f"{name!r} is not a task for a {bundle.family} model", where="--task", fix=f"choose among {', '.join(TASKS)}"
+        f"{name!r} is not a task for a {bundle.family} model",
+        where="--task",
+        fix=f"choose among {', '.join(TASKS)}",
     )

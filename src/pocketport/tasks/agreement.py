@@ -23,7 +23,11 @@ class Agreement:
     metric = "cosine"
 
     def __init__(
-        self, float_executor: Executor, feeds: Sequence[Mapping[str, NDArray[np.generic]]], output: str, fingerprint: str
+        self,
+        float_executor: Executor,
+        feeds: Sequence[Mapping[str, NDArray[np.generic]]],
+        output: str,
+        fingerprint: str,
     ) -> None:
         self._float = float_executor
         self._feeds = feeds

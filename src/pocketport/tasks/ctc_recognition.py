@@ -34,7 +34,9 @@ def decode_greedy(probabilities: NDArray[np.floating], alphabet: Sequence[str]) 
 
 def line_to_tensor(image: Image.Image, height: int, width: int) -> NDArray[np.float32]:
     """RGB line → float32 [1, 3, height, width] in [−1, 1]: aspect kept, the right padded with 0 (PP-OCR's way)."""
-    scaled = image.convert("RGB").resize((max(1, min(width, round(image.width * height / image.height))), height), Image.Resampling.BILINEAR)
+    scaled = image.convert("RGB").resize(
+        (max(1, min(width, round(image.width * height / image.height))), height), Image.Resampling.BILINEAR
+    )
     pixels = np.asarray(scaled, np.float32)[:, :, ::-1].transpose(2, 0, 1) / 127.5 - 1.0
     tensor = np.zeros((1, 3, height, width), np.float32)
     tensor[0, :, :, : pixels.shape[2]] = pixels
@@ -66,7 +68,9 @@ class CtcRecognition:
         characters = graph.metadata_props.get("character") or bundle.config.get("metadata", {}).get("character")
         if not characters:
             raise UsageError(
-                "the model carries no alphabet (metadata key `character`)", where=bundle.name, fix="use `--task agreement` for this model"
+                "the model carries no alphabet (metadata key `character`)",
+                where=bundle.name,
+                fix="use `--task agreement` for this model",
             )
         self._alphabet = [*characters.splitlines(), " "]
         (graph_input,) = graph.graph.inputs

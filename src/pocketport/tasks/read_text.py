@@ -9,7 +9,6 @@ from pocketport.compress.families.minicpmv.runner import MultimodalRunner
 from pocketport.tasks.base import Answer
 
 HELD_OUT_SEED = 20_000
-MAX_NEW_TOKENS = 40
 SIZE = 2000
 
 
@@ -22,7 +21,7 @@ class ReadText:
     def __init__(self, bundle: ModelBundle) -> None:
         self._bundle = bundle
         self._samples = RenderedText(seed=HELD_OUT_SEED, fonts="held_out")
-        self.fingerprint = f"read-text/{HELD_OUT_SEED}/{MAX_NEW_TOKENS}"
+        self.fingerprint = f"read-text/{HELD_OUT_SEED}"
 
     def __len__(self) -> int:
         return SIZE
@@ -31,14 +30,14 @@ class ReadText:
         self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None = None
     ) -> Sequence[Answer]:
         """Greedy reading of the first `count` images."""
-        runner = MultimodalRunner(executors, self._bundle)
+        runner = MultimodalRunner(executors, self._bundle.config, self._bundle.files)
         answers = []
         for index in range(min(count, SIZE)):
             sample = self._samples[index]
-            read = runner.read(sample.image, sample.prompt, max_new_tokens=MAX_NEW_TOKENS)
+            read = runner.read(sample.image, sample.prompt)
             text = read.text.strip()
             figures = {f"{phase}_ms": 1e3 * seconds for phase, seconds in read.seconds.items()}
-            figures |= {"slices": float(read.slices), "tokens": float(len(read.token_ids))}
+            figures |= {"views": float(read.views), "tokens": float(len(read.token_ids))}
             answers.append(Answer(index, float(text == sample.answer.strip()), sample.answer, text, figures))
             if progress:
                 progress(index + 1)

@@ -128,7 +128,7 @@ def quantized(
 
     def constant(name: str, node: onnx.NodeProto, position: int) -> str:
         value = constants[name]
-        if value.dtype != np.float32:
+        if value.dtype != np.float32 or node.op_type in ("Resize", "Clip"):
             initializers[name] = numpy_helper.from_array(value, name)
             return name
         if f"{name}_int" in initializers:
@@ -136,7 +136,7 @@ def quantized(
         linear = node.op_type in ("Gemm", "MatMul", "Conv", "ConvTranspose") and value.ndim >= 2
         if linear or (node.op_type == "Gather" and position == 0):
             dtype, low, top = SIGNED[weight_bits.get(name, 8)]
-            axis = 1 if node.op_type == "MatMul" else 0
+            axis = 1 if node.op_type in ("MatMul", "ConvTranspose") else 0
             if block and dtype == TensorProto.INT4:
                 axis = 1 - axis
                 cut = value.shape[:axis] + (value.shape[axis] // block, block) + value.shape[axis + 1 :]

@@ -1,0 +1,69 @@
+"""How large a graph's tensors are on a device."""
+
+import math
+
+import onnx_ir as ir
+from pocketport.compress.graph import static_shape
+
+from pocketport.errors import InputError
+
+
+class TensorSizes:
+    """Sizes of a graph's tensors as a device stores them: a Q/DQ pair is one integer tensor, floats have `float_bits`."""
+
+    def __init__(self, graph: ir.Graph, float_bits: int) -> None:
+        self._float_bits = float_bits
+        self._constants: set[ir.Value] = set(graph.initializers.values())
+        for node in graph:
+            if node.op_type in ("Constant", "Shape") or (
+                node.inputs and all(v is None or v in self._constants for v in node.inputs)
+            ):
+                self._constants.update(node.outputs)
+
+    def is_constant(self, value: ir.Value) -> bool:
+        """Whether the value is known before the first run (initializers, and what is computed of them alone)."""
+        return value in self._constants
+
+    def bits(self, value: ir.Value) -> int:
+        """Bits of one element of `value` as it is stored on the device."""
+        producer = value.producer()
+        if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
+            return self.bits(producer.inputs[0])
+        readers = {node.op_type for node, _ in value.uses()}
+        if readers == {"QuantizeLinear"} and not value.is_graph_output():
+            reader = next(iter(value.uses())).node
+            return self.bits(reader.outputs[0])
+        return stored_bits(value, self._float_bits)
+
+    def bytes(self, value: ir.Value) -> int:
+        """Bytes of the whole tensor; InputError if its shape is not static."""
+        return (math.prod(shape_of(value)) * self.bits(value) + 7) // 8
+
+
+def stored_bits(value: ir.Value, float_bits: int) -> int:
+    """Bits of an element by dtype alone; floats count as `float_bits`, 64-bit indices as 32 (no NPU has 64)."""
+    dtype = value.dtype
+    if dtype is None or dtype in (
+        ir.DataType.FLOAT,
+        ir.DataType.DOUBLE,
+        ir.DataType.FLOAT16,
+        ir.DataType.BFLOAT16,
+    ):
+        return float_bits
+    return min(dtype.bitwidth, 32)
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape.
+
+    Raises:
+        InputError: the shape is unknown or dynamic.
+    """
+    shape = static_shape(value)
+    if shape is None:
+        raise InputError(
+            f"its shape {value.shape} is not static, so it can't be costed",
+            where=f"tensor {value.name}",
+            fix="give the model static input shapes",
+        )
+    return shape

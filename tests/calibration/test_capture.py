@@ -1,0 +1,89 @@
+"""One calibration pass against numpy on the same intermediates."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from pocketport.calibration import capture
+from pocketport.calibration.capture import calibrate
+from pocketport.calibration.observers import Histogram
+from pocketport.calibration.statistics import Statistics
+from pocketport.compress.builder import GraphBuilder
+from pocketport.errors import InputError, UsageError
+
+
+def two_layers() -> ir.Model:
+    rng = np.random.default_rng(0)
+    g = GraphBuilder("main")
+    x = g.input("x", (4, 6))
+    w = g.weight("w", rng.standard_normal((5, 6)).astype(np.float32))
+    h = g.node("Relu", [g.node("Gemm", [x, w], "first", transB=1)], "hidden")
+    h = g.reshape(h, (5, 4), "moved")
+    g.output(g.node("MatMul", [h, g.weight("v", rng.standard_normal((4, 3)).astype(np.float32))], "second", output="y"))
+    return g.finish()
+
+
+def samples(count: int = 3) -> list[tuple[str, dict[str, np.ndarray]]]:
+    rng = np.random.default_rng(1)
+    return [("main", {"x": rng.standard_normal((4, 6)).astype(np.float32)}) for _ in range(count)]
+
+
+def hidden(graph: ir.Model, x: np.ndarray) -> np.ndarray:
+    return np.maximum(x @ graph.graph.initializers["w"].const_value.numpy().T, 0)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_histograms_and_moments_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    monkeypatch.setattr(capture, "CHUNK_BYTES", chunk_bytes)
+    graph, feeds = two_layers(), samples()
+    statistics = calibrate({"main": graph}, feeds, hessians={"main": ["moved"]})
+    inputs = np.stack([f["x"] for _, f in feeds])
+    expected = Histogram()
+    expected.update(inputs)
+    assert np.array_equal(statistics.histograms["main/x"].counts, expected.counts)
+    activations = np.stack([hidden(graph, x) for x in inputs])
+    h = statistics.histograms["main/hidden"]
+    assert (h.minimum, h.total) == (0.0, activations.size)
+    assert h.maximum == pytest.approx(activations.max(), rel=1e-6)
+    rows = activations.reshape(-1, 4)
+    moved = statistics.moments["main/moved"]
+    assert moved.rows == len(rows) and moved.full is not None
+    assert np.allclose(moved.full, rows.T @ rows, rtol=1e-4)
+    assert np.allclose(moved.diagonal, np.square(rows).sum(0), rtol=1e-5)
+    first = statistics.moments["main/x"]
+    assert first.full is None and np.allclose(first.diagonal, np.square(inputs).sum((0, 1)), rtol=1e-5)
+    assert statistics.samples == {"main": 3}
+    assert "main/moved" not in statistics.histograms  # a Reshape repeats the values of its input
+
+
+def test_more_samples_take_no_more_memory() -> None:
+    few, many = (calibrate({"main": two_layers()}, samples(n)) for n in (2, 40))
+    size = [sum(h.counts.nbytes for h in s.histograms.values()) for s in (few, many)]
+    assert size[1] <= 2048 * 8 * len(many.histograms) and set(few.histograms) == set(many.histograms)
+
+
+def test_statistics_round_trip_with_the_same_bytes(tmp_path: Path) -> None:
+    statistics = calibrate({"main": two_layers()}, samples(), hessians={"main": ["x"]})
+    statistics.save(tmp_path / "one.npz")
+    Statistics.load(tmp_path / "one.npz").save(tmp_path / "two.npz")
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    (tmp_path / "three.npz").write_bytes((tmp_path / "one.npz").read_bytes()[:200])
+    with pytest.raises(InputError):
+        Statistics.load(tmp_path / "three.npz")
+
+
+def test_progress_and_mistakes() -> None:
+    seen: list[int] = []
+    calibrate({"main": two_layers()}, samples(), progress=seen.append)
+    assert seen == [1, 2, 3]
+    with pytest.raises(UsageError, match="no calibration data"):
+        calibrate({"main": two_layers()}, [])
+    with pytest.raises(UsageError, match="no component 'vision'"):
+        calibrate({"main": two_layers()}, [("vision", {})])
+    with pytest.raises(InputError, match="refuses the calibration feed"):
+        calibrate({"main": two_layers()}, [("main", {"x": np.zeros((2, 2), np.float32)})])
+    with pytest.raises(InputError) as caught:
+        calibrate({"main": two_layers()}, [("main", {"x": np.full((4, 6), np.nan, np.float32)})])
+    assert caught.value.where == "tensor main/x"

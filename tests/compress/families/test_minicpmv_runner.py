@@ -1,0 +1,78 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.minicpmv.parity import load_torch, read_with_torch
+from pocketport.compress.families.minicpmv.prompt import load_tokenizer
+from pocketport.compress.families.minicpmv.runner import MASKED, MultimodalRunner, chain_feeds
+from pocketport.compress.ingest import ingest
+from pocketport.errors import InputError, UsageError
+
+SMALL, LARGE = (90, 60), (260, 150)
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 10, size[0] // 10, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size)
+
+
+@pytest.fixture
+def runner(tiny_minicpmv: Path) -> MultimodalRunner:
+    bundle = ingest(tiny_minicpmv)
+    return MultimodalRunner({c.name: OrtExecutor(c.graph) for c in bundle}, bundle.config, bundle.files)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_it_reads_what_torch_reads(tiny_minicpmv: Path, runner: MultimodalRunner, size: tuple[int, int]) -> None:
+    expected = read_with_torch(load_torch(tiny_minicpmv), load_tokenizer(tiny_minicpmv), picture(size), "What?", 6)
+    generation = runner.read(picture(size), "What?")
+    assert generation.token_ids == expected.tokens
+    assert generation.views == len(expected.features) == (1 if size == SMALL else generation.views)
+
+
+def test_the_seconds_add_up(runner: MultimodalRunner) -> None:
+    generation = runner.read(picture(LARGE), "What?")
+    assert set(generation.seconds) == {"vision", "connector", "embed", "prefill", "decode", "host"}
+    assert min(generation.seconds.values()) > 0
+    assert generation.first_token_seconds < sum(generation.seconds.values())
+    assert generation.prompt_tokens > generation.views * 8
+
+
+def test_limits(runner: MultimodalRunner) -> None:
+    assert runner.max_new_tokens == 7
+    assert len(runner.read(picture(SMALL), "What?", 1).token_ids) == 1
+    assert len(runner.force_tokens(picture(SMALL), "What?", [5] * 7).token_ids) == 7, "the last column is used"
+    for limit in (0, 8):
+        with pytest.raises(UsageError, match="do not fit"):
+            runner.read(picture(SMALL), "What?", limit)
+    with pytest.raises(InputError, match="prompt"):
+        runner.read(picture(SMALL), "What? " * 60)
+
+
+def test_forcing_the_models_own_answer_changes_nothing(runner: MultimodalRunner) -> None:
+    free = runner.read(picture(SMALL), "What?")
+    forced = runner.force_tokens(picture(SMALL), "What?", free.token_ids)
+    assert forced.token_ids == free.token_ids
+
+
+def test_chain_feeds_fit_every_graph(runner: MultimodalRunner) -> None:
+    samples = [(picture(LARGE), "What?", "abcd"), (picture(SMALL), "What?", None)]
+    found: list[tuple[str, dict[str, Any]]] = list(chain_feeds(runner, samples, decode_steps=2))
+    counts = Counter(component for component, _ in found)
+    assert counts["prefill"] == 2 and counts["decode"] == 4 and counts["embed"] == 6
+    assert counts["vision"] == counts["connector"] > 2
+    for component, feeds in found:
+        executor = runner.executors[component]
+        assert isinstance(executor, OrtExecutor)
+        assert {name: array.shape for name, array in feeds.items()} == executor.inputs
+        executor.run(feeds)
+    first, last = (feeds for component, feeds in found[:-4] if component == "decode")
+    filled = [int((feeds["attention_bias"] > MASKED).sum()) for feeds in (first, last)]
+    assert filled[1] - filled[0] == 3, "the first and the last step of a four-character answer"
+    held = [int(np.any(feeds["past_value_1"] != 0, axis=(0, 1, 3)).sum()) for feeds in (first, last)]
+    assert held == [count - 1 for count in filled], "every column but the token's own is in the cache"
