@@ -126,23 +126,23 @@ def estimate(name: str, precision: str) -> float:
         export(name, work / "model.onnx")
         bundle = ingest(work / "model.onnx")
         component = next(iter(bundle))
-        noise = np.random.default_rng(0)
-        names = [str(v.name) for v in component.graph.graph.inputs]
-
-        def samples() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-            for _ in range(3):
-                values = [
-                    i.numpy() if i.ndim == 2 else noise.standard_normal(i.shape, np.float32) for i in MODELS[name][1]
-                ]
-                yield component.name, dict(zip(names, values, strict=True))
-
-        recipe = Recipe(name="estimate", rules=[Rule(scheme=precision, fallback=["float"])])
-        plan = make_plan(bundle, recipe, TARGET, backend.legality(target))
-        statistics = calibrate({component.name: component.graph}, samples())
-        pivot, _ = apply_plan(bundle, plan, statistics)
-        pivot.save(work / "pivot")
+        if precision != "float":
+            recipe = Recipe(name="estimate", rules=[Rule(scheme=precision, fallback=["float"])])
+            plan = make_plan(bundle, recipe, TARGET, backend.legality(target))
+            statistics = calibrate({component.name: component.graph}, samples(name, component))
+            bundle, _ = apply_plan(bundle, plan, statistics)
+        bundle.save(work / "pivot")
         request = CompileRequest(component.name, work / "pivot" / f"{component.name}.onnx", target, work, work)
         return float(backend.estimate(request, backend.lower(request))["sa8255p_us"])
+
+
+def samples(name: str, component: Any) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Three random feeds."""
+    noise = np.random.default_rng(0)
+    names = [str(v.name) for v in component.graph.graph.inputs]
+    for _ in range(3):
+        values = [i.numpy() if i.ndim == 2 else noise.standard_normal(i.shape, np.float32) for i in MODELS[name][1]]
+        yield component.name, dict(zip(names, values, strict=True))
 
 
 def main() -> None:

@@ -47,7 +47,9 @@ def calibrate(
         captures: dict[str, _Capture] = {}
         for done, (component, inputs) in enumerate(feeds, start=1):
             if component not in graphs:
-                raise UsageError(f"no component {component!r}", where="calibration feeds", fix=f"use one of {', '.join(graphs)}")
+                raise UsageError(
+                    f"no component {component!r}", where="calibration feeds", fix=f"use one of {', '.join(graphs)}"
+                )
             if component not in captures:
                 wanted = frozenset((hessians or {}).get(component, ()))
                 captures[component] = _Capture(component, graphs[component], wanted, Path(folder))

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.errors import InputError
+
+T = TypeVar("T", bound=np.generic)
 
 INTEGER_RANGES: Mapping[str, tuple[int, int]] = {
     "int2": (-2, 1), "uint2": (0, 3), "int3": (-4, 3), "int4": (-8, 7), "uint4": (0, 15), "int8": (-128, 127), "uint8": (0, 255),
@@ -39,7 +42,7 @@ class Encoding:
         """Least and greatest integer of the dtype."""
         return INTEGER_RANGES[self.dtype]
 
-    def _expand(self, values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+    def _expand(self, values: NDArray[T], shape: tuple[int, ...]) -> NDArray[T]:
         if self.axis is None:
             return values
         if self.block:
@@ -51,12 +54,14 @@ class Encoding:
         """Round half to even and saturate, as ONNX QuantizeLinear does; int32 integers of `real`'s shape."""
         low, high = self.bounds
         scaled = np.rint(real / self._expand(self.scale, real.shape)) + self._expand(self.zero_point, real.shape)
-        return np.clip(scaled, low, high).astype(np.int32)
+        integers: NDArray[np.int32] = np.clip(scaled, low, high).astype(np.int32)
+        return integers
 
     def dequantize(self, integers: NDArray[np.integer]) -> NDArray[np.float32]:
         """The real numbers that `integers` stand for, float32."""
         centred = integers.astype(np.int32) - self._expand(self.zero_point, integers.shape)
-        return (centred * self._expand(self.scale, integers.shape)).astype(np.float32)
+        real: NDArray[np.float32] = (centred * self._expand(self.scale, integers.shape)).astype(np.float32)
+        return real
 
 
 def encoding_for_range(low: float, high: float, dtype: str, *, symmetric: bool) -> Encoding:
@@ -70,10 +75,10 @@ def encoding_for_range(low: float, high: float, dtype: str, *, symmetric: bool) 
         middle = (first + last + 1) // 2
         reach = max(-low, high)
         scale = _usable(reach / (last - middle))
-        return Encoding(dtype, np.float32(scale).reshape(()), np.int32(middle).reshape(()))
+        return Encoding(dtype, np.array(scale, np.float32), np.array(middle, np.int32))
     scale = _usable((high - low) / (last - first))
     zero_point = int(np.clip(round(first - low / scale), first, last))
-    return Encoding(dtype, np.float32(scale).reshape(()), np.int32(zero_point).reshape(()))
+    return Encoding(dtype, np.array(scale, np.float32), np.array(zero_point, np.int32))
 
 
 def _usable(scale: float) -> float:
@@ -123,9 +128,11 @@ class EncodingTable:
                 continue
             try:
                 dtype, axis, block = (str(v) for v in arrays[key])
-                table.encodings[name] = Encoding(
-                    dtype, arrays[f"{name}|scale"], arrays[f"{name}|zero_point"], int(axis) if axis else None, int(block)
-                )
+                scale = arrays[f"{name}|scale"].astype(np.float32)
+                zero_point = arrays[f"{name}|zero_point"].astype(np.int32)
+                table.encodings[name] = Encoding(dtype, scale, zero_point, int(axis) if axis else None, int(block))
             except (KeyError, ValueError) as error:
-                raise InputError(f"tensor {name!r} is incomplete: {error}", where=str(path), fix="calibrate again") from error
+                raise InputError(
+                    f"tensor {name!r} is incomplete: {error}", where=str(path), fix="calibrate again"
+                ) from error
         return table

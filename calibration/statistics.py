@@ -73,7 +73,9 @@ class Statistics:
                 elif part == "diagonal":
                     full = arrays.get(f"{kind}|{name}|full")
                     statistics.moments[name] = SecondMoment(
-                        arrays[key].astype(np.float64), int(arrays[f"{kind}|{name}|rows"]), None if full is None else full.astype(np.float32)
+                        arrays[key].astype(np.float64),
+                        int(arrays[f"{kind}|{name}|rows"]),
+                        None if full is None else full.astype(np.float32),
                     )
                 elif part == "count":
                     statistics.samples[name] = int(arrays[key])

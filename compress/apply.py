@@ -1,6 +1,8 @@
 """Plan and statistics → pivot: the quantized QDQ graphs, and the table of their encodings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
@@ -56,7 +58,7 @@ class _Applier:
         self._statistics = statistics
         self._progress = progress
         self._done = 0
-        self._weights: dict[tuple[object, ...], tuple[NDArray[np.generic], QuantizedTensor]] = {}
+        self._rounded: dict[str, QuantizedTensor] = {}
         self.table = EncodingTable()
         self._ranges = self._group_encodings()
 
@@ -65,7 +67,9 @@ class _Applier:
         graph = clone_graph(self._bundle[plan.component].graph)
         if (graph.graph.opset_imports.get("") or 0) < LEAST_OPSET:
             raise InputError(
-                f"its opset is under {LEAST_OPSET}", where=f"component {plan.component}", fix="ingest the model again, which raises it"
+                f"its opset is under {LEAST_OPSET}",
+                where=f"component {plan.component}",
+                fix="ingest the model again, which raises it",
             )
         writer = QdqWriter(graph)
         values = {v.name: v for node in graph.graph for v in node.outputs}
@@ -87,7 +91,9 @@ class _Applier:
             if self._progress:
                 self._progress(self._done)
         if tensors and not writer.count:
-            raise VerificationError("quantizing changed nothing", where=f"component {plan.component}", fix="report this as a bug")
+            raise VerificationError(
+                "quantizing changed nothing", where=f"component {plan.component}", fix="report this as a bug"
+            )
         graph.graph.sort()
         return graph
 
@@ -130,7 +136,7 @@ class _Applier:
         for _, tensor in members:
             if tensor.algorithm == "fixed" and tensor.fixed:
                 scale, zero = tensor.fixed
-                return Encoding(tensor.dtype, np.float32(scale).reshape(()), np.int32(zero).reshape(()))
+                return Encoding(tensor.dtype, np.array(scale, np.float32), np.array(zero, np.int32))
         leader = members[0][1]
         for _, tensor in members:
             if tensor.algorithm == "range" and tensor.fixed:
@@ -159,26 +165,26 @@ class _Applier:
         self, component: str, tensor: TensorPlan, real: NDArray[np.float32], least: NDArray[np.float64] | None
     ) -> QuantizedTensor:
         """The same weight in several components (prefill and decode) is rounded once, on the data of them all."""
-        key = (tensor.tensor, tensor.dtype, tensor.granularity, tensor.axis, tensor.block, tensor.algorithm, real.shape)
-        if key in self._weights and least is None:
-            known, done = self._weights[key]
-            if np.array_equal(known, real):
-                return done
-        done = quantize_weight(real, tensor, self._moment(tensor), least)
-        if least is None:
-            self._weights[key] = (real, done)
+        twins = [(component, tensor), *self._twins(component, tensor, real)]
+        keys = sorted(f"{name}/{twin.tensor}" for name, twin in twins)
+        if least is None and keys[0] in self._rounded:
+            return self._rounded[keys[0]]
+        known = (self._statistics.moments.get(f"{name}/{twin.activation}") for name, twin in twins)
+        moments = [m for m in known if m is not None]
+        done = quantize_weight(real, tensor, reduce(SecondMoment.merged, moments) if moments else None, least)
+        if least is None and len(keys) > 1:
+            self._rounded[keys[0]] = done
         return done
 
-    def _moment(self, tensor: TensorPlan) -> SecondMoment | None:
-        """Second moments of the inputs that meet this weight, over all components."""
-        total: SecondMoment | None = None
-        for component in self._plan:
-            for other in component.tensors:
-                if other.tensor == tensor.tensor and other.kind is tensor.kind:
-                    moment = self._statistics.moments.get(f"{component.component}/{other.activation}")
-                    if moment is not None:
-                        total = moment if total is None else total.merged(moment)
-        return total
+    def _twins(self, component: str, tensor: TensorPlan, real: NDArray[np.float32]) -> Iterator[tuple[str, TensorPlan]]:
+        """The weights of other components that have the same name, plan and values."""
+        for other in self._plan:
+            for twin in other.tensors if other.component != component else ():
+                if twin.tensor == tensor.tensor and replace(twin, activation=tensor.activation) == tensor:
+                    value = self._bundle[other.component].graph.graph.initializers.get(twin.tensor)
+                    values = constant(value)
+                    if values is not None and np.array_equal(values, real):
+                        yield other.component, twin
 
     def _least_scale(
         self, component: str, bias: TensorPlan, constants: Mapping[str, NDArray[np.generic] | None]
@@ -191,14 +197,16 @@ class _Applier:
     def _product(self, component: str, tensor: TensorPlan, real: NDArray[np.float32]) -> QuantizedTensor:
         """int32 at s_x · s_w."""
         weight = self.table[f"{component}/{tensor.partner}"]
-        channel = next(
-            (t.channel_axis or 0 for t in self._plan[component].tensors if t.tensor == tensor.partner), 0
+        channel = next((t.channel_axis or 0 for t in self._plan[component].tensors if t.tensor == tensor.partner), 0)
+        scale = np.asarray(
+            self.table[f"{component}/{tensor.activation}"].scale * channel_scales(weight, channel), np.float32
         )
-        scale = np.asarray(self.table[f"{component}/{tensor.activation}"].scale * channel_scales(weight, channel), np.float32)
         encoding = Encoding("int32", scale, np.zeros(scale.shape, np.int32), axis=0 if scale.ndim else None)
         integers = np.rint(real.astype(np.float64) / scale.astype(np.float64))
         if np.abs(integers).max(initial=0.0) > 2**31 - 1:
             raise VerificationError(
-                "its int32 integers at s_x · s_w overflow", where=f"tensor {component}/{tensor.tensor}", fix="leave its node float"
+                "its int32 integers at s_x · s_w overflow",
+                where=f"tensor {component}/{tensor.tensor}",
+                fix="leave its node float",
             )
         return QuantizedTensor(integers.astype(np.int32), encoding)

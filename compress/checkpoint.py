@@ -6,7 +6,8 @@ no tensor's bytes are read before they are used: files are memory-mapped (copy o
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,42 @@ class Checkpoint(Mapping[str, ir.TensorProtocol]):
                         where=f"tensor {name}",
                         fix="download or train the checkpoint again",
                     )
+
+
+class TrackedTensors(Mapping[str, ir.TensorProtocol]):
+    """Tensors that remember which of them were taken: what nobody took is a part of the model that would be lost."""
+
+    def __init__(self, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+        self._tensors = tensors
+        self._taken: set[str] = set()
+
+    def __getitem__(self, name: str) -> ir.TensorProtocol:
+        tensor = self._tensors[name]
+        self._taken.add(name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def check_all_taken(self, ignored: Sequence[str]) -> None:
+        """Every tensor was taken, but for names that match one of the `ignored` patterns (fnmatch).
+
+        Raises:
+            InputError: names the first that was not.
+        """
+        left = [n for n in sorted(self._tensors) if n not in self._taken and not any(fnmatch(n, p) for p in ignored)]
+        if left:
+            raise InputError(
+                f"the graphs have no place for it (nor for {len(left) - 1} others)",
+                where=f"tensor {left[0]}",
+                fix="give the config.json that belongs to this checkpoint, or export the model to ONNX",
+            )
 
 
 def _broken(where: Path | str, why: str) -> InputError:

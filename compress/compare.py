@@ -64,22 +64,31 @@ def compare_graphs(
     names = [name for name in nodes if name in made]
     twins = {v.name or "" for node in reference.graph for v in node.outputs if is_float(v) and v.name in made}
     if not names:
-        raise UsageError("they have no tensor in common", where="compare", fix="compare a float graph with its own pivot")
+        raise UsageError(
+            "they have no tensor in common", where="compare", fix="compare a float graph with its own pivot"
+        )
     restored = {v.name for node in pivot.graph for v in node.outputs}
     final = {name: f"{name}/dq" if f"{name}/dq" in restored else name for name in names}
     floats = _with_outputs(reference, sorted(twins))
     cumulative = _with_outputs(pivot, list(final.values()))
     local = _isolated(pivot, {name: made[name] for name in sorted(twins)})
     sums = {name: np.zeros(3) for name in names}
-    count = 0
-    for count, values in enumerate(feeds, start=1):
+    samples = 0
+    for values in feeds:
+        samples += 1
         wanted = floats.run(values)
         got = cumulative.run(values)
-        alone = local.run({k: v for k, v in {**values, **{_twin(n): wanted[n] for n in twins}}.items() if k in local.inputs})
+        alone = local.run(
+            {k: v for k, v in {**values, **{_twin(n): wanted[n] for n in twins}}.items() if k in local.inputs}
+        )
         for name in names:
             r = wanted[name].astype(np.float64)
-            sums[name] += [_energy(r), _energy(r - got[final[name]]), _energy(r - alone[made[name]])]
-    if not count:
+            sums[name] += [
+                _energy(r),
+                _energy(r - np.asarray(got[final[name]], np.float64)),
+                _energy(r - np.asarray(alone[made[name]], np.float64)),
+            ]
+    if not samples:
         raise UsageError("there are no feeds", where="compare", fix="give at least one sample")
     return [
         TensorComparison(name, nodes[name].name or "", nodes[name].op_type, _db(s[0], s[1]), _db(s[0], s[2]))

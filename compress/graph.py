@@ -105,6 +105,8 @@ def without_weights(model: ir.Model) -> ir.Model:
             value.const_value = None
             del graph.initializers[value.name]  # type: ignore[arg-type]
             graph.inputs.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):  # a protobuf would keep its file's name but not its folder
+            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
     return copy
 
 

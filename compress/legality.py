@@ -43,12 +43,12 @@ class WeightRule(BaseModel):
 class TableRule(BaseModel):
     """Format of lookup tables (embeddings), which are Gathered: ``c`` has a scale a row, ``t`` one for all.
 
-    `dtype` None means that tables take the activations' own format, so that looking up is only data movement.
+    The dtype ``activation`` means the activations' own format and encoding: looking up is only data movement then.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: str | None = "int8"
+    dtype: str = "int8"
     granularity: str = "c"
 
 

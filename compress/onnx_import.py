@@ -10,11 +10,24 @@ from onnx import version_converter
 from pocketport.compress.builder import IR_VERSION, OPSET
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import inferred, load_graph, static_shape, without_weights
+from pocketport.compress.passes.narrow_inputs import NarrowInputs
 from pocketport.compress.passes.simplify import fold, simplify
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_files
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+QUANTIZED = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+OTHER_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 
 def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
@@ -25,7 +38,8 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
         shapes: static shapes by input name, for the inputs whose dimensions the file leaves open.
 
     Raises:
-        InputError: not a valid ONNX model, an op that no opset has, or control flow that does not fold away.
+        InputError: not a valid ONNX model, not a float32 one, an op that no opset has, or control flow that does
+            not fold away.
         UsageError: an input's shape is open and not in `shapes`, or `shapes` contradicts the file.
     """
     model = load_graph(path)
@@ -34,6 +48,8 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
     _remove_initialized_inputs(model)
     model = _with_static_inputs(model, shapes, path)
     model = simplify(_with_opset(fold(model), path))
+    model = NarrowInputs()(model).graph
+    _check_float(model, path)
     _check_static(model, path)
     return ModelBundle(
         name=path.stem,
@@ -132,6 +148,21 @@ def _with_opset(model: ir.Model, path: Path) -> ir.Model:
         value.const_value = weights[value.name]
         converted.graph.register_initializer(value)
     return converted
+
+
+def _check_float(model: ir.Model, path: Path) -> None:
+    """Everything after starts from float32: a model that is quantized already, or of another width, is refused."""
+    for node in model.graph:
+        where = f"{path}, node {node.name or node.outputs[0].name}"
+        if node.op_type in QUANTIZED:
+            raise InputError(
+                f"the model is quantized already ({node.op_type})", where=where, fix="give the float model"
+            )
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and value.dtype in OTHER_FLOATS:
+                raise InputError(
+                    f"{value.name} is {value.dtype.name}, not FLOAT", where=where, fix="export the model in float32"
+                )
 
 
 def _check_static(model: ir.Model, path: Path) -> None:

@@ -43,9 +43,7 @@ class Settled:
     observer_options: dict[str, float] | None = None
 
 
-def plan_components(
-    bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality
-) -> tuple[ComponentPlan, ...]:
+def plan_components(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality) -> tuple[ComponentPlan, ...]:
     """One plan a component; activations that components share are in one group."""
     planners = [_ComponentPlanner(c, recipe.rules_for(target), target, legality) for c in bundle]
     groups = Groups()
@@ -144,7 +142,9 @@ class _ComponentPlanner:
             f"w{bits}{g}" + (f" of {'/'.join(map(str, rule.blocks))}" if g == "b" else "")
             for bits, rule in self._legality.weights.items() for g in rule.granularities
         ]  # fmt: skip
-        activations = [f"a{bits}" for bits in self._legality.activations] + [f"fp{b}" for b in self._legality.float_bits]
+        activations = [f"a{bits}" for bits in self._legality.activations] + [
+            f"fp{b}" for b in self._legality.float_bits
+        ]
         return f"weights {', '.join(weights) or 'float'}; activations {', '.join(activations)}"
 
     # Activations
@@ -174,7 +174,13 @@ class _ComponentPlanner:
     def _activation(self, tensor: str, groups: Groups) -> TensorPlan:
         node, settled = self._producer(tensor)
         op, name = (node.op_type, node.name or "") if node is not None else ("", "")
-        common = {"tensor": tensor, "kind": TensorKind.ACTIVATION, "node": name, "op": op, "scheme": str(settled.scheme)}
+        common = {
+            "tensor": tensor,
+            "kind": TensorKind.ACTIVATION,
+            "node": name,
+            "op": op,
+            "scheme": str(settled.scheme),
+        }
         elements = _elements(self._values[tensor])
         if tensor in self.regions.kept_float:
             return TensorPlan(**common, dtype="float", why=self.regions.kept_float[tensor], elements=elements)  # type: ignore[arg-type]
@@ -230,7 +236,10 @@ class _ComponentPlanner:
             return self._table(node, operand, settled, groups)
         granularity, why = scheme.granularity, settled.why
         if granularity is Granularity.BLOCK and operand.input_axis is None:
-            granularity, why = Granularity.CHANNEL, f"{why}; blocks are for linear layers, a {node.op_type} has channels"
+            granularity, why = (
+                Granularity.CHANNEL,
+                f"{why}; blocks are for linear layers, a {node.op_type} has channels",
+            )
         block = scheme.block if granularity is Granularity.BLOCK else 0
         if block and shape[operand.input_axis or 0] % block:
             raise UsageError(
@@ -252,13 +261,11 @@ class _ComponentPlanner:
     def _table(self, node: ir.Node, operand: WeightOperand, settled: Settled, groups: Groups) -> TensorPlan:
         tables = self._legality.tables
         output = node.outputs[0].name or ""
-        if tables.dtype is None:
+        if tables.dtype == "activation":
             if output not in self.regions.quantized:
                 return self._kept_float(node, operand.value, TensorKind.TABLE, f"{output} is float")
-            rule = self._legality.activations[str(settled.scheme.activation_bits)]
             return self._stored(
-                node, operand.value, TensorKind.CONSTANT, WeightRule(dtype=rule.dtype, granularities=("t",), symmetric=rule.symmetric),
-                "t", f"tables take the activations' format on {self._target}", scheme=str(settled.scheme),
+                node, operand.value, TensorKind.CONSTANT, self._activation_format(settled), "t", f"tables take the activations' format on {self._target}", scheme=str(settled.scheme),
                 algorithm="min_max", group=groups.find(f"{self.name}/{output}"),
             )  # fmt: skip
         rule = WeightRule(dtype=tables.dtype, granularities=(tables.granularity,))
@@ -306,11 +313,14 @@ class _ComponentPlanner:
             return self._kept_float(node, value, TensorKind.CONSTANT, f"a parameter of {node.op_type}")
         if not others or any((v.name or "") not in self.regions.quantized for v in others):
             return self._kept_float(node, value, TensorKind.CONSTANT, "the op computes in float")
-        rule = self._legality.activations[str(settled.scheme.activation_bits)]
         return self._stored(
-            node, value, TensorKind.CONSTANT, WeightRule(dtype=rule.dtype, granularities=("t",), symmetric=rule.symmetric), "t",
-            settled.why, algorithm="min_max", scheme=str(settled.scheme),
+            node, value, TensorKind.CONSTANT, self._activation_format(settled), "t", settled.why, algorithm="min_max", scheme=str(settled.scheme),
         )  # fmt: skip
+
+    def _activation_format(self, settled: Settled) -> WeightRule:
+        """The activations' integer format, for constants that are stored in it."""
+        rule = self._legality.activations[str(settled.scheme.activation_bits)]
+        return WeightRule(dtype=rule.dtype, granularities=("t",), symmetric=rule.symmetric)
 
     def _stored(
         self, node: ir.Node, value: ir.Value, kind: TensorKind, rule: WeightRule, granularity: str, why: str, *, scheme: str,
@@ -366,8 +376,9 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
 
 
 def _elements(value: ir.Value) -> int:
-    dims = list(value.shape) if value.shape is not None else [0]
-    return math.prod(int(d) for d in dims) if all(isinstance(d, int) for d in dims) else 0
+    shape = () if value.shape is None else tuple(value.shape)
+    known = [d for d in shape if isinstance(d, int)]
+    return math.prod(known) if value.shape is not None and len(known) == len(shape) else 0
 
 
 def _bytes(value: ir.Value) -> int:

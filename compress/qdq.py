@@ -1,5 +1,7 @@
 """Writing QuantizeLinear and DequantizeLinear into a graph."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +16,7 @@ STORAGE: dict[str, type] = {
 }  # fmt: skip
 
 
-def integer_tensor(values: NDArray[np.integer], dtype: str, name: str) -> ir.Tensor:
+def integer_tensor(values: NDArray[np.integer], dtype: str, name: str) -> ir.Tensor[Any]:
     """An ONNX tensor of the integers; sub-byte types are packed two or four to the byte when written."""
     return ir.Tensor(values.astype(STORAGE[dtype], order="C"), name=name)
 
@@ -71,9 +73,11 @@ class QdqWriter:
 
     def _encoding(self, name: str, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
         scale = ir.Tensor(np.asarray(encoding.scale, np.float32), name=f"{name}/scale")
-        return self._initializer(scale), self._initializer(integer_tensor(encoding.zero_point, encoding.dtype, f"{name}/zero_point"))
+        return self._initializer(scale), self._initializer(
+            integer_tensor(encoding.zero_point, encoding.dtype, f"{name}/zero_point")
+        )
 
-    def _initializer(self, tensor: ir.Tensor) -> ir.Value:
+    def _initializer(self, tensor: ir.Tensor[Any]) -> ir.Value:
         name = self._unused(tensor.name or "")
         value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
@@ -95,7 +99,9 @@ class QdqWriter:
     def _unused(self, name: str) -> str:
         if name in self._names:
             raise VerificationError(
-                f"the graph already has a value {name!r}", where=f"tensor {name}", fix="quantize the float graph, not a quantized one"
+                f"the graph already has a value {name!r}",
+                where=f"tensor {name}",
+                fix="quantize the float graph, not a quantized one",
             )
         self._names.add(name)
         return name

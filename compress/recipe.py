@@ -64,9 +64,7 @@ class Rule(_Section):
 
     def matches(self, component: str, op: str, name: str) -> bool:
         """Whether the rule speaks about this node."""
-        return (
-            fnmatchcase(component, self.component) and fnmatchcase(op, self.op) and fnmatchcase(name, self.name)
-        )
+        return fnmatchcase(component, self.component) and fnmatchcase(op, self.op) and fnmatchcase(name, self.name)
 
 
 class TargetSection(_Section):
@@ -133,7 +131,11 @@ def _read(name: str) -> tuple[str, str]:
         if shipped.is_file():
             return shipped.read_text(encoding="utf-8"), f"{name}{SUFFIX}"
         near = difflib.get_close_matches(name, shipped_recipes(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(shipped_recipes())}, or a path to a .yaml file"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"use one of {', '.join(shipped_recipes())}, or a path to a .yaml file"
+        )
         raise UsageError(f"there is no recipe {name!r}", where="--recipe", fix=hint)
     try:
         return Path(name).read_text(encoding="utf-8"), name

@@ -10,8 +10,9 @@ A backend, built in or of a third party, is tested by a subclass in a test modul
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,8 +27,8 @@ from pocketport.compress.schemes import Scheme
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import UsageError
 from pocketport.files import sha256_path, size_of
-from pocketport.targets import conformance_graphs as graphs
 from pocketport.profiles.measurement import Measurement
+from pocketport.targets import conformance_graphs as graphs
 from pocketport.targets.contract import (
     Arrays,
     Artifact,
@@ -66,6 +67,7 @@ class BackendConformance:
 
     @pytest.fixture(scope="class")
     def backend(self) -> Backend:
+        """The backend; skips the class where its toolchain is not installed."""
         backend = load_backend(self.factory)
         if backend.missing() and any(d.severity is Severity.ERROR for d in backend.missing()):
             pytest.skip(f"{backend.vendor}: {backend.missing()[0].why}")
@@ -73,6 +75,7 @@ class BackendConformance:
 
     @pytest.fixture(scope="class")
     def worker(self, backend: Backend) -> Iterator[Worker]:
+        """One worker for the class: the vendor's code never runs in the test's own process."""
         with Worker("pocketport.targets.conformance:Bench", self.factory, label=f"{self.target} conformance") as worker:
             yield worker
 
@@ -80,14 +83,17 @@ class BackendConformance:
     def compiled(
         self, request: pytest.FixtureRequest, backend: Backend, worker: Worker, tmp_path_factory: pytest.TempPathFactory
     ) -> "Compiled":
+        """A case, lowered and compiled once for all tests."""
         return build(request.param, backend, worker, Target.parse(self.target), tmp_path_factory.mktemp("conformance"))
 
     def test_it_is_a_backend(self, backend: Backend) -> None:
+        """It has the contract's methods, and honest engines."""
         assert isinstance(backend, Backend)
         assert Target.parse(self.target).vendor == backend.vendor
         assert all(provenance in ("measured", "emulated") for _, provenance in backend.engines.values())
 
     def test_targets_are_identities(self, backend: Backend) -> None:
+        """Targets are unique and survive being written and parsed."""
         targets = backend.targets()
         assert len(set(targets)) == len(targets) > 0
         for target in targets:
@@ -95,11 +101,13 @@ class BackendConformance:
             assert target.vendor == backend.vendor
 
     def test_an_unknown_soc_is_a_usage_error(self, backend: Backend) -> None:
+        """A SoC that does not exist is refused by name, with what to do."""
         with pytest.raises(UsageError) as caught:
             backend.legality(Target(backend.vendor, "no-such-chip"))
         assert "no-such-chip" in str(caught.value) and caught.value.fix
 
     def test_legality_takes_its_own_defaults(self, backend: Backend) -> None:
+        """The default schemes are legal."""
         for target in backend.targets():
             legality = backend.legality(target)
             for role in ("vision", "connector", "embed", "prefill", "decode", "main", "head"):
@@ -111,11 +119,13 @@ class BackendConformance:
                 assert scheme.activation_bits is None or str(scheme.activation_bits) in legality.activations
 
     def test_check_takes_what_it_compiles(self, backend: Backend) -> None:
+        """`check` has no objection to the suite's own graphs."""
         for make in (graphs.convolutional, graphs.transformer):
             found = backend.check("main", ir.from_proto(make().model), Target.parse(self.target))
             assert [d for d in found if d.severity is Severity.ERROR] == []
 
     def test_check_names_the_node_that_it_refuses(self, backend: Backend) -> None:
+        """An op that nobody knows gives one error with the node's name."""
         found = backend.check("main", ir.from_proto(_with_unknown_op()), Target.parse(self.target))
         errors = [d for d in found if d.severity is Severity.ERROR]
         assert len(errors) == 1
@@ -123,6 +133,7 @@ class BackendConformance:
         assert errors[0].code.startswith(f"{backend.vendor}.")
 
     def test_a_missing_toolchain_is_a_diagnostic(self, backend: Backend) -> None:
+        """Without a package of the toolchain `missing` says what to install, and importing still works."""
         for package in self.packages:
             found = call_in_worker(
                 "pocketport.targets.conformance:missing_without", self.factory, package, label="missing toolchain"
@@ -131,6 +142,7 @@ class BackendConformance:
             assert all(d.fix and d.code.startswith(f"{backend.vendor}.") for d in found)
 
     def test_artifacts_are_what_they_say(self, backend: Backend, compiled: "Compiled") -> None:
+        """One primary artifact; sizes and hashes are true; paths lie where they were asked for."""
         artifacts = compiled.result.artifacts
         assert sum(artifact.primary for artifact in artifacts) == 1
         for artifact in artifacts:
@@ -142,6 +154,7 @@ class BackendConformance:
         assert offload is None or 0 <= offload.npu_ops <= offload.total_ops
 
     def test_it_computes_what_the_pivot_says(self, compiled: "Compiled", worker: Worker) -> None:
+        """Each artifact, executed, gives the pivot's outputs within the bound, twice the same."""
         expected = graphs.reference(onnx.load(compiled.request.pivot), compiled.feeds)
         bound = self.minimum_db.get(compiled.case, compiled.bound_db)
         for artifact in compiled.result.artifacts:
@@ -153,6 +166,7 @@ class BackendConformance:
                 assert decibels(values, first[name]) >= bound, f"{artifact.kind}, output {name}"
 
     def test_a_measuring_backend_measures(self, backend: Backend, compiled: "Compiled", worker: Worker) -> None:
+        """Measured figures have a value, a spread and a source."""
         if not isinstance(backend, MeasuringBackend):
             pytest.skip("figures of this target are predicted")
         for artifact in compiled.result.artifacts:
@@ -163,6 +177,7 @@ class BackendConformance:
     def test_the_same_pivot_gives_the_same_bytes(
         self, compiled: "Compiled", backend: Backend, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
+        """A second compile in another process gives the same bytes."""
         if compiled.case != "cnn":
             pytest.skip("one graph is enough")
         with Worker("pocketport.targets.conformance:Bench", self.factory, label="second compile") as fresh:
@@ -173,7 +188,9 @@ class BackendConformance:
 class Compiled:
     """A case that went through `lower` and `compile`."""
 
-    def __init__(self, case: str, scheme: Scheme, request: CompileRequest, result: CompileResult, feeds: Arrays) -> None:
+    def __init__(
+        self, case: str, scheme: Scheme, request: CompileRequest, result: CompileResult, feeds: Arrays
+    ) -> None:
         self.case, self.request, self.result, self.feeds = case, request, result, feeds
         bits = scheme.activation_bits
         self.bound_db = ROUNDING_DB[bits] if bits else FLOAT_DB[scheme.float_bits]
@@ -197,7 +214,7 @@ class Bench:
         with closing(self._backend.execute(artifact, request.target, request.pivot)) as executor:
             return executor.run(feeds), executor.run(feeds)
 
-    def measure(self, artifact: Artifact, request: CompileRequest, feeds: Arrays) -> tuple[Measurement, ...]:
+    def measure(self, artifact: Artifact, request: CompileRequest, feeds: Arrays) -> Sequence[Measurement]:
         """Measure a few runs."""
         assert isinstance(self._backend, MeasuringBackend)
         return self._backend.measure(request.component, artifact, request.target, feeds, runs=3, warmup=1)
@@ -226,7 +243,16 @@ def load_backend(factory: str) -> Backend:
 
 
 def missing_without(factory: str, package: str) -> tuple[Diagnostic, ...]:
-    """What `missing` says in a process that can't import `package`."""
+    """What `missing` says in a process that has neither the module `package` nor its distribution."""
+    hidden = {name.lower() for name in metadata.packages_distributions().get(package, ())}
+    find = metadata.Distribution.from_name
+
+    def from_name(name: str) -> metadata.Distribution:
+        if name.lower() in hidden:
+            raise metadata.PackageNotFoundError(name)
+        return find(name)
+
+    metadata.Distribution.from_name = from_name  # type: ignore[assignment, method-assign]
     sys.modules[package] = None  # type: ignore[assignment]
     return load_backend(factory).missing()
 

@@ -62,7 +62,9 @@ def transformer() -> FloatGraph:
     rng = np.random.default_rng(11)
     rows, width, heads = 16, 64, 2
     shape = {"to_heads": (rows, heads, width // heads), "to_rows": (rows, width)}
-    nodes = [helper.make_node("LayerNormalization", ["x", "norm1.g", "norm1.b"], ["normed1"], name="norm1", epsilon=1e-5)]
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "norm1.g", "norm1.b"], ["normed1"], name="norm1", epsilon=1e-5)
+    ]
     for part, perm in (("q", (1, 0, 2)), ("k", (1, 2, 0)), ("v", (1, 0, 2))):
         nodes += [
             helper.make_node("Gemm", ["normed1", f"{part}.w", f"{part}.b"], [part], name=part, transB=1),
@@ -78,7 +80,9 @@ def transformer() -> FloatGraph:
         helper.make_node("Reshape", ["mixed.rows", "to_rows"], ["joined"], name="joined"),
         helper.make_node("Gemm", ["joined", "out.w", "out.b"], ["out"], name="out", transB=1),
         helper.make_node("Add", ["x", "out"], ["middle"], name="middle"),
-        helper.make_node("LayerNormalization", ["middle", "norm2.g", "norm2.b"], ["normed2"], name="norm2", epsilon=1e-5),
+        helper.make_node(
+            "LayerNormalization", ["middle", "norm2.g", "norm2.b"], ["normed2"], name="norm2", epsilon=1e-5
+        ),
         helper.make_node("Gemm", ["normed2", "up.w", "up.b"], ["up"], name="up", transB=1),
         helper.make_node("Gelu", ["up"], ["active"], name="active", approximate="tanh"),
         helper.make_node("Gemm", ["active", "down.w", "down.b"], ["down"], name="down", transB=1),
@@ -111,7 +115,8 @@ def reference(model: onnx.ModelProto, feeds: Arrays) -> dict[str, NDArray[np.gen
 
 
 def _weight(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
-    return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)).astype(np.float32)
+    fan_in = max(int(np.prod(shape[1:])), 1)
+    return rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(fan_in))
 
 
 def _model(
@@ -184,7 +189,7 @@ class _Quantizer:
             encoding = self._encodings[producer.input[0]]
         elif producer is not None and producer.op_type == "Softmax" and self._rule.softmax is not None:
             scale, zero_point = self._rule.softmax
-            encoding = Encoding(self._rule.dtype, np.float32(scale).reshape(()), np.int32(zero_point).reshape(()))
+            encoding = Encoding(self._rule.dtype, np.array(scale, np.float32), np.array(zero_point, np.int32))
         else:
             value = self._values[name]
             encoding = encoding_for_range(value.min(), value.max(), self._rule.dtype, symmetric=self._rule.symmetric)
@@ -194,7 +199,9 @@ class _Quantizer:
         scale_name, zero_name = self._parameters(name, encoding)
         self._nodes += [
             helper.make_node("QuantizeLinear", [raw, scale_name, zero_name], [f"{name}.q"], name=f"{name}.quantize"),
-            helper.make_node("DequantizeLinear", [f"{name}.q", scale_name, zero_name], [target], name=f"{name}.dequantize"),
+            helper.make_node(
+                "DequantizeLinear", [f"{name}.q", scale_name, zero_name], [target], name=f"{name}.dequantize"
+            ),
         ]
 
     def _inputs(self, node: onnx.NodeProto) -> list[str]:
@@ -244,7 +251,7 @@ class _Quantizer:
             return None
         if dtype == "int32":
             scale = (activation.scale * self._encodings[node.input[1]].scale).astype(np.float32)
-            return Encoding(dtype, scale, np.int32(0).reshape(()))
+            return Encoding(dtype, scale, np.array(0, np.int32))
         return encoding_for_range(value.min(), value.max(), dtype, symmetric=not dtype.startswith("u"))
 
     def _data_encoding(self, node: onnx.NodeProto, value: NDArray[np.generic]) -> Encoding | None:
@@ -257,12 +264,14 @@ class _Quantizer:
         if encoding is None:
             return self._keep(name, value)
         self._encodings[name] = encoding
-        self._initializers.append(_integers(f"{name}.int", encoding.quantize(value), encoding.dtype))
+        self._initializers.append(_integers(f"{name}.int", encoding.quantize(value.astype(np.float32)), encoding.dtype))
         inputs = [f"{name}.int", *self._parameters(name, encoding)]
         attributes = {} if encoding.axis is None else {"axis": encoding.axis}
         if encoding.block:
             attributes["block_size"] = encoding.block
-        self._nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], name=f"{name}.dequantize", **attributes))
+        self._nodes.append(
+            helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], name=f"{name}.dequantize", **attributes)
+        )
         return f"{name}.dq"
 
     def _keep(self, name: str, value: NDArray[np.generic]) -> str:

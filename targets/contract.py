@@ -172,21 +172,6 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class MeasuringBackend(Backend, Protocol):
-    """A backend whose targets this very host can be: its figures are measured, not predicted."""
-
-    def measure(
-        self, component: str, artifact: Artifact, target: Target, feeds: Arrays, *, runs: int = 50, warmup: int = 5
-    ) -> tuple[Measurement, ...]:
-        """``<component>_latency`` (ms) and ``<component>_peak_memory`` (bytes); call it in a fresh worker.
-
-        Raises:
-            ToolchainError: this host is not the target.
-        """
-        ...
-
-
-@runtime_checkable
 class EstimatingBackend(Protocol):
     """A backend whose compiler has a performance model of its own."""
 

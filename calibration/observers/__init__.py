@@ -26,4 +26,6 @@ def make_observer(name: str, options: Mapping[str, float] | None = None) -> Obse
     try:
         return OBSERVERS[name](**(options or {}))
     except TypeError as error:
-        raise UsageError(f"wrong options {dict(options or {})}: {error}", where=f"observer {name}", fix="correct the options") from error
+        raise UsageError(
+            f"wrong options {dict(options or {})}: {error}", where=f"observer {name}", fix="correct the options"
+        ) from error

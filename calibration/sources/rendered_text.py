@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,7 @@ class Style:
 
     Attributes:
         sliced: share of images larger than one slice.
+        stacked: share of the smaller images with more than one line.
         max_chars: longest answer.
         max_angle: rotation in degrees, either way.
         grain: 1 for the full blur and noise, 0 for none.
@@ -62,11 +64,12 @@ class Style:
     """
 
     sliced: float = 0.35
+    stacked: float = 0.2
     max_chars: int = 24
     max_angle: float = 6.0
     grain: float = 1.0
     min_px: float = 14.0
-    max_px: float = 52.0
+    max_px: float = 44.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class RenderedText:
         rng = np.random.default_rng([self.seed, index])
         while True:
             sliced = bool(rng.random() < self.style.sliced)
-            lines = random_lines(rng, self.style.max_chars, long=sliced)
+            lines = random_lines(rng, self.style.max_chars, 0.55 if sliced else self.style.stacked)
             if split_of("\n".join(lines)) != self.split:
                 continue
             sample = self._render(rng, lines, sliced)
@@ -214,7 +217,7 @@ def _draw_text(
                 x += gap * em
             draw.text((x, baseline), word, fill=255, font=font, anchor="ls")
             edges = [font.getlength(word[:end]) for end in range(len(word) + 1)]
-            points += [(x + (a + b) / 2, baseline - 0.3 * em) for a, b in zip(edges, edges[1:], strict=False)]
+            points += [(x + (a + b) / 2, baseline - 0.3 * em) for a, b in pairwise(edges)]
             x += edges[-1]
     centres = np.asarray(points, dtype=np.float32)
     if angle:

@@ -13,11 +13,11 @@ from pocketport.calibration.sources.words import WORDS
 Rng = np.random.Generator
 CODE_UPPER = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 CODE_LOWER = "abcdefghijkmnpqrstuvwxyz23456789"
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
-UNITS = "kg km cm ml px ms GB MB Hz dB".split()
-ONSETS = "b c d f g h j k l m n p r s t v w y z br ch cl cr dr fl gr ph pl pr qu sh sl sp st tr th wh".split()
-VOWELS = "a e i o u a e i o u ai ea ee io oo ou".split()
-CODAS = ["", "", "", *"b d g k l m n p r s t x ck ll nd ng nt rt sh st th mp".split()]
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+UNITS = ["kg", "km", "cm", "ml", "px", "ms", "GB", "MB", "Hz", "dB"]
+ONSETS = "b c d f g h j k l m n p r s t v w y z br ch cl cr dr fl gr ph pl pr qu sh sl sp st tr th wh".split()  # noqa: SIM905
+VOWELS = "a e i o u a e i o u ai ea ee io oo ou".split()  # noqa: SIM905
+CODAS = ["", "", "", *"b d g k l m n p r s t x ck ll nd ng nt rt sh st th mp".split()]  # noqa: SIM905
 
 
 def _pick(rng: Rng, options: "list[str] | str") -> str:
@@ -109,9 +109,9 @@ def random_line(rng: Rng, max_chars: int) -> str:
     return " ".join(pieces)[:max_chars].strip()
 
 
-def random_lines(rng: Rng, max_chars: int, *, long: bool) -> list[str]:
-    """One to three lines of at most `max_chars` in all, newlines included; more lines if `long`."""
-    count = 1 + int(rng.choice(3, p=[0.45, 0.35, 0.2] if long else [0.8, 0.15, 0.05]))
+def random_lines(rng: Rng, max_chars: int, stacked: float) -> list[str]:
+    """One line or, with probability `stacked`, two or three, of at most `max_chars`, newlines included."""
+    count = 1 + int(rng.choice(3, p=[1 - stacked, 0.65 * stacked, 0.35 * stacked]))
     lines: list[str] = []
     left = max_chars
     for row in range(count):

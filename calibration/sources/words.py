@@ -187,4 +187,4 @@ when whenever where whether which while whitespace whole whose wide width widths
 windows wish wishes with within without word words work working works world worst would wrap wrapped
 wrapper wrapping wraps writable write writing written wrong year years yield yielded yielding yields you
 your zero zeros zipfile
-""".split()
+""".split()  # noqa: SIM905

@@ -23,4 +23,6 @@ def round_weight(algorithm: str, problem: WeightProblem, options: Mapping[str, f
     try:
         return ALGORITHMS[algorithm](problem, **(options or {}))
     except TypeError as error:
-        raise UsageError(f"wrong options: {error}", where=f"algorithm {algorithm}", fix="correct the options") from error
+        raise UsageError(
+            f"wrong options: {error}", where=f"algorithm {algorithm}", fix="correct the options"
+        ) from error

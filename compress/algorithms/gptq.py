@@ -8,7 +8,7 @@ from pocketport.compress.algorithms.mse import searched_grid
 from pocketport.errors import VerificationError
 
 DAMPING = 0.01
-BLOCK = 128  # columns whose updates to the rest are applied at once
+BLOCK = 32  # columns whose updates to the rest are applied at once
 
 
 def gptq(problem: WeightProblem, *, damping: float = DAMPING) -> RoundedWeight:
@@ -25,7 +25,9 @@ def gptq(problem: WeightProblem, *, damping: float = DAMPING) -> RoundedWeight:
         VerificationError: the Hessian is missing.
     """
     if problem.hessian is None:
-        raise VerificationError("it needs the Hessian of the layer's input", where="gptq", fix="calibrate with the plan's hessians")
+        raise VerificationError(
+            "it needs the Hessian of the layer's input", where="gptq", fix="calibrate with the plan's hessians"
+        )
     grid = searched_grid(problem)
     scale, zero = expanded(grid, problem)
     order, factor = _ordered_factor(problem.hessian, damping)
@@ -52,22 +54,26 @@ def _ordered_factor(hessian: NDArray[np.float32], damping: float) -> tuple[NDArr
 
 
 def _propagate(
-    weight: NDArray[np.float32], scale: NDArray[np.float32], zero: NDArray[np.int32], factor: NDArray[np.float64], problem: WeightProblem
+    weight: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero: NDArray[np.int32],
+    factor: NDArray[np.float64],
+    problem: WeightProblem,
 ) -> NDArray[np.int32]:
-    w = weight.astype(np.float64)
-    columns = w.shape[1]
+    # Transposed, so that a column is contiguous.
+    w, scale, zero = (np.ascontiguousarray(v.T, np.float64) for v in (weight, scale, zero))
+    columns = len(w)
     integers = np.empty(w.shape, np.int32)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        errors = np.empty((w.shape[0], stop - start))
+        errors = np.empty((stop - start, w.shape[1]))
         for j in range(start, stop):
-            q = np.clip(np.rint(w[:, j] / scale[:, j]) + zero[:, j], problem.format.low, problem.format.high)
-            integers[:, j] = q
-            error = (w[:, j] - (q - zero[:, j]) * scale[:, j]) / factor[j, j]
-            w[:, j + 1 : stop] -= np.outer(error, factor[j, j + 1 : stop])
-            errors[:, j - start] = error
-        w[:, stop:] -= errors @ factor[start:stop, stop:]
-    return integers
+            q = np.clip(np.rint(w[j] / scale[j]) + zero[j], problem.format.low, problem.format.high)
+            integers[j] = q
+            errors[j - start] = (w[j] - (q - zero[j]) * scale[j]) / factor[j, j]
+            w[j + 1 : stop] -= factor[j, j + 1 : stop, None] * errors[j - start]
+        w[stop:] -= factor[start:stop, stop:].T @ errors
+    return integers.T
 
 
 def output_error(problem: WeightProblem, rounded: RoundedWeight) -> float:

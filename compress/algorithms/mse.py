@@ -25,7 +25,10 @@ def searched_grid(problem: WeightProblem, *, steps: int = STEPS, least: float = 
     form = problem.format
     groups = grouped(problem)
     weights = _importance(problem, groups.shape)
-    low, high = np.minimum(groups.min(axis=-1), 0.0).astype(np.float64), np.maximum(groups.max(axis=-1), 0.0).astype(np.float64)
+    low, high = (
+        np.minimum(groups.min(axis=-1), 0.0).astype(np.float64),
+        np.maximum(groups.max(axis=-1), 0.0).astype(np.float64),
+    )
     best, ratio = np.full(low.shape, np.inf), np.ones(low.shape)
     free = WeightProblem(problem.weight, replace(form, scale_levels=0))
     for candidate in np.linspace(1.0, least, steps):

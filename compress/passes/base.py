@@ -25,14 +25,14 @@ class Pass(ABC):
         """The class name, for messages."""
         return type(self).__name__
 
-    def requires(self, graph: ir.Model) -> None:
-        """Precondition: raise a PocketportError when `graph` can't be rewritten."""
+    def requires(self, graph: ir.Model) -> None:  # noqa: B027
+        """Check the precondition: raise a PocketportError when `graph` can't be rewritten."""
 
     @abstractmethod
     def rewrite(self, graph: ir.Model) -> PassResult:
         """Do the work."""
 
-    def ensures(self, graph: ir.Model) -> None:
+    def ensures(self, graph: ir.Model) -> None:  # noqa: B027
         """Postcondition: raise a PocketportError when the result is not what the pass promises."""
 
     def __call__(self, graph: ir.Model) -> PassResult:
@@ -65,7 +65,9 @@ def run_passes(graph: ir.Model, passes: Sequence[Pass], *, rounds: int = 1) -> P
                 raise
             except Exception as error:
                 raise VerificationError(
-                    f"it failed: {type(error).__name__}: {error}", where=f"pass {step.name}", fix="report this as a bug with the model"
+                    f"it failed: {type(error).__name__}: {error}",
+                    where=f"pass {step.name}",
+                    fix="report this as a bug with the model",
                 ) from error
             graph, changed = result.graph, changed or result.modified
         modified = modified or changed

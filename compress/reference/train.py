@@ -56,16 +56,16 @@ def initialise(model: MiniCPMV) -> None:
     nn.init.normal_(model.resampler.query, std=1.0)
 
 
-def split_parameters(modules: list[nn.Module]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def split_parameters(modules: list[nn.Module]) -> tuple[list[nn.Parameter], ...]:
     """Hidden matrices (Muon), other matrices (AdamW with decay), vectors (AdamW without)."""
-    hidden, other, vectors = [], [], []
+    hidden: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
             if parameter.ndim < 2:
                 vectors.append(parameter)
-            elif ".layers." in name or name in ("resampler.kv_proj.weight", "resampler.proj"):
-                hidden.append(parameter)
-            elif name.startswith("resampler.attn."):
+            elif ".layers." in name or name.startswith(("resampler.kv_proj.", "resampler.proj", "resampler.attn.")):
                 hidden.append(parameter)
             else:
                 other.append(parameter)
@@ -109,20 +109,20 @@ def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, lan
 def weights_at(progress: float) -> dict[str, float]:
     """The losses' weights; the auxiliary ones fade out."""
     fade = min(1.0, max(0.0, (0.95 - progress) / 0.6))
-    order = min(1.0, max(0.0, (0.35 - progress) / 0.15))
+    order = min(1.0, max(0.0, (0.25 - progress) / 0.05))
     return {
         "lm": 1.0,
         "ctc": 0.05 + 0.5 * fade,
         "order": 0.5 * order,
         "dense": 0.6 * fade,
         "dense2": 0.3 * fade,
-        "rank": 0.2 * order,
+        "rank": 0.2 * min(1.0, max(0.0, (0.6 - progress) / 0.2)),
     }
 
 
 def rate_at(progress: float) -> float:
     """Learning rate factor: short warm-up, a plateau, then linear to zero."""
-    return min(1.0, progress / 0.008 + 0.02) * min(1.0, max(0.0, (1.0 - progress) / 0.65))
+    return min(1.0, progress / 0.008 + 0.02) * min(1.0, max(0.0, (1.0 - progress) / 0.75))
 
 
 def export(model: MiniCPMV, folder: Path) -> None:
@@ -199,7 +199,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         parts = losses(self.model, self.heads, batch, language=progress > 0.03)
         weights = weights_at(progress)
-        torch.stack([loss * weights[name] for name, loss in parts.items()]).sum().backward()
+        total = torch.stack([loss * weights[name] for name, loss in parts.items()]).sum()
+        torch.autograd.backward(total)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -15,7 +15,6 @@ from pocketport.targets.apple.coreml_program import feature_names, read_mlpackag
 from pocketport.targets.apple.lint import lint
 from pocketport.targets.apple.lowering import check_graph
 from pocketport.targets.apple.mil_interpreter import MILExecutor
-from pocketport.targets.apple.onnx_ops import TABLE
 from pocketport.targets.apple.target import VENDOR, chip_of, chips
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Executor, Lowered, Target
 from pocketport.targets.legality import Legality
@@ -56,7 +55,11 @@ class AppleBackend:
         """The packages of the two toolchains that are not installed."""
         return tuple(
             Diagnostic(
-                "apple.toolchain-missing", Severity.ERROR, VENDOR, f"{module} is not installed", f"pip install '{requirement}'"
+                "apple.toolchain-missing",
+                Severity.ERROR,
+                VENDOR,
+                f"{module} is not installed",
+                f"pip install '{requirement}'",
             )
             for module, requirement in PACKAGES.items()
             if importlib.util.find_spec(module) is None
@@ -64,7 +67,7 @@ class AppleBackend:
 
     def check(self, component: str, graph: ir.Model, target: Target) -> tuple[Diagnostic, ...]:
         """Lower `graph` into nothing: every node that can't be written, by name."""
-        return tuple(check_graph(graph, component, TABLE, self.legality(target).refused))
+        return tuple(check_graph(graph, component, self.legality(target).refused))
 
     def lower(self, request: CompileRequest) -> Lowered:
         """Write both programs into ``request.work``; ToolchainError naming every node that can't be written."""

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pocketport.calibration.encodings import Encoding
-from pocketport.targets.apple.emitter import Weight, Window
-from pocketport.targets.apple.lowering import FLOAT16_MAX, saturated_half
+from pocketport.targets.apple.emitter import FLOAT16_MAX, Weight, Window, half
 from pocketport.targets.apple.weights import CompressedWeight, pack
 
 Value = Any  # an MLIR value; coreai-core ships no types for it
@@ -52,7 +51,7 @@ class CoreAIEmitter:
         """Floats as float16, integers as int32, bool as it is."""
         if array.dtype.kind == "b":
             return self._ops.constant(array)
-        return self._stored(saturated_half(array) if array.dtype.kind == "f" else array.astype(np.int32))
+        return self._stored(half(array) if array.dtype.kind == "f" else array.astype(np.int32))
 
     def weight(self, weight: CompressedWeight) -> Value:
         """Packed integers, expanded per block to float16. The runtime takes scales of no other type than the result's."""
@@ -74,13 +73,19 @@ class CoreAIEmitter:
         from coreai._compiler._mlir_libs._coreaiIR._bindings.mlir.dialects.coreai import create_elements_attr
         from coreai._compiler.ir import DenseResourceElementsAttr, Location, RankedTensorType
 
-        kind = RankedTensorType.get(list(array.shape if shape is None else shape), element or _element_type(array.dtype))
+        kind = RankedTensorType.get(
+            list(array.shape if shape is None else shape), element or _element_type(array.dtype)
+        )
         if array.size < INLINE_ELEMENTS or not (array != array.reshape(-1)[0]).any():
-            return self._ops.ConstantOp(value=create_elements_attr(Location.unknown(), kind, np.ascontiguousarray(array))).result
+            return self._ops.ConstantOp(
+                value=create_elements_attr(Location.unknown(), kind, np.ascontiguousarray(array))
+            ).result
         name = f"constant_{self._count}"
         self._count += 1
         buffer = np.ascontiguousarray(array)
-        return self._ops.ConstantOp(value=DenseResourceElementsAttr.get_from_buffer(buffer, name, kind, ALIGNMENT)).result
+        return self._ops.ConstantOp(
+            value=DenseResourceElementsAttr.get_from_buffer(buffer, name, kind, ALIGNMENT)
+        ).result
 
     def _weight(self, weight: Weight) -> Value:
         return self.weight(weight) if isinstance(weight, CompressedWeight) else self.constant(weight)
@@ -147,13 +152,18 @@ class CoreAIEmitter:
         return self._biased(result, bias)
 
     def conv_transpose(
-        self, x: Value, weight: Weight, bias: NDArray[np.generic] | None, window: Window, groups: int, out_shape: tuple[int, ...]
+        self,
+        x: Value,
+        weight: Weight,
+        bias: NDArray[np.generic] | None,
+        window: Window,
+        groups: int,
+        out_shape: tuple[int, ...],
     ) -> Value:
         """Without padding, then cut to what the padding leaves."""
         zeros = _unsigned((0, 0))
         full = self._ops.conv_transpose2d(
-            x, self._weight(weight), _unsigned(window.strides), _unsigned((0, 0, 0, 0)), _unsigned(window.dilations), zeros,
-            _UNSIGNED(groups),
+            x, self._weight(weight), _unsigned(window.strides), zeros, _unsigned(window.dilations), zeros, _UNSIGNED(groups)
         )  # fmt: skip
         top, left = window.pads[:2]
         if any(window.pads):
@@ -181,8 +191,8 @@ class CoreAIEmitter:
     def average_pool(self, x: Value, window: Window, *, count_pads: bool) -> Value:
         """The windows' sums over the number of elements counted, which is a constant."""
         height, width = x.type.shape[2:]
-        sizes = [_unsigned(v) for v in (window.kernel, window.strides, (1, 1))]
-        sums = self._ops.sumpool2d(self._padded(x, window, 0.0), *sizes)
+        sizes = [_unsigned(v) for v in (window.kernel, window.strides)]
+        sums = self._ops.sumpool2d(self._padded(x, window, 0.0), *sizes, self._stored(_unsigned(window.dilations)))
         rows = _counts(height, window, 0, count_pads=count_pads)
         columns = _counts(width, window, 1, count_pads=count_pads)
         return self.binary("mul", sums, self.constant(1.0 / np.outer(rows, columns)[None, None]))
@@ -200,7 +210,12 @@ class CoreAIEmitter:
         return self._ops.softmax(x, _SIGNED(axis))
 
     def layer_norm(
-        self, x: Value, axes: tuple[int, ...], gamma: NDArray[np.generic], beta: NDArray[np.generic] | None, epsilon: float
+        self,
+        x: Value,
+        axes: tuple[int, ...],
+        gamma: NDArray[np.generic],
+        beta: NDArray[np.generic] | None,
+        epsilon: float,
     ) -> Value:
         """Statistics in float32, ONNX's default ``stash_type``: a square overflows float16 from 256 on."""
         wide = self._ops.cast(x, np.float32)

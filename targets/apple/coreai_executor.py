@@ -57,7 +57,9 @@ class CoreAIExecutor:
             shape = tuple(description.input_descriptor(name).shape)
             if name not in feeds or feeds[name].shape != shape:
                 given = feeds[name].shape if name in feeds else "nothing"
-                raise ToolchainError(f"input {name!r} wants {shape}, not {given}", where=self._where, fix="check the feeds")
+                raise ToolchainError(
+                    f"input {name!r} wants {shape}, not {given}", where=self._where, fix="check the feeds"
+                )
             kind = np.float16 if feeds[name].dtype.kind == "f" else np.int32
             inputs[name] = Buffer(np.ascontiguousarray(feeds[name].astype(kind)))
         results = self._wait(self._function(inputs))

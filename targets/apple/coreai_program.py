@@ -10,7 +10,6 @@ import onnx_ir as ir
 from pocketport.compress.graph import static_shape
 from pocketport.targets.apple.coreai_emitter import CoreAIEmitter
 from pocketport.targets.apple.lowering import lower_graph
-from pocketport.targets.apple.onnx_ops import TABLE
 from pocketport.targets.apple.target import CORE_AI_MINIMUM_OS
 
 from pocketport.errors import ToolchainError
@@ -39,7 +38,7 @@ def write_aimodel(model: ir.Model, component: str, path: Path) -> None:
         graph = GraphOp(FUNCTION, types, [], input_names=names)
         with graph.block:
             emitter = CoreAIEmitter(list(zip(names, graph.arguments, strict=True)))
-            lower_graph(model, component, emitter, TABLE)
+            lower_graph(model, component, emitter)
             graph.outputs_spec = list(emitter.outputs.items())
     AIProgram(module).save_asset(path)
     _make_reproducible(path)

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pocketport.calibration.encodings import Encoding
-from pocketport.targets.apple.emitter import Weight, Window
-from pocketport.targets.apple.lowering import FLOAT16_MAX, saturated_half
+from pocketport.targets.apple.emitter import FLOAT16_MAX, Weight, Window, half
 from pocketport.targets.apple.weights import CompressedWeight
 
 Value = Any  # a MIL variable; coremltools ships no types for it
@@ -118,13 +117,23 @@ class CoreMLEmitter:
     def conv(self, x: Value, weight: Weight, bias: NDArray[np.generic] | None, window: Window, groups: int) -> Value:
         """See Emitter."""
         kernel = self._weight(weight)
-        return self._emit("conv", x=x, weight=kernel, groups=groups, dilations=window.dilations, **_placed(window), **_bias(bias))
+        return self._emit(
+            "conv", x=x, weight=kernel, groups=groups, dilations=window.dilations, **_placed(window), **_bias(bias)
+        )
 
     def conv_transpose(
-        self, x: Value, weight: Weight, bias: NDArray[np.generic] | None, window: Window, groups: int, out_shape: tuple[int, ...]
+        self,
+        x: Value,
+        weight: Weight,
+        bias: NDArray[np.generic] | None,
+        window: Window,
+        groups: int,
+        out_shape: tuple[int, ...],
     ) -> Value:
         """See Emitter."""
-        arguments = dict(groups=groups, dilations=window.dilations, output_shape=out_shape, **_placed(window), **_bias(bias))
+        arguments = dict(
+            groups=groups, dilations=window.dilations, output_shape=out_shape, **_placed(window), **_bias(bias)
+        )
         return self._emit("conv_transpose", x=x, weight=self._weight(weight), **arguments)
 
     def max_pool(self, x: Value, window: Window) -> Value:
@@ -134,7 +143,9 @@ class CoreMLEmitter:
     def average_pool(self, x: Value, window: Window, *, count_pads: bool) -> Value:
         """See Emitter."""
         exclude = not count_pads
-        return self._emit("avg_pool", x=x, kernel_sizes=window.kernel, exclude_padding_from_average=exclude, **_placed(window))
+        return self._emit(
+            "avg_pool", x=x, kernel_sizes=window.kernel, exclude_padding_from_average=exclude, **_placed(window)
+        )
 
     # reductions
 
@@ -147,7 +158,12 @@ class CoreMLEmitter:
         return self._emit("softmax", x=x, axis=axis)
 
     def layer_norm(
-        self, x: Value, axes: tuple[int, ...], gamma: NDArray[np.generic], beta: NDArray[np.generic] | None, epsilon: float
+        self,
+        x: Value,
+        axes: tuple[int, ...],
+        gamma: NDArray[np.generic],
+        beta: NDArray[np.generic] | None,
+        epsilon: float,
     ) -> Value:
         """See Emitter."""
         arguments = {"gamma": _constant(gamma), "epsilon": np.float16(max(epsilon, LEAST_EPSILON))}
@@ -197,7 +213,9 @@ class CoreMLEmitter:
 
     def upsample(self, x: Value, factors: tuple[int, int]) -> Value:
         """See Emitter."""
-        return self._emit("upsample_nearest_neighbor", x=x, scale_factor_height=factors[0], scale_factor_width=factors[1])
+        return self._emit(
+            "upsample_nearest_neighbor", x=x, scale_factor_height=factors[0], scale_factor_width=factors[1]
+        )
 
 
 def mil_names(names: Iterable[str]) -> dict[str, str]:
@@ -216,7 +234,7 @@ def mil_names(names: Iterable[str]) -> dict[str, str]:
 def _constant(array: NDArray[np.generic]) -> NDArray[np.generic]:
     if array.dtype.kind == "b":
         return array
-    return saturated_half(array) if array.dtype.kind == "f" else array.astype(np.int32)
+    return half(array) if array.dtype.kind == "f" else array.astype(np.int32)
 
 
 def _affine(encoding: Encoding) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import onnx_ir as ir
 from pocketport.compress.graph import static_shape
 from pocketport.targets.apple.coreml_emitter import CoreMLEmitter, mil_names
 from pocketport.targets.apple.lowering import lower_graph
-from pocketport.targets.apple.onnx_ops import TABLE
 from pocketport.targets.apple.target import CORE_ML_MINIMUM_OS
 
 from pocketport.files import size_of, write_json
@@ -40,7 +39,7 @@ def write_mlpackage(model: ir.Model, component: str, path: Path) -> None:
         inputs[names[str(value.name)]] = Builder.placeholder(shape=static_shape(value), dtype=kind)
     with Function(inputs, opset_version=target) as function:
         emitter = CoreMLEmitter(function.inputs, names)
-        lower_graph(model, component, emitter, TABLE)
+        lower_graph(model, component, emitter)
         function.set_outputs(list(emitter.outputs.values()))
     program = Program()
     program.add_function(FUNCTION, function)
@@ -64,7 +63,9 @@ def _make_reproducible(path: Path) -> None:
     specification.description.metadata.userDefined.pop(CONVERSION_DATE, None)
     file.write_bytes(specification.SerializeToString(deterministic=True))
     manifest = json.loads((path / "Manifest.json").read_text("utf-8"))
-    fresh = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for key, entry in manifest["itemInfoEntries"].items()}
+    fresh = {
+        key: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for key, entry in manifest["itemInfoEntries"].items()
+    }
     manifest["itemInfoEntries"] = {fresh[key]: entry for key, entry in manifest["itemInfoEntries"].items()}
     manifest["rootModelIdentifier"] = fresh[manifest["rootModelIdentifier"]]
     write_json(path / "Manifest.json", manifest)
@@ -77,7 +78,9 @@ def load_program(path: Path) -> Any:
 
     model = coremltools.models.MLModel(str(path), skip_model_load=True)
     specification = model.get_spec()
-    return load(specification, specification_version=specification.specificationVersion, file_weights_dir=model.weights_dir)
+    return load(
+        specification, specification_version=specification.specificationVersion, file_weights_dir=model.weights_dir
+    )
 
 
 def read_mlpackage(path: Path) -> tuple[Counter[str], dict[str, str | int | float]]:

@@ -1,6 +1,6 @@
 """What a lowering needs to be able to write: about thirty primitives, once for Core AI and once for Core ML.
 
-``onnx_ops`` says what each ONNX op means in these primitives, so that both formats have one semantics.
+``onnx_*.py`` say what each ONNX op means in these primitives, so that both formats have one semantics.
 All floats are float16 and all integers int32 in what is written.
 """
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.weights import CompressedWeight
 
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 Weight = NDArray[np.generic] | CompressedWeight
 V = TypeVar("V")
 
@@ -49,7 +50,7 @@ class Emitter(Protocol[V]):
         """8-bit integers to float16, per tensor."""
 
     def unary(self, kind: str, x: V) -> V:
-        """One of abs, ceil?, cos, erf, exp, log, neg, relu, rsqrt, sigmoid, sin, sqrt, tanh, gelu, gelu_tanh."""
+        """One of abs, cos, erf, exp, gelu, gelu_tanh, log, relu, sigmoid, sin, sqrt, tanh."""
 
     def binary(self, kind: str, x: V, y: V) -> V:
         """Broadcasting add, sub, mul, div, pow, max, min; equal, greater, less (bool)."""
@@ -73,7 +74,13 @@ class Emitter(Protocol[V]):
         """2-D convolution, weight [C out, C in / groups, kH, kW]."""
 
     def conv_transpose(
-        self, x: V, weight: Weight, bias: NDArray[np.generic] | None, window: Window, groups: int, out_shape: tuple[int, ...]
+        self,
+        x: V,
+        weight: Weight,
+        bias: NDArray[np.generic] | None,
+        window: Window,
+        groups: int,
+        out_shape: tuple[int, ...],
     ) -> V:
         """Its transpose, weight [C in, C out / groups, kH, kW]."""
 
@@ -89,7 +96,9 @@ class Emitter(Protocol[V]):
     def softmax(self, x: V, axis: int) -> V:
         """Softmax along one axis."""
 
-    def layer_norm(self, x: V, axes: tuple[int, ...], gamma: NDArray[np.generic], beta: NDArray[np.generic] | None, epsilon: float) -> V:
+    def layer_norm(
+        self, x: V, axes: tuple[int, ...], gamma: NDArray[np.generic], beta: NDArray[np.generic] | None, epsilon: float
+    ) -> V:
         """Over the trailing `axes`, with the statistics in more than float16's range."""
 
     def rms_norm(self, x: V, axes: tuple[int, ...], gamma: NDArray[np.generic], epsilon: float) -> V:
@@ -128,3 +137,8 @@ class Discard:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **options: None
+
+
+def half(array: NDArray[np.generic]) -> NDArray[np.float16]:
+    """float16, with what lies beyond its range at the range's end."""
+    return np.clip(array.astype(np.float64), -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)

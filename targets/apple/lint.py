@@ -40,7 +40,7 @@ def lint(model: ir.Model, component: str, chip: Chip) -> tuple[Offload, tuple[Di
         names = [str(n.name) for n, r in reasons.items() if r == reason]
         where = f"{component}, {count} node(s): {', '.join(names[:3])}{' …' if count > 3 else ''}"
         found.append(Diagnostic("apple.off-engine", Severity.WARNING, where, reason, "expect it on the CPU or GPU"))
-    blocked = [n for n in model.graph if n.op_type == "DequantizeLinear" and n.attributes.get_int("block_size", 0)]
+    blocked = [n for n in model.graph if n.op_type == "DequantizeLinear" and "block_size" in n.attributes]
     if blocked:
         found.append(
             Diagnostic(

@@ -59,7 +59,9 @@ class MILExecutor:
     def _add(self, operation: Any) -> None:
         if operation.op_type not in OPERATIONS:
             where = f"{self._where}, operation {operation.name}"
-            raise ToolchainError(f"the interpreter has no {operation.op_type}", where=where, fix="run the package on a Mac")
+            raise ToolchainError(
+                f"the interpreter has no {operation.op_type}", where=where, fix="run the package on a Mac"
+            )
         step = Step(
             OPERATIONS[operation.op_type],
             {name: self._argument(value) for name, value in operation.inputs.items() if value is not None},
@@ -82,7 +84,6 @@ class MILExecutor:
             return torch.from_numpy(constant.astype(np.float32))
         return float(constant) if isinstance(constant, np.floating) else constant
 
-    @torch.no_grad()
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run once; see ``targets.contract.Executor``."""
         values: dict[str, torch.Tensor] = {}
@@ -90,7 +91,9 @@ class MILExecutor:
             shape = self._shapes[theirs]
             if ours not in feeds or feeds[ours].shape != shape:
                 given = feeds[ours].shape if ours in feeds else "nothing"
-                raise ToolchainError(f"input {ours!r} wants {shape}, not {given}", where=self._where, fix="check the feeds")
+                raise ToolchainError(
+                    f"input {ours!r} wants {shape}, not {given}", where=self._where, fix="check the feeds"
+                )
             array = feeds[ours]
             kind = np.float32 if array.dtype.kind == "f" else np.int64
             values[theirs] = _rounded(torch.from_numpy(np.ascontiguousarray(array, dtype=kind)))
@@ -100,8 +103,9 @@ class MILExecutor:
                 return values[argument.name]
             return [resolve(a) for a in argument] if isinstance(argument, list) else argument
 
-        for step in self._steps:
-            values[step.result] = _rounded(step.function({k: resolve(a) for k, a in step.arguments.items()}))
+        with torch.no_grad():
+            for step in self._steps:
+                values[step.result] = _rounded(step.function({k: resolve(a) for k, a in step.arguments.items()}))
         results = {ours: values[theirs].numpy() for ours, theirs in self._outputs.items()}
         return {k: a.astype(np.float32 if a.dtype.kind == "f" else np.int32) for k, a in results.items()}
 

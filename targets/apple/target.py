@@ -1,14 +1,12 @@
 """Apple's chips, as data (``chips.toml``)."""
 
-import difflib
 import tomllib
 from functools import cache
 from pathlib import Path
 
+from pocketport.targets.checks import unknown_soc
 from pocketport.targets.contract import Target
 from pydantic import BaseModel, ConfigDict, TypeAdapter
-
-from pocketport.errors import UsageError
 
 VENDOR = "apple"
 CORE_ML_MINIMUM_OS = "iOS 18, macOS 15"  # constexpr_blockwise_shift_scale and int4
@@ -33,8 +31,6 @@ def chips() -> dict[str, Chip]:
 
 def chip_of(target: Target) -> Chip:
     """The chip of `target`; UsageError, with the nearest names, if there is none."""
-    known = chips()
-    if target.soc not in known:
-        near = difflib.get_close_matches(target.soc, known, n=3) or list(known)
-        raise UsageError(f"no Apple chip {target.soc!r}", where=f"target {target}", fix=f"use one of: {', '.join(near)}")
-    return known[target.soc]
+    if target.soc not in chips():
+        raise unknown_soc(target, chips())
+    return chips()[target.soc]

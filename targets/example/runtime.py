@@ -16,7 +16,7 @@ from pocketport.targets.contract import Arrays
 PROGRAM, WEIGHTS, FORMAT = "program.json", "weights.npz", 1
 
 Attributes: TypeAlias = Mapping[str, Any]
-Floats: TypeAlias = NDArray[Any]
+Tensor: TypeAlias = Any  # a numpy array of any dtype
 
 
 class ProgramExecutor:
@@ -50,7 +50,7 @@ def read_program(path: Path) -> dict[str, Any]:
     return program
 
 
-def _spread(values: Floats, like: Floats, attributes: Attributes) -> Floats:
+def _spread(values: Tensor, like: Tensor, attributes: Attributes) -> Tensor:
     """Scales or zero points brought to the shape of the tensor that they belong to."""
     if values.ndim == 0:
         return values
@@ -60,14 +60,14 @@ def _spread(values: Floats, like: Floats, attributes: Attributes) -> Floats:
     return values.reshape([-1 if d == axis else 1 for d in range(like.ndim)])
 
 
-def _quantize(inputs: list[Any], attributes: Attributes) -> Floats:
+def _quantize(inputs: list[Any], attributes: Attributes) -> Tensor:
     x, scale, zero = inputs
     limits = np.iinfo(zero.dtype)
     scaled = np.rint(x / _spread(scale, x, attributes)) + _spread(zero, x, attributes)
     return np.clip(scaled, limits.min, limits.max).astype(zero.dtype)
 
 
-def _dequantize(inputs: list[Any], attributes: Attributes) -> Floats:
+def _dequantize(inputs: list[Any], attributes: Attributes) -> Tensor:
     x, scale, *zero = inputs
     centred = x.astype(np.int32)
     if zero:
@@ -75,7 +75,7 @@ def _dequantize(inputs: list[Any], attributes: Attributes) -> Floats:
     return (centred * _spread(scale, x, attributes)).astype(np.float32)
 
 
-def _conv(inputs: list[Any], attributes: Attributes) -> Floats:
+def _conv(inputs: list[Any], attributes: Attributes) -> Tensor:
     x, weight, *bias = inputs
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
     row, column = attributes.get("strides", (1, 1))
@@ -85,13 +85,13 @@ def _conv(inputs: list[Any], attributes: Attributes) -> Floats:
     return y + bias[0].reshape(1, -1, 1, 1) if bias else y
 
 
-def _gemm(inputs: list[Any], attributes: Attributes) -> Floats:
+def _gemm(inputs: list[Any], attributes: Attributes) -> Tensor:
     x, weight, *bias = inputs
     y = x @ (weight.T if attributes.get("transB", 0) else weight)
     return y + bias[0] if bias else y
 
 
-def _layer_norm(inputs: list[Any], attributes: Attributes) -> Floats:
+def _layer_norm(inputs: list[Any], attributes: Attributes) -> Tensor:
     x, gamma, *beta = inputs
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = np.square(centred).mean(axis=-1, keepdims=True)
@@ -99,19 +99,19 @@ def _layer_norm(inputs: list[Any], attributes: Attributes) -> Floats:
     return y + beta[0] if beta else y
 
 
-def _softmax(inputs: list[Any], attributes: Attributes) -> Floats:
+def _softmax(inputs: list[Any], attributes: Attributes) -> Tensor:
     axis = attributes.get("axis", -1)
     powers = np.exp(inputs[0] - inputs[0].max(axis=axis, keepdims=True))
     return powers / powers.sum(axis=axis, keepdims=True)
 
 
-def _gelu(inputs: list[Any], attributes: Attributes) -> Floats:
+def _gelu(inputs: list[Any], attributes: Attributes) -> Tensor:
     """The tanh form only: numpy has no erf."""
     x = inputs[0]
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-KERNELS: Mapping[str, Callable[[list[Any], Attributes], Floats]] = {
+KERNELS: Mapping[str, Callable[[list[Any], Attributes], Tensor]] = {
     "Add": lambda i, a: i[0] + i[1],
     "Conv": _conv,
     "DequantizeLinear": _dequantize,

@@ -71,8 +71,7 @@ class MediatekBackend:
             absent = plugin.LITERT_MISSING
             raise ToolchainError(absent.why, where=absent.where, fix=absent.fix)
         path = request.work / f"{request.component}.tflite"
-        lower_file(request.component, request.pivot, path)
-        return Lowered({KIND: path})
+        return Lowered({KIND: path}, lower_file(request.component, request.pivot, path))
 
     def compile(self, request: CompileRequest, lowered: Lowered) -> CompileResult:
         """The portable .tflite; with the NeuroPilot SDK one with the NPU's binary too, else the lint."""

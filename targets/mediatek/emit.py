@@ -61,6 +61,7 @@ class Emitter:
         self._subgraph = schema.SubGraphT()
         self._subgraph.name, self._subgraph.tensors, self._subgraph.operators = "main", [], []
         self._buffers: list[Any] = [schema.BufferT()]  # buffer 0 means "no data"
+        self._bytes = 0
         self._codes: dict[str, int] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
 
@@ -106,7 +107,8 @@ class Emitter:
             record.quantization = quantization
         if data is not None:
             record.buffer = len(self._buffers)
-            self._buffers.append(_aligned_buffer(self.schema, _packed(data, dtype)))
+            self._buffers.append(_buffer(self.schema, data, dtype))
+            self._bytes += _stored_bytes(data, dtype)
         self._subgraph.tensors.append(record)
         return Tensor(len(self._subgraph.tensors) - 1, shape, dtype, encoding, data)
 
@@ -134,10 +136,9 @@ class Emitter:
         import flatbuffers
 
         schema, where = self.schema, str(path)
-        size = sum(0 if b.data is None else b.data.size for b in self._buffers)
-        if size > LARGEST_FILE:
+        if self._bytes > LARGEST_FILE:
             raise ToolchainError(
-                f"{size / 2**30:.1f} GiB of weights pass a .tflite file's 2 GiB",
+                f"{self._bytes / 2**30:.1f} GiB of weights pass a .tflite file's 2 GiB",
                 where=where,
                 fix="split the component, or use w4",
             )
@@ -167,6 +168,10 @@ class Emitter:
         return record
 
 
+def _stored_bytes(data: NDArray[np.generic], dtype: str) -> int:
+    return (data.size + 1) // 2 if dtype == "int4" else data.size * np.dtype(dtype).itemsize
+
+
 def _packed(data: NDArray[np.generic], dtype: str) -> NDArray[np.uint8]:
     """Little-endian bytes; two int4 in a byte, the first in the low half."""
     if dtype == "int4":
@@ -177,17 +182,21 @@ def _packed(data: NDArray[np.generic], dtype: str) -> NDArray[np.uint8]:
     return little.reshape(-1).view(np.uint8)
 
 
-def _aligned_buffer(schema: Any, data: NDArray[np.uint8]) -> Any:
-    """A BufferT that packs its bytes at BUFFER_ALIGNMENT: the generated one leaves force_align out."""
+def _buffer(schema: Any, data: NDArray[np.generic], dtype: str) -> Any:
+    """A BufferT that packs its data when it is written, at BUFFER_ALIGNMENT: the generated one leaves force_align out.
+
+    Until then a memory-mapped weight stays on disk.
+    """
 
     class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
         def Pack(self, builder: Any) -> Any:
-            builder.StartVector(1, data.size, BUFFER_ALIGNMENT)
-            builder.head -= data.size
-            builder.Bytes[builder.head : builder.head + data.size] = data.tobytes()
+            stored = _packed(data, dtype)
+            builder.StartVector(1, stored.size, BUFFER_ALIGNMENT)
+            builder.head -= stored.size
+            builder.Bytes[builder.head : builder.head + stored.size] = stored.tobytes()
             vector = builder.EndVector()
             schema.BufferStart(builder)
             schema.BufferAddData(builder, vector)
             return schema.BufferEnd(builder)
 
-    return AlignedBuffer(data)
+    return AlignedBuffer()

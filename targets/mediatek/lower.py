@@ -9,7 +9,7 @@ from pocketport.compress.graph import inferred, load_graph, static_shape
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError
 from pocketport.targets.mediatek.emit import Emitter, Tensor
-from pocketport.targets.mediatek.lowering import Lowering, Refused
+from pocketport.targets.mediatek.lowering import Lowering, Refused, attribute
 from pocketport.targets.mediatek.registry import handlers
 
 _INPUT_TYPES = {
@@ -81,18 +81,32 @@ def _stand_in(context: Lowering, value: ir.Value) -> None:
     context.define(value, context.emitter.tensor(str(value.name), static_shape(value) or (), "float32"))
 
 
-def lower_file(component: str, pivot: Path, out: Path) -> None:
-    """Write the .tflite of `pivot` to `out`.
+def lower_file(component: str, pivot: Path, out: Path) -> tuple[Diagnostic, ...]:
+    """Write the .tflite of `pivot` to `out`; what the NPU will compute otherwise than LiteRT is told.
 
     Raises:
         ToolchainError: naming every node that can't be lowered.
     """
-    lowered = lower_graph(component, load_graph(pivot))
+    model = load_graph(pivot)
+    lowered = lower_graph(component, model)
     if lowered.refused:
         told = "; ".join(f"{d.where}: {d.why}" for d in lowered.refused)
         why = f"{len(lowered.refused)} nodes can't be lowered: {told}"
         raise ToolchainError(why, where=f"mediatek {component}", fix=lowered.refused[0].fix)
     lowered.emitter.save(out, lowered.inputs, lowered.outputs, f"pocketport {component}")
+    return _remarks(component, model)
+
+
+def _remarks(component: str, model: ir.Model) -> tuple[Diagnostic, ...]:
+    exact = [n for n in model.graph if n.op_type == "Gelu" and attribute(n, "approximate", "none") == "none"]
+    if not exact:
+        return ()
+    where = f"{component}, {len(exact)} Gelu nodes"
+    why = (
+        "MediaTek's plugin computes every GELU by its tanh approximation (up to 5e-4 off); LiteRT on this host does not"
+    )
+    fix = "nothing, or fine-tune the model with the approximation"
+    return (Diagnostic("mediatek.gelu-by-tanh", Severity.NOTE, where, why, fix),)
 
 
 def check_graph(component: str, model: ir.Model) -> tuple[Diagnostic, ...]:

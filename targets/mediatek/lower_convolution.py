@@ -78,6 +78,8 @@ def conv(context: Lowering, node: ir.Node) -> None:
     depthwise = group > 1 and group == inputs and array.shape[1] == 1
     if group > 1 and not depthwise:
         raise Refused(f"a convolution of {group} groups is not taken", "split it into one convolution per group")
+    if weight.encoding is not None and weight.encoding.axis not in (None, 0):
+        raise Refused("its weights are not quantized per output channel", "quantize them along axis 0")
     x = context.read(source, NHWC)
     strides, dilations, pads = window(node, array.shape[2:], x.shape[1:3])
     activation, output = fused_activation(context, node)

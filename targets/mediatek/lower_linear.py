@@ -28,13 +28,15 @@ def weight_tensor(
     """
     encoding = weight.encoding
     if encoding is None:
-        return context.emitter.constant(array.astype(np.float32), name=name)
+        return context.emitter.constant(array.astype(np.float32, copy=False), name=name)
     if encoding.dtype not in _WEIGHT_TYPES:
         raise Refused(f"weights of type {encoding.dtype} are not taken", "use int8 or int4 weights (w8, w4)")
     if np.any(encoding.zero_point):
         raise Refused("asymmetric weights are not taken", "quantize weights symmetrically")
     moved = with_axis(encoding, axis)
-    stored = context.emitter.constant(array.astype(np.int8), name=name, dtype=encoding.dtype, encoding=moved)
+    stored = context.emitter.constant(
+        array.astype(np.int8, copy=False), name=name, dtype=encoding.dtype, encoding=moved
+    )
     if integer:
         return stored
     made = context.emitter.tensor(f"{name}.float", stored.shape, "float32")
@@ -54,10 +56,11 @@ def bias_tensor(
     scale = np.broadcast_to(np.float64(source.scale) * weight.scale.astype(np.float64), (channels,))
     real = np.zeros(channels) if held is None else _exact(held).reshape(-1)
     dtype = "int64" if source.dtype == "int16" else "int32"
-    limit = np.iinfo(np.int32).max  # int64 biases are cut to int32 on the NPU
-    integers = np.clip(np.rint(real / scale), -limit, limit).astype(dtype)
+    integers = np.rint(real / scale)
+    if np.abs(integers).max() > np.iinfo(np.int32).max:  # the plugin casts int64 biases to int32
+        raise Refused("its bias does not fit 32 bits at the scale of its products", "widen the scale of its weights")
     encoding = Encoding(dtype, scale.astype(np.float32), np.zeros(channels, np.int32), 0)
-    return context.emitter.constant(integers, name=name, dtype=dtype, encoding=encoding)
+    return context.emitter.constant(integers.astype(dtype), name=name, dtype=dtype, encoding=encoding)
 
 
 def _exact(weight: Weight) -> NDArray[np.float64]:

@@ -54,7 +54,7 @@ class Weight:
     def real(self) -> NDArray[np.float32]:
         """The real numbers, float32."""
         if self.encoding is None:
-            return self.array.astype(np.float32)
+            return self.array.astype(np.float32, copy=False)
         return self.encoding.dequantize(self.array.astype(np.int32))
 
 

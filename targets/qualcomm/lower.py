@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pocketport.calibration.encodings import Encoding
 from pocketport.compress.graph import constant, inferred, load_graph, save_graph, static_shape
@@ -77,6 +78,8 @@ def lower(request: CompileRequest) -> Lowered:
     if soc.arch == 69:
         pad_matmul_rows(model)
     ports = integer_boundary(model)
+    blocked_gemm_to_matmul(model)
+    RemoveUnusedNodesPass()(model)
     options, findings = block_options(model, request.component)
     paths = {"onnx": request.work / f"{request.component}.onnx", "io": request.work / "io.json", "options": request.work / "options.json"}
     save_graph(model, paths["onnx"])
@@ -105,9 +108,29 @@ def block_options(model: ir.Model, component: str) -> tuple[dict[str, str], list
     ]  # fmt: skip
 
 
+def blocked_gemm_to_matmul(model: ir.Model) -> None:
+    """Gemm(x, Wᵀ) with blocked weights and no bias → MatMul(x, W): the compiler has integer block kernels for that only.
+
+    By its own estimate 19 µs against 30 for one row of 1024 × 1024, and 71 against 190 for 64 rows.
+    """
+    for node in [n for n in model.graph if n.op_type == "Gemm" and len(n.inputs) == 2]:
+        data, weight = node.inputs
+        source = None if weight is None else weight.producer()
+        if source is None or data is None or not node.attributes.get_int("transB", 0) or not _is_lpbq(source):
+            continue
+        name = str(node.name)
+        parts = [constant(value) for value in source.inputs]
+        stored = [_initializer(node, f"{name}_{k}", np.ascontiguousarray(p.T)) for k, p in zip(("w", "s", "z"), parts, strict=False) if p is not None]
+        block = {"axis": 0, "block_size": source.attributes.get_int("block_size", 0)}
+        turned = _op(node, "DequantizeLinear", stored, f"{name}_weight", stored[0].shape.numpy(), **block)  # type: ignore[union-attr]
+        product = _op(node, "MatMul", [data, turned], f"{name}_matmul", static_shape(node.outputs[0]) or ())
+        ir.convenience.replace_all_uses_with(node.outputs[0], product)
+        model.graph.remove(node, safe=True)
+
+
 def _is_lpbq(node: ir.Node) -> bool:
     scale = constant(node.inputs[1])
-    if scale is None:
+    if node.op_type != "DequantizeLinear" or scale is None or not node.attributes.get_int("block_size", 0):
         return False
     steps = 16 * scale / scale.max(axis=node.attributes.get_int("axis", 1), keepdims=True)
     return bool(np.all(np.abs(steps - np.rint(steps)) < 1e-3) and steps.min() > 0.5)

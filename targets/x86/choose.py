@@ -58,7 +58,9 @@ def _nudged(feeds: Arrays) -> dict[str, NDArray[np.generic]]:
     """The feeds a few units in the last place away, as another order of summation would have it."""
     rng = np.random.default_rng(1)
     return {
-        name: (x * (1 + NUDGE * rng.standard_normal(x.shape))).astype(x.dtype) if x.dtype == np.float32 else x
+        name: x.astype(np.float32) * (1 + NUDGE * rng.standard_normal(x.shape, dtype=np.float32))
+        if x.dtype == np.float32
+        else x
         for name, x in feeds.items()
     }
 

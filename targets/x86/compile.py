@@ -64,9 +64,7 @@ def compile_component(request: CompileRequest, lowered: Lowered) -> CompileResul
             why = f"it differs from the pivot: {decibels:.1f} dB on arbitrary inputs, {trial.bound_db:.1f} expected"
             diagnostics.append(_warning(request, f"{kind}-inexact", why, "see the component's verification"))
     estimates = {f"{kind}_ms": median for kind, median in trial.median_ms.items()}
-    return CompileResult(
-        _with_primary(artifacts, trial.choice), diagnostics=tuple(diagnostics), estimates=estimates
-    )
+    return CompileResult(_with_primary(artifacts, trial.choice), diagnostics=tuple(diagnostics), estimates=estimates)
 
 
 def _with_primary(artifacts: list[Artifact], kind: str) -> tuple[Artifact, ...]:
@@ -119,12 +117,14 @@ def onnx_facts(artifact: Path, work: Path) -> dict[str, str | int | float]:
     options.log_severity_level = 3
     options.optimized_model_filepath = str(optimized)
     onnxruntime.InferenceSession(artifact / MODEL_FILE[ONNX], options, providers=["CPUExecutionProvider"])
-    ops = Counter(node.op_type for node in ir.load(optimized).graph)
+    graph = ir.load(optimized).graph
+    ops = Counter(node.op_type for node in graph)
+    packed = [node.inputs[1] for node in graph if node.op_type == "MatMulNBits"]
     return {
         "engine": f"onnxruntime {onnxruntime.__version__}",
         "nodes": ops.total(),
         "integer_nodes": sum(count for op, count in ops.items() if INTEGER_KERNELS.search(op)),
-        "packed_int4_nodes": ops["MatMulNBits"],
+        "packed_int4_bytes": sum(v.const_value.nbytes for v in packed if v is not None and v.const_value is not None),
     }
 
 
@@ -136,10 +136,10 @@ def ir_facts(artifact: Path) -> dict[str, str | int | float]:
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     layers = [info for info in infos if info["layerType"] not in NOT_LAYERS]
     ops = openvino.Core().read_model(artifact / MODEL_FILE[OPENVINO_IR]).get_ops()
-    constants = [op for op in ops if op.get_type_name() == "Constant" and len(op.shape) > 1]
+    constants = [op for op in ops if op.get_type_name() == "Constant"]
     return {
         "engine": f"openvino {openvino.__version__.split('-')[0]}",
         "nodes": len(layers),
         "integer_nodes": sum(info["runtimePrecision"] in ("u8", "i8") for info in layers),
-        "packed_int4_nodes": sum(op.get_element_type() == openvino.Type.i4 for op in constants),
+        "packed_int4_bytes": sum(op.get_byte_size() for op in constants if op.get_element_type() == openvino.Type.i4),
     }

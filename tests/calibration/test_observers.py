@@ -94,7 +94,8 @@ def test_mse_is_near_the_brute_force_optimum(dtype: str, symmetric: bool) -> Non
     ours = rounding_error(values, low, high, dtype, symmetric)
     top = float(np.abs(values).max())
     tried = [
-        rounding_error(values, -top * a if symmetric else 0.0, top * a, dtype, symmetric) for a in np.linspace(0.02, 1, 200)
+        rounding_error(values, -top * a if symmetric else 0.0, top * a, dtype, symmetric)
+        for a in np.linspace(0.02, 1, 200)
     ]
     assert ours <= 1.05 * min(tried)
     assert ours < rounding_error(values, float(values.min()), float(values.max()), dtype, symmetric)

@@ -49,7 +49,9 @@ def block(rng: np.random.Generator, *, name: str = "main", cached: bool = False,
     for part in ("q", "k", "v"):
         y = linear(h, f"{part}_proj", WIDTH, WIDTH, bias=part != "k")
         if part == "q":
-            y = g.node("Mul", [y, g.weight("attention_scale", np.array((WIDTH // HEADS) ** -0.5, np.float32))], "q.scale")
+            y = g.node(
+                "Mul", [y, g.weight("attention_scale", np.array((WIDTH // HEADS) ** -0.5, np.float32))], "q.scale"
+            )
         y = g.reshape(y, (ROWS, HEADS, WIDTH // HEADS), f"{part}.split")
         heads.append(g.transpose(y, (1, 0, 2), f"{part}.heads"))
     q, k, v = heads
@@ -66,7 +68,9 @@ def block(rng: np.random.Generator, *, name: str = "main", cached: bool = False,
     x = g.node("Add", [x, linear(context, "o_proj", WIDTH, WIDTH)], "residual")
     gate = linear(x, "gate_proj", WIDTH, WIDTH, bias=False)
     gate = g.node("Mul", [gate, g.node("Sigmoid", [gate], "sigmoid")], "silu")
-    head = g.node("Gemm", [gate, g.weight("lm_head.weight", matrix(VOCAB, WIDTH))], "lm_head", transB=1, output="logits")
+    head = g.node(
+        "Gemm", [gate, g.weight("lm_head.weight", matrix(VOCAB, WIDTH))], "lm_head", transB=1, output="logits"
+    )
     g.output(head, first=True)
     return g.finish()
 

@@ -78,6 +78,36 @@ def test_a_constant_model_is_refused(tmp_path: Path) -> None:
         ingest(path)
 
 
+def test_index_inputs_become_int32(tmp_path: Path) -> None:
+    body = """table = Constant<value_floats = [1.0, 2.0, 4.0]>()
+              two = Constant<value_int = 2>()
+              picked = Gather(table, ids)
+              mirrored = Sub(two, ids)
+              other = Gather(table, mirrored)
+              y = Add(picked, other)"""
+    path = save(tmp_path / "m.onnx", body, "int64[3] ids")
+    bundle = ingest(path)
+    check_parity(bundle, path)
+    result = OrtExecutor(bundle["main"].graph).run({"ids": np.array([0, 1, 2], np.int32)})
+    np.testing.assert_array_equal(result["y"], [5, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "message"),
+    [
+        ("y = Relu(x)", "float16[1,4] x", "FLOAT16"),
+        (
+            "s = Constant<value_float = 0.1>() q = QuantizeLinear(x, s) y = DequantizeLinear(q, s)",
+            "float[1,4] x",
+            "quantized already",
+        ),
+    ],
+)
+def test_only_float32_models_are_taken(tmp_path: Path, body: str, inputs: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ingest(save(tmp_path / "m.onnx", body, inputs))
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", "y = Relu(x)", "float[1,4] x")
     whole = path.read_bytes()

@@ -1,6 +1,4 @@
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -8,8 +6,7 @@ from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError, UsageError
 
-sys.path.insert(0, str(Path(__file__).parent))
-from small_models import block_bundle, cached_bundle, cnn_bundle, legality  # noqa: E402
+from small_models import block_bundle, cached_bundle, cnn_bundle, legality
 
 
 def recipe(*rules: dict[str, object]) -> Recipe:
@@ -25,7 +22,11 @@ def test_roles_of_the_tensors() -> None:
     plan = make_plan(bundle, recipe(), "x/y", legality(norm_scale_dtype="uint8", norm_bias_dtype="int32"))
     t = tensors(plan["main"])
     assert (t["embed.weight"].kind, t["embed.weight"].dtype, t["embed.weight"].axis) == (TensorKind.TABLE, "int8", 0)
-    assert (t["q_proj.weight"].kind, t["q_proj.weight"].axis, t["q_proj.weight"].algorithm) == (TensorKind.WEIGHT, 0, "mse")
+    assert (t["q_proj.weight"].kind, t["q_proj.weight"].axis, t["q_proj.weight"].algorithm) == (
+        TensorKind.WEIGHT,
+        0,
+        "mse",
+    )
     assert (t["q_proj.bias"].dtype, t["q_proj.bias"].partner) == ("int32", "q_proj.weight")
     assert (t["norm.weight"].dtype, t["norm.bias"].dtype, t["norm.bias"].algorithm) == ("uint8", "int32", "product")
     assert (t["attention_scale"].kind, t["attention_scale"].dtype) == (TensorKind.CONSTANT, "uint16")
@@ -88,14 +89,24 @@ def test_weight_only_schemes_leave_activations_biases_and_norms_float() -> None:
 
 def test_last_matching_rule_wins_and_head_has_its_own_default() -> None:
     rules = legality(defaults={"prefill": "w4a16", "decode": "w4a16", "head": "w8a16"})
-    t = tensors(make_plan(cached_bundle()[0], recipe({"name": "q_proj", "scheme": "w8a16", "algorithm": "rtn"}), "x/y", rules)["prefill"])
+    t = tensors(
+        make_plan(cached_bundle()[0], recipe({"name": "q_proj", "scheme": "w8a16", "algorithm": "rtn"}), "x/y", rules)[
+            "prefill"
+        ]
+    )
     assert (t["lm_head.weight"].dtype, t["k_proj.weight"].dtype) == ("int8", "int4")
-    assert (t["q_proj.weight"].dtype, t["q_proj.weight"].algorithm, t["q_proj.weight"].why) == ("int8", "rtn", "recipe rule 1")
+    assert (t["q_proj.weight"].dtype, t["q_proj.weight"].algorithm, t["q_proj.weight"].why) == (
+        "int8",
+        "rtn",
+        "recipe rule 1",
+    )
 
 
 def test_keys_share_one_group_across_components() -> None:
     plan = make_plan(cached_bundle()[0], recipe(), "x/y", legality())
-    groups = {tensors(plan[c])[n].group for c, n in (("prefill", "k_proj"), ("decode", "past_key"), ("decode", "k_proj"))}
+    groups = {
+        tensors(plan[c])[n].group for c, n in (("prefill", "k_proj"), ("decode", "past_key"), ("decode", "k_proj"))
+    }
     assert len(groups) == 1
     assert tensors(plan["decode"])["keys"].group in groups  # the Concat of past and present moves them only
 

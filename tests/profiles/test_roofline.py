@@ -12,6 +12,7 @@ from pocketport.errors import InputError
 TARGETS = [
     "apple/a16", "apple/a17-pro", "apple/a18-pro", "mediatek/mt6989", "mediatek/mt6991",
     "qualcomm/sm8450", "qualcomm/sm8550", "qualcomm/sm8650", "qualcomm/sm8750",
+    "qualcomm/sm8850",
 ]  # fmt: skip
 
 

@@ -12,48 +12,18 @@ import onnx_ir as ir
 
 from pocketport.compress.builder import GraphBuilder, Weight
 from pocketport.compress.families.bert.config import BertConfig
-from pocketport.errors import InputError
+from pocketport.compress.families.layers import Layers
 
 MASKED = -100.0  # added to the scores of padding: finite, so that it has an encoding
 
 
 @dataclass(frozen=True)
-class _Parts:
-    g: GraphBuilder
-    state: Mapping[str, Weight]
+class _Parts(Layers):
     config: BertConfig
     length: int
 
-    def weight(self, name: str, *shape: int) -> ir.Value:
-        if name not in self.state:
-            raise InputError(
-                "the checkpoint lacks it",
-                where=f"tensor {name}",
-                fix="give the checkpoint that config.json describes",
-            )
-        if tuple(self.state[name].shape) != shape:
-            raise InputError(
-                f"its shape is {list(self.state[name].shape)}, config.json asks for {list(shape)}",
-                where=f"tensor {name}", fix="give the config.json that belongs to this checkpoint",
-            )  # fmt: skip
-        return self.g.weight(name, self.state[name])
-
-    def linear(self, x: ir.Value, path: str, n: int, k: int) -> ir.Value:
-        return self.g.node(
-            "Gemm", [x, self.weight(f"{path}.weight", n, k), self.weight(f"{path}.bias", n)], path, transB=1
-        )
-
     def norm(self, x: ir.Value, path: str, output: str | None = None) -> ir.Value:
-        width = self.config.hidden_size
-        parameters = [self.weight(f"{path}.{part}", width) for part in ("weight", "bias")]
-        return self.g.node(
-            "LayerNormalization",
-            [x, *parameters],
-            path,
-            output=output,
-            axis=-1,
-            epsilon=self.config.layer_norm_eps,
-        )
+        return self.layer_norm(x, path, self.config.hidden_size, self.config.layer_norm_eps, output)
 
     def number(self, name: str, value: float) -> ir.Value:
         return self.g.weight(name, np.array(value, np.float32))
@@ -88,38 +58,23 @@ def build_bert(state: Mapping[str, Weight], config: BertConfig, length: int) -> 
 
 def _positions(parts: _Parts) -> Weight:
     """Position and segment embeddings do not depend on the tokens: one table, [S, H]."""
-    config = parts.config
-    position = parts.state["embeddings.position_embeddings.weight"]
-    segment = parts.state["embeddings.token_type_embeddings.weight"]
-    for name, tensor, rows in (
-        ("position", position, config.max_position_embeddings),
-        ("token_type", segment, config.type_vocab_size),
-    ):
-        if tuple(tensor.shape) != (rows, config.hidden_size):
-            raise InputError(
-                f"its shape is {list(tensor.shape)}", where=f"tensor embeddings.{name}_embeddings.weight",
-                fix="give the config.json that belongs to this checkpoint",
-            )  # fmt: skip
-    rows = np.asarray(position)[: parts.length] + np.asarray(segment)[0]
-    return np.asarray(rows, np.float32)
+    config, width = parts.config, parts.config.hidden_size
+    positions = parts.tensor("embeddings.position_embeddings.weight", config.max_position_embeddings, width)
+    segments = parts.tensor("embeddings.token_type_embeddings.weight", config.type_vocab_size, width)
+    return np.asarray(np.asarray(positions)[: parts.length] + np.asarray(segments)[0], np.float32)
 
 
 def _layer(parts: _Parts, x: ir.Value, bias: ir.Value, path: str, *, last: bool) -> ir.Value:
     """Post-norm block: attention, then the two-layer MLP with the exact GELU."""
     g, config, rows = parts.g, parts.config, parts.length
     width, heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
-    head, attn = width // heads, f"{path}.attention"
-    q, k, v = (parts.linear(x, f"{attn}.self.{part}", width, width) for part in ("query", "key", "value"))
-    q = g.node("Mul", [q, parts.number(f"attention_scale_{head}", head**-0.5)], f"{attn}.self.query.scale")
-    split = {}
-    for part, value, perm in (("query", q, (1, 0, 2)), ("key", k, (1, 2, 0)), ("value", v, (1, 0, 2))):
-        name = f"{attn}.self.{part}"
-        split[part] = g.transpose(g.reshape(value, (rows, heads, head), f"{name}.split"), perm, f"{name}.heads")
-    scores = g.node("MatMul", [split["query"], split["key"]], f"{attn}.self.scores")
-    masked = g.node("Add", [scores, bias], f"{attn}.self.masked_scores")
-    weights = g.node("Softmax", [masked], f"{attn}.self.weights", axis=-1)
-    context = g.node("MatMul", [weights, split["value"]], f"{attn}.self.context")
-    context = g.reshape(g.transpose(context, (1, 0, 2), f"{attn}.self.rows"), (rows, width), f"{attn}.self.merged")
+    attn = f"{path}.attention"
+    own, split = f"{attn}.self", (rows, heads, width // heads)
+    q, k, v = (parts.linear(x, f"{own}.{part}", width, width) for part in ("query", "key", "value"))
+    q = parts.heads(parts.scaled(q, f"{own}.query", width // heads), f"{own}.query", split, (1, 0, 2))
+    k = parts.heads(k, f"{own}.key", split, (1, 2, 0))
+    v = parts.heads(v, f"{own}.value", split, (1, 0, 2))
+    context = parts.merged(parts.attention(q, k, v, bias, own), own, rows, width)
     attended = parts.linear(context, f"{attn}.output.dense", width, width)
     x = parts.norm(g.node("Add", [x, attended], f"{attn}.output.residual"), f"{attn}.output.LayerNorm")
     h = g.node("Gelu", [parts.linear(x, f"{path}.intermediate.dense", inner, width)], f"{path}.intermediate.gelu")

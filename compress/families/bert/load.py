@@ -6,13 +6,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.checkpoint import Checkpoint
+from pocketport.compress.checkpoint import Checkpoint, TrackedTensors
 from pocketport.compress.families.bert.config import BertConfig
 from pocketport.compress.families.bert.graphs import build_bert
 from pocketport.errors import InputError
 from pocketport.files import sha256_files
 
 SEQUENCE_LENGTH = 128  # static; the length that all-MiniLM-L6-v2 was trained at
+IGNORED_TENSORS = ("embeddings.position_ids", "pooler.*", "cls.*")  # a buffer, and heads of pre-training
 BUNDLED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
@@ -26,7 +27,9 @@ def load_bert(folder: Path, name: str) -> ModelBundle:
     checkpoint = Checkpoint(folder)
     checkpoint.check_finite()
     length = min(SEQUENCE_LENGTH, config.max_position_embeddings)
-    graph = build_bert(bert_state(folder), config, length)
+    tensors = TrackedTensors(bert_state(folder))
+    graph = build_bert(tensors, config, length)
+    tensors.check_all_taken(IGNORED_TENSORS)
     files = {file: folder / file for file in BUNDLED_FILES if (folder / file).is_file()}
     return ModelBundle(
         name=name,

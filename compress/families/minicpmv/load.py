@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.checkpoint import Checkpoint
+from pocketport.compress.checkpoint import Checkpoint, TrackedTensors
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
-from pocketport.compress.families.minicpmv.graphs import StaticShape, build_graphs
+from pocketport.compress.families.minicpmv.graphs import build_graphs
+from pocketport.compress.families.minicpmv.parts import StaticShape
 from pocketport.errors import InputError
 from pocketport.files import sha256_files
 
@@ -19,6 +20,7 @@ PROMPT_STEP = 32  # prompt lengths are rounded up to this many tokens
 QUESTION_TOKENS = 64  # room for the question and the chat template
 NEW_TOKENS = 256  # when the checkpoint does not say
 WIDEST_ASPECT = 4.0
+IGNORED_TENSORS = ("*.rotary_emb.inv_freq", "*.position_ids", "resampler.pos_embed")  # the host computes them
 
 
 def load_minicpmv(folder: Path, name: str) -> ModelBundle:
@@ -45,7 +47,9 @@ def load_minicpmv(folder: Path, name: str) -> ModelBundle:
     checkpoint.check_finite()
     files = {file: folder / file for file in BUNDLED_FILES if (folder / file).is_file()}
     shape, new_tokens = static_shape_of(folder, config)
-    graphs = build_graphs(checkpoint, config, shape)
+    tensors = TrackedTensors(checkpoint)
+    graphs = build_graphs(tensors, config, shape)
+    tensors.check_all_taken(IGNORED_TENSORS)
     return ModelBundle(
         name=name,
         family="minicpmv",

@@ -21,7 +21,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    out = torch.softmax(scores, dim=-1) @ v
+    out: Tensor = torch.softmax(scores, dim=-1) @ v
     return out.transpose(1, 2).flatten(2)
 
 
@@ -42,7 +42,8 @@ class VisionAttention(nn.Module):
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attend(q, k, v, mask))
+        out: Tensor = self.out_proj(attend(q, k, v, mask))
+        return out
 
 
 class VisionMLP(nn.Module):
@@ -55,7 +56,8 @@ class VisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., D]."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return out
 
 
 class VisionLayer(nn.Module):
@@ -71,7 +73,8 @@ class VisionLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` [B, L, D]."""
         x = x + self.self_attn(self.layer_norm1(x), mask)
-        return x + self.mlp(self.layer_norm2(x))
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
 
 
 class VisionEmbeddings(nn.Module):
@@ -91,7 +94,8 @@ class VisionEmbeddings(nn.Module):
         batch, length = strip.shape[0], strip.shape[3] // patch
         tiles = strip.view(batch, channels, patch, length, patch).permute(0, 3, 1, 2, 4)
         patches = F.linear(tiles.reshape(batch, length, -1), weight.view(width, -1), self.patch_embedding.bias)
-        return patches + self.position_embedding(position_ids)
+        out: Tensor = patches + self.position_embedding(position_ids)
+        return out
 
 
 class VisionEncoder(nn.Module):
@@ -117,7 +121,8 @@ class SiglipVision(nn.Module):
         mask = None if valid is None else valid[:, None, None, :]
         for layer in self.encoder.layers:
             x = layer(x, mask)
-        return self.post_layernorm(x)
+        out: Tensor = self.post_layernorm(x)
+        return out
 
 
 class Resampler(nn.Module):
@@ -142,9 +147,11 @@ class Resampler(nn.Module):
         q = F.linear(self.ln_q(self.query), weights[0], biases[0]).expand(kv.shape[0], -1, -1)
         k = F.linear(kv + positions, weights[1], biases[1])
         v = F.linear(kv, weights[2], biases[2])
-        q, k, v = (t.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        heads, batch = self.attn.num_heads, kv.shape[0]
+        q, k, v = (t.view(batch, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
         mask = None if valid is None else valid[:, None, None, :]
-        return self.ln_post(self.attn.out_proj(attend(q, k, v, mask))) @ self.proj
+        out: Tensor = self.ln_post(self.attn.out_proj(attend(q, k, v, mask))) @ self.proj
+        return out
 
 
 class RMSNorm(nn.Module):
@@ -198,8 +205,8 @@ class LlamaAttention(nn.Module):
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         groups = q.shape[1] // k.shape[1]
-        repeated = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-        return self.o_proj(attend(q, *repeated, mask)), (k, v)
+        out = attend(q, k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1), mask)
+        return self.o_proj(out), (k, v)
 
 
 class LlamaMLP(nn.Module):
@@ -213,7 +220,8 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., D]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class LlamaLayer(nn.Module):
@@ -303,11 +311,11 @@ class MiniCPMV(nn.Module):
     def encode_images(
         self, strip: Tensor, position_ids: Tensor, positions: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Vision tokens [B, Q, D] and the tower's patches [B, L, D_vision] for B views; see `batch.py`."""
+        """Vision tokens [B, Q, D] and the tower's patches [B, L, D_vision] for B views; see `slicing.pack_views`."""
         patches = self.vpm(strip, position_ids, valid)
         return self.resampler(patches, positions, valid), patches
 
     def embed(self, input_ids: Tensor, vision: Tensor, is_vision: Tensor) -> Tensor:
         """Token embeddings [B, T, D] with `vision` [N, Q, D] laid, in order, where `is_vision` [B, T] is True."""
-        embeddings = self.llm.model.embed_tokens(input_ids)
+        embeddings: Tensor = self.llm.model.embed_tokens(input_ids)
         return embeddings.masked_scatter(is_vision[..., None], vision.to(embeddings.dtype))

@@ -25,6 +25,7 @@ from pocketport.compress.families.minicpmv.slicing import (
     slice_image,
     to_patches,
 )
+from pocketport.errors import InputError
 
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 4
@@ -73,7 +74,9 @@ def load_torch(folder: Path) -> MiniCPMV:
     weights = {name: torch.from_numpy(checkpoint[name].numpy()) for name in checkpoint}
     if config.tie_word_embeddings:
         weights.setdefault("llm.lm_head.weight", weights["llm.model.embed_tokens.weight"])
-    model.load_state_dict(weights, assign=True)
+    missing = model.load_state_dict(weights, strict=False, assign=True).missing_keys
+    if missing:
+        raise InputError("the checkpoint lacks it", where=f"tensor {missing[0]}", fix="give the whole checkpoint")
     model.eval()
     return model
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -62,6 +62,9 @@ class MultimodalRunner:
             ``run(feeds)`` is used.
         config: the bundle's ``config``.
         files: the bundle's files; ``tokenizer.json`` is read.
+
+    Raises:
+        InputError: the tokenizer is damaged, or not of this family.
     """
 
     def __init__(self, executors: Mapping[str, Executor], config: Mapping[str, Any], files: Mapping[str, Path]) -> None:
@@ -71,7 +74,14 @@ class MultimodalRunner:
         self.config = MiniCPMVConfig.model_validate(config["model"])
         self.patches, self.prompt, self.cache = (int(config[key]) for key in ("patches", "prompt", "cache"))
         self._tokenizer = load_tokenizer(files["tokenizer.json"])
-        self._stop = int(self._tokenizer.token_to_id(END_OF_TURN))
+        stop = self._tokenizer.token_to_id(END_OF_TURN)
+        if stop is None:
+            raise InputError(
+                f"it has no {END_OF_TURN} token",
+                where=str(files["tokenizer.json"]),
+                fix="give the checkpoint's tokenizer",
+            )
+        self._stop = stop
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
@@ -88,13 +98,12 @@ class MultimodalRunner:
         """
         return self._generate(image, question, max_new_tokens, None)
 
-    def force(self, image: Image.Image, question: str, answer: str) -> Generation:
-        """As `read`, but each step is fed the next token of `answer` and its end (teacher forcing), as far as they fit."""
-        tokens = [*self._tokenizer.encode(answer, add_special_tokens=False).ids, self._stop]
-        return self.force_tokens(image, question, tokens[: self.max_new_tokens])
+    def answer_tokens(self, answer: str) -> list[int]:
+        """The tokens of `answer` and the end of the turn, as far as the cache has room."""
+        return [*self._tokenizer.encode(answer, add_special_tokens=False).ids, self._stop][: self.max_new_tokens]
 
     def force_tokens(self, image: Image.Image, question: str, tokens: Sequence[int]) -> Generation:
-        """As `force`, for an answer given as its tokens."""
+        """As `read`, but the answer is given as its tokens: each step is fed the next one (teacher forcing)."""
         return self._generate(image, question, len(tokens), tokens)
 
     def _generate(
@@ -232,22 +241,32 @@ class Call:
 
 
 class _Recorder:
-    """Passes calls on and logs them; feeds are copied, for the cache among them changes later."""
+    """Passes calls on and logs those that are wanted; feeds are copied, for the cache among them changes later."""
 
-    def __init__(self, component: str, executor: Executor, log: list[Call]) -> None:
-        self._component, self._executor, self._log = component, executor, log
+    def __init__(self, component: str, executor: Executor, log: list[Call], wanted: Callable[[str, int], bool]) -> None:
+        self._component, self._executor, self._log, self._wanted = component, executor, log, wanted
+        self._count = 0
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        wanted = self._wanted(self._component, self._count)
+        self._count += 1
+        if not wanted:
+            return self._executor.run(feeds)
         copies = {name: np.array(array) for name, array in feeds.items()}
         results = self._executor.run(feeds)
         self._log.append(Call(self._component, copies, results))
         return results
 
 
-def recorded(runner: MultimodalRunner) -> tuple[MultimodalRunner, list[Call]]:
-    """A runner over the same executors, and the growing list of its calls in the order of execution."""
+def recorded(
+    runner: MultimodalRunner, wanted: Callable[[str, int], bool] = lambda component, index: True
+) -> tuple[MultimodalRunner, list[Call]]:
+    """A runner over the same executors, and the growing list of its calls in the order of execution.
+
+    `wanted` chooses calls by component and by how many calls that component had before.
+    """
     log: list[Call] = []
-    recorders = {name: _Recorder(name, executor, log) for name, executor in runner.executors.items()}
+    recorders = {name: _Recorder(name, executor, log, wanted) for name, executor in runner.executors.items()}
     return MultimodalRunner(recorders, runner.settings, runner.files), log
 
 
@@ -259,26 +278,21 @@ def chain_feeds(
     Args:
         runner: over the float graphs.
         samples: image, question, and the right answer, which is then forced; without one the model's own is used.
-        decode_steps: how many decode steps of each answer are kept, spread evenly over it.
+        decode_steps: how many decode steps of each answer are given, spread evenly over it.
 
     Yields:
-        (component, feeds), in the order of execution, one sample held in memory at a time.
+        (component, feeds), in the order of execution; what is held in memory is one sample's.
     """
-    recording, log = recorded(runner)
     for image, question, answer in samples:
-        if answer is None:
-            recording.read(image, question)
-        else:
-            recording.force(image, question, answer)
-        yield from ((call.component, call.feeds) for call in _thinned(log, decode_steps))
-        log.clear()
+        tokens = runner.read(image, question).token_ids if answer is None else runner.answer_tokens(answer)
+        steps = len(tokens) - 1  # prefill gives the first token
+        kept = {round(i) for i in np.linspace(0, steps - 1, min(decode_steps, steps))}
 
+        def wanted(component: str, index: int, kept: set[int] = kept) -> bool:
+            if component == "embed":  # the first embeds the prompt, the next the token of decode's first step
+                return index == 0 or index - 1 in kept
+            return component != "decode" or index in kept
 
-def _thinned(log: Sequence[Call], decode_steps: int) -> Iterator[Call]:
-    """All of the prompt's calls, and those of `decode_steps` steps; embed and decode alternate behind prefill."""
-    prompt = [call.component for call in log].index("prefill") + 1
-    steps = [log[i : i + 2] for i in range(prompt, len(log), 2)]
-    kept = {round(i) for i in np.linspace(0, len(steps) - 1, decode_steps)} if steps and decode_steps else set()
-    yield from log[:prompt]
-    for index in sorted(kept):
-        yield from steps[index]
+        recording, log = recorded(runner, wanted)
+        recording.force_tokens(image, question, tokens)
+        yield from ((call.component, call.feeds) for call in log)

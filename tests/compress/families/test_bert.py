@@ -99,6 +99,9 @@ def test_tensors_must_fit_the_configuration(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 3}))
     with pytest.raises(InputError, match=r"encoder\.layer\.2"):
         ingest(folder)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 1}))
+    with pytest.raises(InputError, match=r"encoder\.layer\.1.*no place"):
+        ingest(folder)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "hidden_act": "relu"}))
     with pytest.raises(InputError, match="relu"):
         ingest(folder)

@@ -88,6 +88,10 @@ def test_what_does_not_fit_is_named(tiny_minicpmv: Path) -> None:
     save_file(lacking, tiny_minicpmv / "model.safetensors")
     with pytest.raises(InputError, match=r"resampler\.query"):
         ingest(tiny_minicpmv)
+    extra = "llm.model.layers.2.mlp.up_proj.weight"
+    save_file({**weights, extra: torch.zeros(2, 2)}, tiny_minicpmv / "model.safetensors")
+    with pytest.raises(InputError, match=extra.replace(".", r"\.")):
+        ingest(tiny_minicpmv)
     save_file({**weights, "resampler.query": torch.zeros(9, 128)}, tiny_minicpmv / "model.safetensors")
     with pytest.raises(InputError, match=r"resampler\.query.*\[8, 128\]"):
         ingest(tiny_minicpmv)

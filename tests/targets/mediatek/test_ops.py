@@ -51,8 +51,12 @@ def weight(*shape: int) -> NDArray[np.float32]:
     return (np.random.default_rng(5).standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
-def float_graph(nodes: Sequence[onnx.NodeProto], weights: Mapping[str, NDArray[np.generic]], feeds: Mapping[str, Any]) -> graphs.FloatGraph:
-    inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()]
+def float_graph(
+    nodes: Sequence[onnx.NodeProto], weights: Mapping[str, NDArray[np.generic]], feeds: Mapping[str, Any]
+) -> graphs.FloatGraph:
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+    ]
     initializers = [numpy_helper.from_array(a, n) for n, a in weights.items()]
     graph = helper.make_graph(list(nodes), "one", inputs, [helper.make_empty_tensor_value_info("y")], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
@@ -123,12 +127,15 @@ CASES = [
     Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), pads=[1, 1, 1, 1]),
     Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), pads=[1, 1, 1, 1], strides=[2, 2]),
     Case("Conv", IMAGE, weight(5, 6, 3, 3), pads=[0, 1, 2, 1], strides=[2, 1]),
-    Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), auto_pad="SAME_UPPER", dilations=[2, 2]),
+    Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), auto_pad="SAME_LOWER", strides=[2, 2]),
+    Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), pads=[2, 2, 2, 2], dilations=[2, 2]),
     Case("Conv", IMAGE, weight(6, 1, 5, 5), sample((6,)), pads=[2, 2, 2, 2], group=6),
     Case("Conv", IMAGE, weight(12, 1, 3, 3), sample((12,)), strides=[2, 2], group=6),
 ]  # fmt: skip
 FLOAT_ONLY = {"Cast", "ConvTranspose"}
-CHANNELS_ELSEWHERE = [c for c in CASES if c.op == "Gemm" and "transB" not in c.attributes]  # the test quantizer wants [N, K]
+CHANNELS_ELSEWHERE = [
+    c for c in CASES if c.op == "Gemm" and "transB" not in c.attributes
+]  # the test quantizer wants [N, K]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c.name}" for i, c in enumerate(CASES)])
@@ -169,17 +176,24 @@ def test_split_and_swap(sizes: tuple[int, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 1, 1, 0]])
-@pytest.mark.parametrize("quantized", [False, True])
-def test_conv_transpose(pads: list[int], quantized: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_integers", [False, True])
+def test_conv_transpose(pads: list[int], in_integers: bool, tmp_path: Path) -> None:
     kernel, x = weight(6, 4, 3, 3), sample(IMAGE)
     scale = (np.abs(kernel).max(axis=(0, 2, 3)) / 127).astype(np.float32)
     integers = np.rint(kernel / scale[:, None, None]).astype(np.int8)
-    if not quantized:
+    if not in_integers:
         nodes = [helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], name="up", strides=[2, 2], pads=pads)]
         graph = float_graph(nodes, {"w": kernel, "b": sample((4,))}, {"x": x})
         assert agreement(graph, "float", tmp_path) > LEAST_DB["float"]
         return
-    values = {"sx": F32(3 / 32767), "sy": F32(12 / 32767), "z": np.int16(0), "w": integers, "sw": scale, "b": sample((4,))}
+    values = {
+        "sx": F32(3 / 32767),
+        "sy": F32(12 / 32767),
+        "z": np.int16(0),
+        "w": integers,
+        "sw": scale,
+        "b": sample((4,)),
+    }
     nodes = [
         *quantized("x", "xd", "sx"),
         helper.make_node("DequantizeLinear", ["w", "sw"], ["wd"], axis=1),

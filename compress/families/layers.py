@@ -1,0 +1,76 @@
+"""The layers that transformer families share, made from a checkpoint's tensors by the path of their module."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from pocketport.compress.builder import GraphBuilder, Weight
+from pocketport.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A graph under construction and the checkpoint that it is made from.
+
+    Attributes:
+        g: the builder of one component's graph.
+        state: checkpoint tensors by name; they may be lazy.
+    """
+
+    g: GraphBuilder
+    state: Mapping[str, Weight]
+
+    def tensor(self, name: str, *shape: int) -> Weight:
+        """A checkpoint tensor of this shape; InputError when it is missing or has another."""
+        if name not in self.state:
+            raise InputError(
+                "the checkpoint lacks it",
+                where=f"tensor {name}",
+                fix="give the checkpoint that config.json describes",
+            )
+        tensor = self.state[name]
+        if tuple(tensor.shape) != shape:
+            raise InputError(
+                f"its shape is {list(tensor.shape)}, config.json asks for {list(shape)}",
+                where=f"tensor {name}",
+                fix="give the config.json that belongs to this checkpoint",
+            )
+        return tensor
+
+    def weight(self, name: str, *shape: int) -> ir.Value:
+        """`tensor` as an initializer of the same name."""
+        return self.g.weight(name, self.tensor(name, *shape))
+
+    def linear(self, x: ir.Value, path: str, n: int, k: int, *, bias: bool = True) -> ir.Value:
+        """[rows, k] → [rows, n]."""
+        inputs = [x, self.weight(f"{path}.weight", n, k)]
+        if bias:
+            inputs.append(self.weight(f"{path}.bias", n))
+        return self.g.node("Gemm", inputs, path, transB=1)
+
+    def layer_norm(self, x: ir.Value, path: str, width: int, eps: float, output: str | None = None) -> ir.Value:
+        """LayerNormalization over the last axis."""
+        gamma, beta = self.weight(f"{path}.weight", width), self.weight(f"{path}.bias", width)
+        return self.g.node("LayerNormalization", [x, gamma, beta], path, axis=-1, epsilon=eps, output=output)
+
+    def heads(self, x: ir.Value, path: str, heads: tuple[int, int, int], perm: tuple[int, int, int]) -> ir.Value:
+        """[rows, heads·width] → `heads` (rows, heads, width) transposed by `perm`."""
+        return self.g.transpose(self.g.reshape(x, heads, f"{path}.split"), perm, f"{path}.heads")
+
+    def scaled(self, x: ir.Value, path: str, width: int) -> ir.Value:
+        """x/√width. Queries are scaled rather than scores: the smaller tensor."""
+        scale = self.g.weight(f"attention_scale_{width}", np.array(width**-0.5, np.float32))
+        return self.g.node("Mul", [x, scale], f"{path}.scale")
+
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, path: str) -> ir.Value:
+        """softmax(q·k + bias)·v over [heads, rows, width], [heads, width, columns], [heads, columns, width]."""
+        scores = self.g.node("MatMul", [q, k], f"{path}.scores")
+        masked = self.g.node("Add", [scores, bias], f"{path}.masked_scores")
+        weights = self.g.node("Softmax", [masked], f"{path}.weights", axis=-1)
+        return self.g.node("MatMul", [weights, v], f"{path}.context")
+
+    def merged(self, x: ir.Value, path: str, rows: int, columns: int) -> ir.Value:
+        """[heads, rows, width] → [rows, heads·width]."""
+        return self.g.reshape(self.g.transpose(x, (1, 0, 2), f"{path}.rows"), (rows, columns), f"{path}.merged")

@@ -1,0 +1,110 @@
+"""Ops that only move data: what the ONNX ops mean in the primitives of ``emitter``."""
+
+from typing import Any
+
+import numpy as np
+from pocketport.targets.apple.call import Call, NotLowerable, lowering
+
+
+@lowering("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def _reshape(call: Call) -> Any:
+    return call.emit.reshape(call.value(), call.out_shape())
+
+
+@lowering("Transpose")
+def _transpose(call: Call) -> Any:
+    rank = len(call.shape())
+    return call.emit.transpose(call.value(), call.list_of_integers("perm", tuple(reversed(range(rank)))))
+
+
+@lowering("Concat")
+def _concat(call: Call) -> Any:
+    values = [call.value(i) for i in range(len(call.node.inputs))]
+    return call.emit.concat(values, call.axis(0, len(call.out_shape())))
+
+
+@lowering("Split")
+def _split(call: Call) -> Any:
+    shape, x = call.shape(), call.value()
+    axis = call.axis(0, len(shape))
+    results, start = [], 0
+    for index in range(len(call.node.outputs)):
+        size = call.out_shape(index)[axis]
+        begin = tuple(start if d == axis else 0 for d in range(len(shape)))
+        end = tuple(start + size if d == axis else n for d, n in enumerate(shape))
+        call.emit.begin(str(call.node.outputs[index].name))
+        results.append(call.emit.slice(x, begin, end, (1,) * len(shape)))
+        start += size
+    return results
+
+
+@lowering("Slice")
+def _slice(call: Call) -> Any:
+    shape = call.shape()
+    starts, ends = call.integers(1, "starts"), call.integers(2, "ends")
+    axes = call.integers(3, "axes") if call.has(3) else tuple(range(len(starts)))
+    steps = call.integers(4, "steps") if call.has(4) else (1,) * len(starts)
+    begin, end, step = [0] * len(shape), list(shape), [1] * len(shape)
+    for first, last, axis, stride in zip(starts, ends, axes, steps, strict=True):
+        if stride < 1:
+            raise NotLowerable("negative steps are not taken", "reverse with Gather and constant indices")
+        begin[axis], end[axis], _ = slice(first, last).indices(shape[axis])
+        step[axis] = stride
+    return call.emit.slice(call.value(), tuple(begin), tuple(end), tuple(step))
+
+
+@lowering("Gather")
+def _gather(call: Call) -> Any:
+    shape = call.shape()
+    axis, indices = call.axis(0, len(shape)), call.weight(1)
+    if isinstance(indices, np.ndarray):
+        rows = indices.astype(np.int32)
+        rows = np.where(rows < 0, rows + shape[axis], rows)
+        if rows.size and np.array_equal(rows.reshape(-1), np.arange(rows.size) + rows.reshape(-1)[0]):
+            first = int(rows.reshape(-1)[0])
+            begin = tuple(first if d == axis else 0 for d in range(len(shape)))
+            end = tuple(first + rows.size if d == axis else n for d, n in enumerate(shape))
+            return call.emit.reshape(call.emit.slice(call.value(), begin, end, (1,) * len(shape)), call.out_shape())
+        return call.emit.gather(call.value(), call.emit.constant(rows), axis, call.out_shape())
+    return call.emit.gather(call.value(), call.value(1), axis, call.out_shape())
+
+
+@lowering("Expand")
+def _expand(call: Call) -> Any:
+    shape, target = call.shape(), call.out_shape()
+    x = (
+        call.value()
+        if len(shape) == len(target)
+        else call.emit.reshape(call.value(), (1,) * (len(target) - len(shape)) + shape)
+    )
+    return call.emit.expand(x, target)
+
+
+@lowering("Pad")
+def _pad(call: Call) -> Any:
+    if call.text("mode", "constant") != "constant" or call.has(3):
+        raise NotLowerable("only constant padding of all axes is taken", "use mode=constant without axes")
+    pads = call.integers(1, "pads")
+    if min(pads) < 0:
+        raise NotLowerable("negative pads are not taken", "use Slice")
+    value = float(call.array(2, "padding value").reshape(-1)[0]) if call.has(2) else 0.0
+    return call.emit.pad(call.value(), pads[: len(pads) // 2], pads[len(pads) // 2 :], value)
+
+
+@lowering("Resize")
+def _resize(call: Call) -> Any:
+    shape, out = call.shape(), call.out_shape()
+    whole = (
+        len(shape) == 4 and shape[:2] == out[:2] and all(o % s == 0 for s, o in zip(shape[2:], out[2:], strict=True))
+    )
+    rule = (call.text("coordinate_transformation_mode", "half_pixel"), call.text("nearest_mode", "round_prefer_floor"))
+    repeats = rule in (
+        ("asymmetric", "floor"),
+        ("half_pixel", "round_prefer_floor"),
+        ("half_pixel", "round_prefer_ceil"),
+    )
+    if call.text("mode", "nearest") != "nearest" or not (whole and repeats):
+        raise NotLowerable(
+            "only nearest-neighbour enlargement of H and W by whole factors is taken", "resize by a whole factor"
+        )
+    return call.emit.upsample(call.value(), (out[2] // shape[2], out[3] // shape[3]))

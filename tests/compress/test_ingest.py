@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pocketport.compress.ingest import ingest
+from pocketport.compress.parity import check_parity
+from pocketport.errors import InputError, UsageError
+
+
+def test_the_embedded_reference() -> None:
+    bundle = ingest("reference")
+    assert (bundle.name, bundle.family) == ("reference", "minicpmv")
+    assert list(bundle.components) == ["vision", "connector", "embed", "prefill", "decode"]
+    assert bundle.sha256 == ingest("reference").sha256
+    report = check_parity(bundle, "reference")
+    assert min(figure.sqnr_db for figure in report.figures) > 90
+
+
+def test_a_saved_bundle_is_a_source(tmp_path: Path) -> None:
+    bundle = ingest("reference")
+    bundle.save(tmp_path / "bundle")
+    again = ingest(tmp_path / "bundle")
+    assert (again.name, again.sha256, again.config) == (bundle.name, bundle.sha256, bundle.config)
+
+
+def test_sources_that_do_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such model"):
+        ingest(tmp_path / "absent")
+    with pytest.raises(UsageError, match="only ONNX files take shapes"):
+        ingest("reference", shapes={"x": [1]})
+
+
+@pytest.mark.parametrize(
+    "config", [None, "{", "[]", json.dumps({"hidden_size": 3}), json.dumps({"model_type": "gpt9"})]
+)
+def test_folders_that_are_no_known_model(tmp_path: Path, config: str | None) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(InputError, match=r"config\.json"):
+        ingest(tmp_path)

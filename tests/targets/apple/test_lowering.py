@@ -1,0 +1,99 @@
+"""Both Apple formats, op by op, against onnxruntime."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from pocketport.targets.contract import Artifact, CompileRequest, Target
+
+from pocketport.workers import Worker
+
+from .op_graphs import every_op
+
+pytest.importorskip("coreai")
+pytest.importorskip("coremltools")
+
+FLOAT16_DB = 50.0
+MODEL, FEEDS = every_op()
+OUTPUTS = [o.name for o in MODEL.graph.output]
+
+
+@dataclass(frozen=True)
+class Results:
+    expected: dict[str, NDArray[np.generic]]
+    found: dict[str, dict[str, NDArray[np.generic]]]
+    artifacts: dict[str, Artifact]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(
+        "pocketport.targets.conformance:Bench", "pocketport.targets.apple:backend", label="apple ops"
+    ) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def results(worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("ops")
+    request = CompileRequest("main", folder / "every.onnx", Target("apple", "a17-pro"), folder / "work", folder / "out")
+    request.work.mkdir()
+    request.out.mkdir()
+    onnx.save(MODEL, request.pivot)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(request.pivot), options)
+    expected = dict(zip(OUTPUTS, session.run(OUTPUTS, FEEDS), strict=True))
+    _, result = worker.call("build", request)
+    found = {a.kind: worker.call("run_twice", a, request, FEEDS)[0] for a in result.artifacts}
+    return Results(expected, found, {a.kind: a for a in result.artifacts})
+
+
+@pytest.mark.parametrize("kind", ["aimodel", "mlpackage"])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_every_op_computes_what_onnx_says(kind: str, output: str, results: Results) -> None:
+    expected, found = results.expected[output].astype(np.float64), results.found[kind][output].astype(np.float64)
+    assert found.shape == expected.shape
+    noise = np.square(expected - found).sum()
+    assert noise == 0 or 10 * np.log10(np.square(expected).sum() / noise) >= FLOAT16_DB
+
+
+def test_quantized_activations_are_exact_integers(results: Results) -> None:
+    """Steps of 1/32 are exact in float16: each format must give exactly one of the 256 values, nearly always ONNX's."""
+    last = [o for o in OUTPUTS if o.startswith("DequantizeLinear")]
+    for found in results.found.values():
+        for output in last:
+            steps = found[output] / 0.03125
+            assert np.array_equal(steps, np.rint(steps))
+            assert np.abs(steps - results.expected[output] / 0.03125).max() <= 1
+
+
+def test_weights_stay_compressed(results: Results) -> None:
+    """Every integer weight of the pivot is found again in both files, as integers of its width."""
+    weights = 4 * 16 * 32
+    for artifact in results.artifacts.values():
+        assert int(artifact.facts["int4_elements"]) >= weights
+        assert int(artifact.facts["int8_elements"]) >= weights + 4 * 8 * 9
+
+
+def test_files_carry_no_date_or_machine(results: Results) -> None:
+    for artifact in results.artifacts.values():
+        for file in artifact.path.rglob("*"):
+            content = file.read_bytes() if file.is_file() else b""
+            assert b"creationDate" not in content and b"conversion_date" not in content
+            assert str(Path.cwd()).encode() not in content
+
+
+def test_wrong_feeds_are_refused_by_name(worker: Worker, results: Results, tmp_path: Path) -> None:
+    from pocketport.errors import ToolchainError
+
+    onnx.save(MODEL, tmp_path / "every.onnx")
+    request = CompileRequest("main", tmp_path / "every.onnx", Target("apple", "a17-pro"), tmp_path, tmp_path)
+    for artifact in results.artifacts.values():
+        with pytest.raises(ToolchainError, match="image"):
+            worker.call("run_twice", artifact, request, {**FEEDS, "image": np.zeros((1, 2), np.float32)})

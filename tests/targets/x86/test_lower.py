@@ -1,0 +1,134 @@
+"""Lowering for onnxruntime, against the same graph run op by op."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pocketport.targets.x86.lower import lower_graph
+
+
+def dequantized(
+    name: str, integers: NDArray[np.generic], scales: NDArray[np.float32], **attributes: int
+) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    zeros = np.zeros(scales.shape, integers.dtype)
+    arrays = {f"{name}.q": integers, f"{name}.s": scales, f"{name}.z": zeros}
+    node = helper.make_node("DequantizeLinear", list(arrays), [name], name=f"{name}.dq", **attributes)
+    return node, [numpy_helper.from_array(a, n) for n, a in arrays.items()]
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    initializers: list[onnx.TensorProto],
+    feeds: dict[str, NDArray[np.generic]],
+    shape: tuple[int, ...],
+) -> onnx.ModelProto:
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "g", inputs, [output], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+
+
+def run(proto: onnx.ModelProto, feeds: dict[str, NDArray[np.generic]], *, optimize: bool) -> NDArray[np.float32]:
+    options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    result: NDArray[np.float32] = session.run(None, feeds)[0]
+    return result
+
+
+def lowered(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    graph = ir.from_proto(proto)
+    lower_graph(graph)
+    return ir.to_proto(graph), [node.op_type for node in graph.graph]
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("block", [0, 32])
+@pytest.mark.parametrize("inner", [96, 256])
+def test_int4_layers_are_packed(op: str, block: int, inner: int) -> None:
+    rng = np.random.default_rng(3)
+    outer, rows = 24, 5
+    integers = rng.integers(-8, 8, (outer, inner)).astype(ml_dtypes.int4)
+    scales = rng.uniform(0.01, 0.1, (outer, inner // block) if block else (outer,)).astype(np.float32)
+    if op == "MatMul":
+        integers, scales = integers.T.copy(), scales.T.copy()
+    axis = (1 if op == "Gemm" else 0) if block else (0 if op == "Gemm" else 1)
+    attributes = {"axis": axis, **({"block_size": block} if block else {})}
+    weight, initializers = dequantized("w", integers, scales, **attributes)
+    feeds = {"x": rng.standard_normal((rows, inner), dtype=np.float32)}
+    inputs = ["x", "w"]
+    if op == "Gemm":
+        initializers.append(numpy_helper.from_array(rng.standard_normal(outer, dtype=np.float32), "b"))
+        inputs.append("b")
+    product = helper.make_node(op, inputs, ["y"], name="linear", **({"transB": 1} if op == "Gemm" else {}))
+    proto = model([weight, product], initializers, feeds, (rows, outer))
+    changed, ops = lowered(proto)
+    assert ops == ["MatMulNBits"]
+    np.testing.assert_allclose(
+        run(changed, feeds, optimize=True), run(proto, feeds, optimize=False), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_integer_layers_and_asymmetric_weights_are_left_alone() -> None:
+    rng = np.random.default_rng(4)
+    integers = rng.integers(-8, 8, (8, 32)).astype(ml_dtypes.int4)
+    weight, initializers = dequantized("w", integers, np.full(8, 0.1, np.float32), axis=0)
+    initializers[2] = numpy_helper.from_array(np.ones(8, ml_dtypes.int4), "w.z")
+    feeds = {"x": rng.standard_normal((2, 32), dtype=np.float32)}
+    product = helper.make_node("Gemm", ["x", "w"], ["y"], name="linear", transB=1)
+    assert lowered(model([weight, product], initializers, feeds, (2, 8)))[1] == ["DequantizeLinear", "Gemm"]
+
+    weight, initializers = dequantized(
+        "w", rng.integers(-128, 128, (8, 32)).astype(np.int8), np.full(8, 0.1, np.float32), axis=0
+    )
+    initializers += [numpy_helper.from_array(np.float32(0.02), "s"), numpy_helper.from_array(np.uint8(128), "z")]
+    pair = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["x.q"]),
+        helper.make_node("DequantizeLinear", ["x.q", "s", "z"], ["x.dq"]),
+    ]
+    product = helper.make_node("Gemm", ["x.dq", "w"], ["y"], name="linear", transB=1)
+    kept = lowered(model([*pair, weight, product], initializers, feeds, (2, 8)))[1]
+    assert kept == ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "Gemm"]
+
+
+def test_rows_are_looked_up_before_they_are_dequantized() -> None:
+    rng = np.random.default_rng(5)
+    table, initializers = dequantized(
+        "t", rng.integers(-128, 128, (11, 6)).astype(np.int8), rng.uniform(0.1, 1, 11).astype(np.float32), axis=0
+    )
+    feeds = {"ids": np.array([3, 0, 10, 3], np.int32)}
+    proto = model([table, helper.make_node("Gather", ["t", "ids"], ["y"], name="embed")], initializers, feeds, (4, 6))
+    changed, ops = lowered(proto)
+    assert ops == ["Gather", "Gather", "DequantizeLinear"]
+    np.testing.assert_array_equal(run(changed, feeds, optimize=True), run(proto, feeds, optimize=False))
+
+
+@pytest.mark.parametrize(("op", "shape"), [("Gemm", (12, 32)), ("MatMul", (32, 12))])
+def test_eight_bit_weights_of_float_layers_fold_at_load(op: str, shape: tuple[int, int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    integers = rng.integers(-128, 128, shape).astype(np.int8)
+    scales = rng.uniform(0.01, 0.1, 12).astype(np.float32)
+    weight, initializers = dequantized("w", integers, scales, axis=shape.index(12))
+    feeds = {"x": rng.standard_normal((3, 32), dtype=np.float32)}
+    product = helper.make_node(op, ["x", "w"], ["y"], name="head", **({"transB": 1} if op == "Gemm" else {}))
+    proto = model([weight, product], initializers, feeds, (3, 12))
+    changed, ops = lowered(proto)
+    assert ops == ["Cast", "Mul", op]
+    np.testing.assert_allclose(
+        run(changed, feeds, optimize=True), run(proto, feeds, optimize=False), rtol=1e-5, atol=1e-5
+    )
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(changed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == [op]
