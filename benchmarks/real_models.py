@@ -83,8 +83,8 @@ def minilm_request(folder: Path) -> Request:
     sentences = list(dict.fromkeys(p for p in paragraphs if 40 < len(p) < 500))[:SAMPLES]
     encoded = [tokenizer.encode(s) for s in sentences]
     arrays = {
-        "input_ids": np.array([e.ids for e in encoded], np.int32)[:, None],
-        "attention_mask": np.array([e.attention_mask for e in encoded], np.int32)[:, None],
+        "input_ids": np.array([e.ids for e in encoded], np.int32),
+        "attention_mask": np.array([e.attention_mask for e in encoded], np.float32),
     }
     write_npz(folder / "minilm.npz", arrays)
     return Request(source=str(model), data=str(folder / "minilm.npz"))

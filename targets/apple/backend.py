@@ -1,5 +1,6 @@
 """Apple: one pivot to two artifacts, an ``.aimodel`` (Core AI) and an ``.mlpackage`` (Core ML)."""
 
+import hashlib
 import importlib.util
 import shutil
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from pocketport.compress.graph import constant, load_graph
 from pocketport.targets.apple.coreai_executor import CoreAIExecutor
@@ -110,16 +112,17 @@ class AppleBackend:
 
 
 def _compressed_elements(model: ir.Model) -> Counter[str]:
-    """How many weights of each 4- or 8-bit type the pivot has."""
-    weights = {
-        node.inputs[0]: node.inputs[0].dtype
-        for node in model.graph
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and constant(node.inputs[0]) is not None
-    }
+    """How many weights of each 4- or 8-bit type the pivot has; equal tensors count once, as the files keep them once."""
     counts: Counter[str] = Counter()
-    for value, dtype in weights.items():
-        if dtype is not None and dtype is not ir.DataType.INT32:
-            counts[dtype.name.lower()] += int(value.const_value.size)  # type: ignore[union-attr]
+    seen = set()
+    for node in model.graph:
+        integers = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        if integers is None or integers.dtype == np.int32:
+            continue
+        content = hashlib.sha256(np.ascontiguousarray(integers).tobytes()).digest()
+        if content not in seen:
+            seen.add(content)
+            counts[str(integers.dtype)] += integers.size
     return counts
 
 

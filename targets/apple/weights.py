@@ -44,7 +44,7 @@ class CompressedWeight:
         for axis, size in enumerate(self.integers.shape):
             repeats = size // scale.shape[axis]
             scale, zero_point = np.repeat(scale, repeats, axis), np.repeat(zero_point, repeats, axis)
-        return (self.integers.astype(np.int32) - zero_point) * scale
+        return ((self.integers.astype(np.int32) - zero_point) * scale).astype(np.float32)
 
 
 def compress(

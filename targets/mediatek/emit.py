@@ -20,8 +20,8 @@ FILE_IDENTIFIER = b"TFL3"
 BUFFER_ALIGNMENT = 16  # the schema's force_align on tensor data, which LiteRT's kernels rely on
 LARGEST_FILE = 2**31 - 1  # flatbuffer offsets are 32-bit
 
-# The version of each kernel whose types and attributes are used here, as LiteRT's op registry numbers them.
-# An op that is not listed is used in its first version.
+# Kernel versions that have the types and attributes used here, as the registry of LiteRT 2.3 numbers them (it refuses
+# a file that asks for more). An op that is not listed is used in its first version.
 OP_VERSIONS: Mapping[str, int] = {
     "ADD": 4, "AVERAGE_POOL_2D": 3, "BATCH_MATMUL": 4, "CAST": 1, "CONCATENATION": 3, "CONV_2D": 5,
     "DEPTHWISE_CONV_2D": 5, "DEQUANTIZE": 5, "FULLY_CONNECTED": 12, "GATHER": 4, "GELU": 1, "LEAKY_RELU": 2,

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-
 from pocketport.compress.graph import inferred, static_shape
-from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.targets.checks import check_ops
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Executor, Lowered, Target
 from pocketport.targets.legality import Legality
-from pocketport.targets.qualcomm.session import PACKAGE, installed_version
+from pocketport.targets.qualcomm.session import PACKAGE, is_installed
 from pocketport.targets.qualcomm.target import SOCS, VENDOR, find_soc
+
+from pocketport.diagnostics import Diagnostic, Severity
 
 HIGHEST_RANK = 5
 """Of tensors, as the compiler's reshape and transpose kernels have it."""
@@ -33,7 +34,7 @@ class QualcommBackend:
 
     def missing(self) -> tuple[Diagnostic, ...]:
         """Whether onnxruntime-qnn is absent."""
-        if installed_version() is not None:
+        if is_installed():
             return ()
         return (
             Diagnostic(
@@ -44,22 +45,19 @@ class QualcommBackend:
 
     def check(self, component: str, graph: ir.Model, target: Target) -> tuple[Diagnostic, ...]:
         """Ops that the compiler has no kernel for, dynamic shapes and ranks over five, by node."""
-        legality = self.legality(target)
-        findings = []
+        findings = list(check_ops(VENDOR, component, graph, self.legality(target)))
         for node in inferred(graph).graph.all_nodes():
-            where = f"{component}: {node.name} ({node.op_type})"
-            rule = legality.refused.get(node.op_type)
-            if rule is not None or node.op_type not in legality.ops or node.domain not in ("", "com.microsoft"):
-                why = rule.why if rule else "the QNN HTP compiler has no kernel for it, or none that was tested"
-                fix = rule.fix if rule else "express it by other ops, or leave it out of the accelerated part"
-                findings.append(Diagnostic("qualcomm.unsupported-op", Severity.ERROR, where, why, fix))
+            where = f"{component}, node {node.name or node.outputs[0].name}, op {node.op_type}"
             for value in node.outputs:
                 shape = static_shape(value)
                 if shape is None and value.shape is not None:
                     why, fix = f"the shape {value.shape} of {value.name} is not static", "fix the shapes when ingesting"
                     findings.append(Diagnostic("qualcomm.dynamic-shape", Severity.ERROR, where, why, fix))
                 elif shape is not None and len(shape) > HIGHEST_RANK:
-                    why, fix = f"{value.name} has {len(shape)} dimensions, at most {HIGHEST_RANK} are taken", "reshape it"
+                    why, fix = (
+                        f"{value.name} has {len(shape)} dimensions, at most {HIGHEST_RANK} are taken",
+                        "reshape it",
+                    )
                     findings.append(Diagnostic("qualcomm.rank", Severity.ERROR, where, why, fix))
         return tuple(findings)
 

@@ -16,18 +16,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketport.diagnostics import Diagnostic, Severity
-from pocketport.errors import ToolchainError, VerificationError
-from pocketport.files import atomic_directory, sha256_file, sha256_path, size_of
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Lowered, Offload
 from pocketport.targets.qualcomm.context import read_context
 from pocketport.targets.qualcomm.session import PROVIDER, captured_log, open_session, provider_options
 from pocketport.targets.qualcomm.target import find_soc
 
+from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.errors import ToolchainError, VerificationError
+from pocketport.files import atomic_directory, sha256_file, sha256_path, size_of
+
 KIND = "qnn-context"
 TRACE = "trace/qnn_op_trace.json"
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-DDR_FIGURES = {"spill_bytes": "ddr_spill_bytes", "fill_bytes": "ddr_fill_bytes", "read_total_bytes": "ddr_read_bytes", "write_total_bytes": "ddr_write_bytes"}
+DDR_FIGURES = {
+    "spill_bytes": "ddr_spill_bytes",
+    "fill_bytes": "ddr_fill_bytes",
+    "read_total_bytes": "ddr_read_bytes",
+    "write_total_bytes": "ddr_write_bytes",
+}
 
 
 def compile_graph(request: CompileRequest, lowered: Lowered) -> CompileResult:
@@ -57,7 +63,9 @@ def compile_graph(request: CompileRequest, lowered: Lowered) -> CompileResult:
     }
     with contextlib.chdir(request.work):
         for stale in (wrapper, Path(f"{wrapper.stem}_qnn.bin"), Path(TRACE)):
-            stale.unlink(missing_ok=True)  # an existing context is an error, an old trace would be taken for the new one
+            stale.unlink(
+                missing_ok=True
+            )  # an existing context is an error, an old trace would be taken for the new one
         Path(TRACE).parent.mkdir(exist_ok=True)
         with captured_log("REASON", "_bytes=", "rror") as log:
             try:
@@ -67,10 +75,14 @@ def compile_graph(request: CompileRequest, lowered: Lowered) -> CompileResult:
         offload = _offload(session.get_provider_graph_assignment_info())
         del session
         if offload.elsewhere or not offload.npu_ops:
-            raise VerificationError(f"on the CPU: {', '.join(offload.elsewhere) or 'everything'}", where=where, fix="report it")
+            raise VerificationError(
+                f"on the CPU: {', '.join(offload.elsewhere) or 'everything'}", where=where, fix="report it"
+            )
         artifact = _collect(request, lowered, wrapper)
     if difference := read_context(artifact.path / f"{request.component}.bin").differences(soc):
-        raise VerificationError(f"the context binary is not what was asked for: {difference}", where=where, fix="report it")
+        raise VerificationError(
+            f"the context binary is not what was asked for: {difference}", where=where, fix="report it"
+        )
     return CompileResult((artifact,), offload, estimates=ddr_traffic(log))
 
 
@@ -125,7 +137,9 @@ def _collect(request: CompileRequest, lowered: Lowered, wrapper: Path) -> Artifa
     graph = onnx.load(wrapper)
     if {node.op_type for node in graph.graph.node} != {"EPContext"} or len(graph.graph.node) != 1:
         kinds = ", ".join(sorted({node.op_type for node in graph.graph.node}))
-        raise VerificationError(f"the compiled graph is in pieces ({kinds})", where=f"{request.target}, {name}", fix="report it")
+        raise VerificationError(
+            f"the compiled graph is in pieces ({kinds})", where=f"{request.target}, {name}", fix="report it"
+        )
     for attribute in graph.graph.node[0].attribute:
         if attribute.name == "ep_cache_context":
             attribute.s = f"{name}.bin".encode()

@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketport.errors import InputError, ToolchainError
 from pocketport.targets.qualcomm.target import Soc
+
+from pocketport.errors import InputError, ToolchainError
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def read_context(path: Path) -> ContextInfo:
     try:
         library = c.CDLL(f"{folder}/libQnnSystem.so")
     except OSError as error:
-        raise ToolchainError(f"libQnnSystem.so does not load: {error}", where="onnxruntime-qnn", fix="install it again") from error
+        raise ToolchainError(
+            f"libQnnSystem.so does not load: {error}", where="onnxruntime-qnn", fix="install it again"
+        ) from error
     providers = c.POINTER(c.POINTER(_Interface))()
     count = _U32()
     _check(library.QnnSystemInterface_getProviders(c.byref(providers), c.byref(count)), path)
@@ -125,10 +128,19 @@ def read_context(path: Path) -> ContextInfo:
 
 def _graph(graph: c.Structure, path: Path) -> GraphInfo:
     if graph.version != 3 or graph.blob_bytes < c.sizeof(_GraphBlob):
-        raise InputError(f"its graph layout is version {graph.version}", where=str(path), fix="compile it with QAIRT 2.51")
+        raise InputError(
+            f"its graph layout is version {graph.version}", where=str(path), fix="compile it with QAIRT 2.51"
+        )
     blob = _GraphBlob.from_address(graph.blob)
     return GraphInfo(
-        graph.name.decode(), graph.inputs, graph.outputs, blob.vtcm, blob.spill_fill, blob.io, blob.constants, blob.shared_weights
+        graph.name.decode(),
+        graph.inputs,
+        graph.outputs,
+        blob.vtcm,
+        blob.spill_fill,
+        blob.io,
+        blob.constants,
+        blob.shared_weights,
     )
 
 

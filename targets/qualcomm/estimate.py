@@ -10,10 +10,11 @@ import csv
 import json
 from pathlib import Path
 
-from pocketport.errors import ToolchainError
 from pocketport.targets.contract import CompileRequest, Lowered
 from pocketport.targets.qualcomm.session import captured_log, open_session, provider_options
 from pocketport.targets.qualcomm.target import SOCS
+
+from pocketport.errors import ToolchainError
 
 PROXY = SOCS["sa8255p"]
 FIGURES = {
@@ -53,7 +54,9 @@ def estimate_graph(request: CompileRequest, lowered: Lowered) -> dict[str, float
             try:
                 session = open_session(Path(lowered.paths["onnx"].name), options, entries)
             except Exception as error:  # onnxruntime raises a kind of its own for every status code
-                raise ToolchainError(f"{error}\n" + "\n".join(log[-6:]), where=where, fix="see the compiler's words above") from error
+                raise ToolchainError(
+                    f"{error}\n" + "\n".join(log[-6:]), where=where, fix="see the compiler's words above"
+                ) from error
         del session  # the table is complete once the session is gone
         with table.open(newline="") as stream:
             found = {row[-1]: row[2] for row in list(csv.reader(stream))[1:]}

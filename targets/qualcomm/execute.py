@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from pocketport.errors import InputError, ToolchainError
-from pocketport.targets.contract import Artifact, Arrays, Target
-from pocketport.targets.qualcomm.lower import Port
+from pocketport.targets.contract import Arrays, Artifact, Target
+from pocketport.targets.qualcomm.qdq import Port
 from pocketport.targets.qualcomm.session import open_session, provider_options
 from pocketport.targets.qualcomm.target import find_soc
+
+from pocketport.errors import InputError, ToolchainError
 
 
 class HtpEmulator:
@@ -32,11 +32,15 @@ class HtpEmulator:
         try:
             self._session: Any = open_session(Path(wrapper), provider_options(find_soc(target)), {})
         except Exception as error:  # onnxruntime raises a kind of its own for every status code
-            raise ToolchainError(f"the context does not load: {error}", where=self._where, fix="compile it again") from error
+            raise ToolchainError(
+                f"the context does not load: {error}", where=self._where, fix="compile it again"
+            ) from error
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run once; ToolchainError when the emulator fails."""
-        named = {entry.name: self._inward(entry.name, feeds[entry.name], entry.type) for entry in self._session.get_inputs()}
+        named = {
+            entry.name: self._inward(entry.name, feeds[entry.name], entry.type) for entry in self._session.get_inputs()
+        }
         names = [entry.name for entry in self._session.get_outputs()]
         try:
             results = self._session.run(names, named)
@@ -52,7 +56,9 @@ class HtpEmulator:
         if name in self._ports:
             port = self._ports[name]
             return port.encoding.quantize(np.asarray(value, np.float32)).astype(port.dtype)
-        return value.astype({"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(kind, np.float32))
+        return value.astype(
+            {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(kind, np.float32)
+        )
 
     def _outward(self, name: str, value: NDArray[np.generic]) -> NDArray[np.generic]:
         if name in self._ports:

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,9 @@ PROVIDER = "QNNExecutionProvider"
 NO_FALLBACK = {"session.disable_cpu_ep_fallback": "1"}
 
 
-def installed_version() -> str | None:
-    """Version of onnxruntime-qnn, None when it is not installed."""
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        return None
+def is_installed() -> bool:
+    """Whether onnxruntime-qnn is there."""
+    return importlib.util.find_spec("onnxruntime_qnn") is not None
 
 
 @functools.cache

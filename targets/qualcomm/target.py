@@ -6,11 +6,10 @@ from the binary. VTCM sizes are those of LiteRT's public ``soc_table.cc``, a fil
 check them: it takes 64 MB for any chip.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pocketport.errors import UsageError
+from pocketport.targets.checks import unknown_soc
 from pocketport.targets.contract import Target
 
 VENDOR = "qualcomm"
@@ -77,7 +76,6 @@ def find_soc(target: Target) -> Soc:
 
     The allow-list is ours on purpose: given a name it does not know, the vendor's compiler warns and compiles for v68.
     """
-    if target.soc in SOCS:
-        return SOCS[target.soc]
-    near = difflib.get_close_matches(target.soc, SOCS, n=3, cutoff=0.5) or sorted(SOCS)
-    raise UsageError(f"no Qualcomm SoC {target.soc!r} is known", where=str(target), fix=f"name one of {', '.join(near)}")
+    if target.soc not in SOCS:
+        raise unknown_soc(target, SOCS)
+    return SOCS[target.soc]

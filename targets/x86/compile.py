@@ -15,7 +15,7 @@ from pocketport.errors import ToolchainError
 from pocketport.files import atomic_directory, sha256_path, size_of
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Lowered
 from pocketport.targets.x86.choose import try_engines
-from pocketport.targets.x86.engines import MODEL_FILE, ONNX, OPENVINO_IR, compile_model
+from pocketport.targets.x86.engines import MODEL_FILE, ONNX, OPENVINO_IR, compile_model, onnx_session
 from pocketport.targets.x86.lower import lower_graph
 from pocketport.targets.x86.target import cpu_model, lacking
 
@@ -113,10 +113,7 @@ def write_ir(pivot: Path, artifact: Path) -> None:
 def onnx_facts(artifact: Path, work: Path) -> dict[str, str | int | float]:
     """What onnxruntime makes of the artifact: nodes after optimizing, and those that read or compute integers."""
     optimized = work / "optimized.onnx"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(optimized)
-    onnxruntime.InferenceSession(artifact / MODEL_FILE[ONNX], options, providers=["CPUExecutionProvider"])
+    onnx_session(artifact / MODEL_FILE[ONNX], optimized=optimized)
     graph = ir.load(optimized).graph
     ops = Counter(node.op_type for node in graph)
     packed = [node.inputs[1] for node in graph if node.op_type == "MatMulNBits"]

@@ -26,16 +26,29 @@ def open_engine(kind: str, path: Path, *, optimize: bool = True) -> Executor:
         ) from error
 
 
+def onnx_session(path: Path, *, optimize: bool = True, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+    """A CPU session; `optimized` is where onnxruntime writes the graph that it runs, if anywhere.
+
+    Of its optimizations one is off: MatMul + Add → Gemm puts a Reshape between an integer product and its
+    DequantizeLinear, and the product is then computed in float.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+    )
+
+
 class OnnxRuntimeExecutor:
     """onnxruntime's CPU provider."""
 
     def __init__(self, path: Path, *, optimize: bool = True) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads()
-        options.log_severity_level = 3
-        level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = onnx_session(path, optimize=optimize)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:

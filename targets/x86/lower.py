@@ -11,6 +11,7 @@ from pocketport.targets.x86.packing import pack_int4_layers
 from pocketport.targets.x86.weights import SymmetricWeight, add_initializer, dequantize_node, symmetric_weight
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
+CLAMPS = ("Relu", "Clip")
 
 
 def lower_graph(model: ir.Model) -> None:
@@ -43,21 +44,37 @@ def look_up_integers(model: ir.Model) -> None:
 
 
 def unfold_float_products(model: ir.Model) -> None:
-    """8-bit weights of layers that compute in float: DequantizeLinear becomes Cast · Mul.
+    """8-bit constants of layers that compute in float: DequantizeLinear becomes Cast · Mul.
 
     onnxruntime folds those when it loads the model, and would repeat a DequantizeLinear in every run. The file keeps
     the integers. (Its 8-bit MatMulNBits in float32 takes 15 times as long as the float product.)
     """
     for node in list(model.graph):
         weight = symmetric_weight(node.outputs[0]) if node.op_type == "DequantizeLinear" else None
-        if weight is None or weight.block or weight.integers.dtype != np.int8:
+        if weight is None or weight.block or weight.integers.dtype not in (np.int8, np.int32):
             continue
-        readers = [user for user, index in node.outputs[0].uses() if index == 1 and user.op_type in PRODUCTS]
-        if len(readers) < len(node.outputs[0].uses()) or any(dequantize_node(r.inputs[0]) for r in readers):
+        if not all(index > 0 and _computes_in_float(user) for user, index in node.outputs[0].uses()):
             continue
         scales = add_initializer(model, f"{node.name}.factors", _aligned(weight))
         cast = ir.node("Cast", [node.inputs[0]], {"to": ir.DataType.FLOAT}, name=f"{node.name}.cast")
         _swap(model, node, [cast, ir.node("Mul", [cast.outputs[0], scales], name=node.name)])
+
+
+def _computes_in_float(node: ir.Node) -> bool:
+    """Whether onnxruntime runs this layer in float: its input is, or it is a Conv whose result is not quantized."""
+    if node.op_type not in PRODUCTS:
+        return False
+    if dequantize_node(node.inputs[0]) is None:
+        return True
+    return node.op_type == "Conv" and not _is_quantized(node.outputs[0])
+
+
+def _is_quantized(value: ir.Value) -> bool:
+    """Whether the one reader of `value`, behind a clamp perhaps, is QuantizeLinear."""
+    readers = value.consumers()
+    if len(readers) == 1 and readers[0].op_type in CLAMPS:
+        return _is_quantized(readers[0].outputs[0])
+    return len(readers) == 1 and readers[0].op_type == "QuantizeLinear"
 
 
 def _aligned(weight: SymmetricWeight) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

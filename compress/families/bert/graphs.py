@@ -43,8 +43,8 @@ def build_bert(state: Mapping[str, Weight], config: BertConfig, length: int) -> 
     )
     x = g.node("Add", [x, g.weight("embeddings.positions", _positions(parts))], "embeddings.sum")
     x = parts.norm(x, "embeddings.LayerNorm")
-    missing = g.node("Sub", [mask, parts.number("one", 1.0)], "mask.missing")
-    bias = g.node("Mul", [missing, parts.number("masked", -MASKED)], "mask.bias")
+    shifted = g.node("Sub", [mask, parts.number("one", 1.0)], "mask.shifted")  # 0 for tokens, −1 for padding
+    bias = g.node("Mul", [shifted, parts.number("masked", -MASKED)], "mask.bias")
     bias = g.reshape(bias, (1, 1, length), "attention_bias")
     for i in range(config.num_hidden_layers):
         x = _layer(parts, x, bias, f"encoder.layer.{i}", last=i == config.num_hidden_layers - 1)

@@ -9,11 +9,12 @@ from pocketport.compress.ingest import REFERENCE
 from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.parity import check_parity
 from pocketport.errors import UsageError
-from pocketport.files import sha256_path, write_json
+from pocketport.files import sha256_files, write_json
 from pocketport.stages.context import Context
 from pocketport.store import StageResult
 
 CODE = ("compress", "calibration")
+CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 PACKAGES = ("onnx-ir", "onnx", "onnxruntime", "torch")
 
 
@@ -38,11 +39,22 @@ def ingest(context: Context) -> StageResult:
 
 
 def source_digest(source: str) -> str:
-    """Hash of a source's bytes; UsageError when it does not exist."""
+    """Hash of a source's bytes (of a folder: its weights, configuration and tokenizer files).
+
+    Raises:
+        UsageError: there is no such source.
+    """
     path = Path(str(resources.files("pocketport.compress.reference"))) if source == REFERENCE else Path(source)
-    if not path.exists():
+    if path.is_file():
+        return sha256_files([path, *_external_data(path)])
+    if not path.is_dir():
         raise UsageError("no such model", where=source, fix="give `reference`, a checkpoint's folder, or an .onnx file")
-    return sha256_path(path)
+    return sha256_files([p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES])
+
+
+def _external_data(path: Path) -> list[Path]:
+    """Data files that exporters put beside an ONNX file."""
+    return [p for p in path.parent.iterdir() if p.is_file() and p != path and p.name.startswith((path.name, f"{path.stem}.data"))]
 
 
 def parity(context: Context, ingested: StageResult) -> StageResult:

@@ -52,14 +52,12 @@ def verify_component(
     def produce(directory: Path) -> None:
         feeds = held_out_feeds(context, bundle, component)
         pivot = quantized.path / "bundle" / f"{component}.onnx"
-        records = [
-            _verify_artifact(Target.parse(target), component, artifact, bundle, pivot, feeds)
-            for artifact in load_compiled(compiled).artifacts
-        ]
+        executable = [a for a in load_compiled(compiled).artifacts if a.kind in backend_for(parsed).engines]
+        records = [_verify_artifact(parsed, component, artifact, bundle, pivot, feeds) for artifact in executable]
         write_json(directory / "verify.json", [r.model_dump() for r in records])
 
-    vendor = Target.parse(target).vendor
-    return context.record(name, context.store.run("verify", inputs, produce, code=(*CODE, f"targets/{vendor}")))
+    code = (*CODE, f"targets/{parsed.vendor}")
+    return context.record(name, context.store.run("verify", inputs, produce, code=code))
 
 
 def held_out_feeds(context: Context, bundle: ModelBundle, component: str) -> list[Feeds]:

@@ -136,15 +136,15 @@ def every_op() -> tuple[onnx.ModelProto, dict[str, NDArray[np.generic]]]:
 def _quantized(s: Sampler, x: str, image: str) -> None:
     """Weights of every format that legality lists, and 8-bit activations."""
     for dtype, reach in ((ml_dtypes.int4, 7), (np.int8, 127)):
-        integers = s.rng.integers(-reach, reach + 1, (16, 32)).astype(dtype)
         for scale, options in (
             (np.float32(0.01), {}),
             (np.abs(s.normal(16, scale=0.02)) + 1e-3, {"axis": 0}),
             (np.abs(s.normal(16, 2, scale=0.02)) + 1e-3, {"axis": 1, "block_size": 16}),
         ):
+            integers = s.rng.integers(-reach, reach + 1, (16, 32)).astype(dtype)
             weight = s.step("DequantizeLinear", [s.weight(integers), s.weight(scale)], **options)[0]
             s.add("Gemm", [x, weight], transB=1)
-        across = np.ascontiguousarray(integers.T)
+        across = s.rng.integers(-reach, reach + 1, (32, 16)).astype(dtype)
         weight = s.step(
             "DequantizeLinear", [s.weight(across), s.weight(np.full((2, 16), 0.01, np.float32))], axis=0, block_size=16
         )

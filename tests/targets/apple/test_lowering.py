@@ -21,6 +21,7 @@ pytest.importorskip("coremltools")
 FLOAT16_DB = 50.0
 MODEL, FEEDS = every_op()
 OUTPUTS = [o.name for o in MODEL.graph.output]
+QUANTIZED = [o for o in OUTPUTS if o.startswith("DequantizeLinear")]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def results(worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Results
 
 
 @pytest.mark.parametrize("kind", ["aimodel", "mlpackage"])
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", [o for o in OUTPUTS if o not in QUANTIZED])
 def test_every_op_computes_what_onnx_says(kind: str, output: str, results: Results) -> None:
     expected, found = results.expected[output].astype(np.float64), results.found[kind][output].astype(np.float64)
     assert found.shape == expected.shape
@@ -65,12 +66,12 @@ def test_every_op_computes_what_onnx_says(kind: str, output: str, results: Resul
 
 def test_quantized_activations_are_exact_integers(results: Results) -> None:
     """Steps of 1/32 are exact in float16: each format must give exactly one of the 256 values, nearly always ONNX's."""
-    last = [o for o in OUTPUTS if o.startswith("DequantizeLinear")]
     for found in results.found.values():
-        for output in last:
-            steps = found[output] / 0.03125
+        for output in QUANTIZED:
+            steps, expected = found[output] / 0.03125, results.expected[output] / 0.03125
             assert np.array_equal(steps, np.rint(steps))
-            assert np.abs(steps - results.expected[output] / 0.03125).max() <= 1
+            assert np.abs(steps - expected).max() <= 1  # an input on the edge of two steps, rounded to float16 first
+            assert (steps != expected).mean() < 0.02
 
 
 def test_weights_stay_compressed(results: Results) -> None:

@@ -14,7 +14,12 @@ Array = NDArray[np.generic]
 
 UNSIGNED = {8: (TensorProto.UINT8, 255), 16: (TensorProto.UINT16, 65535)}
 SIGNED = {4: (TensorProto.INT4, -8, 7), 8: (TensorProto.INT8, -128, 127)}
-NUMPY = {TensorProto.UINT8: np.uint8, TensorProto.UINT16: np.uint16, TensorProto.INT8: np.int8, TensorProto.INT32: np.int32}
+NUMPY = {
+    TensorProto.UINT8: np.uint8,
+    TensorProto.UINT16: np.uint16,
+    TensorProto.INT8: np.int8,
+    TensorProto.INT32: np.int32,
+}
 
 
 def options() -> ort.SessionOptions:
@@ -71,7 +76,10 @@ class Sketch:
 
     def model(self, *outputs: str) -> onnx.ModelProto:
         """The float model; shapes of all tensors are filled in."""
-        inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in self.feeds.items()]
+        inputs = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for n, v in self.feeds.items()
+        ]
         graph = helper.make_graph(
             self.nodes, "sketch", inputs, [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
             [numpy_helper.from_array(v, n) for n, v in self.initializers.items()],
@@ -89,7 +97,9 @@ def quantized(
     """Write every float tensor's QuantizeLinear/DequantizeLinear as the pivot has them, from one sample's ranges."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    kinds = {v.name: v.type.tensor_type.elem_type for v in [*model.graph.value_info, *model.graph.output, *model.graph.input]}
+    kinds = {
+        v.name: v.type.tensor_type.elem_type for v in [*model.graph.value_info, *model.graph.output, *model.graph.input]
+    }
     known = {o.name for o in model.graph.output}
     probe.graph.output.extend(v for v in model.graph.value_info if v.name not in known)
     ranges = {**feeds, **run_on_cpu(probe, feeds)}
@@ -110,7 +120,11 @@ def quantized(
 
     def dequantize(name: str, integers: Array, dtype: int, scale: Array, zero: Array, **attributes: int) -> str:
         scales[name] = scale
-        put(f"{name}_int", integers, dtype), put(f"{name}_scale", scale, TensorProto.FLOAT), put(f"{name}_zp", zero, dtype)
+        (
+            put(f"{name}_int", integers, dtype),
+            put(f"{name}_scale", scale, TensorProto.FLOAT),
+            put(f"{name}_zp", zero, dtype),
+        )
         inputs = [f"{name}_int", f"{name}_scale", f"{name}_zp"]
         nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_DQ", **attributes))
         return f"{name}_dq"
@@ -120,7 +134,10 @@ def quantized(
         low, high = min(0.0, float(ranges[name].min())), max(0.0, float(ranges[name].max()))
         scale = np.float32((high - low) / top or 1.0)
         scales[name] = np.asarray(scale)
-        put(f"{name}_scale", np.asarray(scale), TensorProto.FLOAT), put(f"{name}_zp", np.asarray(round(-low / scale)), dtype)
+        (
+            put(f"{name}_scale", np.asarray(scale), TensorProto.FLOAT),
+            put(f"{name}_zp", np.asarray(round(-low / scale)), dtype),
+        )
         source = f"{name}_float" if name in final else name
         quantizer, dequantized = [f"{name}_scale", f"{name}_zp"], name if name in final else f"{name}_dq"
         nodes.append(helper.make_node("QuantizeLinear", [source, *quantizer], [f"{name}_q"], f"{name}_Q"))
@@ -152,14 +169,18 @@ def quantized(
             scale = (np.abs(value).max(spread) / top).astype(np.float32)
             shaped = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(value.ndim)])
             integers = np.clip(np.rint(value / shaped), low, top)
-            return dequantize(name, integers, dtype, scale, np.zeros(scale.shape), **({} if axis is None else {"axis": axis}))
+            return dequantize(
+                name, integers, dtype, scale, np.zeros(scale.shape), **({} if axis is None else {"axis": axis})
+            )
         if position == 2 and node.op_type in ("Gemm", "Conv", "LayerNormalization"):
             weight = scales[node.input[1]]
             if weight.ndim == 2:
                 weight = weight.max(1) / 16
             scale = np.asarray(scales[node.input[0]] * weight, np.float32)
             spread_by = {"axis": 0} if scale.ndim else {}
-            return dequantize(name, np.rint(value / scale), TensorProto.INT32, scale, np.zeros(scale.shape), **spread_by)
+            return dequantize(
+                name, np.rint(value / scale), TensorProto.INT32, scale, np.zeros(scale.shape), **spread_by
+            )
         dtype, top = UNSIGNED[8 if node.op_type in ("LayerNormalization", "RMSNormalization") else bits]
         low, high = min(0.0, float(value.min())), max(0.0, float(value.max()))
         scale = np.asarray((high - low) / top or 1.0, np.float32)
@@ -171,7 +192,11 @@ def quantized(
             activation(entry.name)
     for node in model.graph.node:
         inputs = [
-            constant(n, node, i) if n in constants else f"{n}_dq" if kinds.get(n) == TensorProto.FLOAT and n not in final else n
+            constant(n, node, i)
+            if n in constants
+            else f"{n}_dq"
+            if kinds.get(n) == TensorProto.FLOAT and n not in final
+            else n
             for i, n in enumerate(node.input)
         ]
         outputs = [f"{n}_float" if n in final else n for n in node.output]

@@ -132,3 +132,38 @@ def test_eight_bit_weights_of_float_layers_fold_at_load(op: str, shape: tuple[in
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(changed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == [op]
+
+
+@pytest.mark.parametrize(("quantized", "kept"), [(True, ["DequantizeLinear"] * 2), (False, ["Cast", "Mul"] * 2)])
+def test_a_conv_that_does_not_end_in_integers_is_a_float_layer(quantized: bool, kept: list[str]) -> None:
+    rng = np.random.default_rng(7)
+    weight, initializers = dequantized(
+        "w",
+        rng.integers(-128, 128, (4, 3, 3, 3)).astype(np.int8),
+        rng.uniform(0.01, 0.02, 4).astype(np.float32),
+        axis=0,
+    )
+    bias, more = dequantized(
+        "b", rng.integers(-1000, 1000, 4).astype(np.int32), rng.uniform(0.001, 0.002, 4).astype(np.float32), axis=0
+    )
+    initializers += more
+    initializers += [numpy_helper.from_array(np.float32(0.05), "s"), numpy_helper.from_array(np.uint8(128), "z")]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["x.q"]),
+        helper.make_node("DequantizeLinear", ["x.q", "s", "z"], ["x.dq"]),
+        weight,
+        bias,
+        helper.make_node("Conv", ["x.dq", "w", "b"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r" if quantized else "y"], name="relu"),
+    ]
+    if quantized:
+        nodes += [
+            helper.make_node("QuantizeLinear", ["r", "s", "z"], ["r.q"]),
+            helper.make_node("DequantizeLinear", ["r.q", "s", "z"], ["y"]),
+        ]
+    feeds = {"x": rng.standard_normal((1, 3, 8, 8), dtype=np.float32)}
+    proto = model(nodes, initializers, feeds, (1, 4, 6, 6))
+    changed, ops = lowered(proto)
+    assert [op for op in ops[2:] if op in ("DequantizeLinear", "Cast", "Mul")][: len(kept)] == kept
+    step = 0.05 if quantized else 1e-4  # integer kernels may round one step apart
+    np.testing.assert_allclose(run(changed, feeds, optimize=True), run(proto, feeds, optimize=False), atol=1.01 * step)
