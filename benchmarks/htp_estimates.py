@@ -127,7 +127,7 @@ def estimate(name: str, precision: str) -> float:
         bundle = ingest(work / "model.onnx")
         component = next(iter(bundle))
         if precision != "float":
-            recipe = Recipe(name="estimate", rules=[Rule(scheme=precision, fallback=["float"])])
+            recipe = Recipe(name="estimate", rules=[Rule(scheme=precision, fallback=["float"], algorithm="rtn")])
             plan = make_plan(bundle, recipe, TARGET, backend.legality(target))
             statistics = calibrate({component.name: component.graph}, samples(name, component))
             bundle, _ = apply_plan(bundle, plan, statistics)

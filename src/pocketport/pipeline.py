@@ -17,6 +17,7 @@ from pocketport.files import sha256_path, write_json
 from pocketport.stages.calibrate import calibrate
 from pocketport.stages.compile import compile_component, load_compiled
 from pocketport.stages.context import Context
+from pocketport.stages.held_out import collect_held_out
 from pocketport.stages.ingest import ingest, load_bundle, parity
 from pocketport.stages.profile import profile_target
 from pocketport.stages.quantize import make_plans, quantize
@@ -54,6 +55,7 @@ class Run:
     ingested: StageResult
     parity: StageResult
     calibrated: StageResult | None = None
+    held_out: StageResult | None = None
     float_task: StageResult | None = None
     targets: dict[str, TargetRun] = field(default_factory=dict)
 
@@ -85,6 +87,7 @@ def run_until(context: Context, last: str) -> Run:
     if goal == STAGES.index("calibrate"):
         _copy(run.calibrated.path, context.out / "calibration")
         return run
+    run.held_out = collect_held_out(context, ingested)
     if goal >= STAGES.index("verify"):
         run.float_task = float_task(context, ingested)
     with ThreadPoolExecutor(PARALLEL_TARGETS) as pool:
@@ -97,8 +100,9 @@ def run_until(context: Context, last: str) -> Run:
 def _run_target(run: Run, one: TargetRun, goal: int) -> None:
     """All stages of one target; what a vendor's tool refuses becomes a Diagnostic and the rest goes on."""
     context, target = run.context, one.target
-    assert run.calibrated is not None
-    one.stages["quantize"] = quantize(context, run.ingested, run.calibrated, target, one.plan)
+    assert run.calibrated is not None and run.held_out is not None
+    held_out = run.held_out
+    one.stages["quantize"] = quantize(context, run.ingested, run.calibrated, held_out, target, one.plan)
     _copy(one.stages["quantize"].path, context.out / folder_of(target) / "pivot")
     missing = backend_for(Target.parse(target)).missing()
     one.diagnostics += missing
@@ -119,7 +123,7 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
         if goal >= STAGES.index("verify"):
 
             def verify_one(name: str = name, compiled: StageResult = compiled) -> StageResult:
-                return verify_component(context, target, name, run.ingested, one.stages["quantize"], compiled)
+                return verify_component(context, target, name, held_out, one.stages["quantize"], compiled)
 
             _try(one, f"verify/{name}", verify_one)
     compiled_all = one.compiled()
@@ -135,7 +139,13 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
             one,
             "profile",
             lambda: profile_target(
-                context, target, run.ingested, one.stages["quantize"], compiled_all, one.stages.get("task")
+                context,
+                target,
+                run.ingested,
+                held_out,
+                one.stages["quantize"],
+                compiled_all,
+                one.stages.get("task"),
             ),
         )
 

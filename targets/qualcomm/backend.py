@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
+
 from pocketport.compress.graph import inferred, static_shape
+from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.targets.checks import check_ops
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Executor, Lowered, Target
 from pocketport.targets.legality import Legality
 from pocketport.targets.qualcomm.session import PACKAGE, is_installed
 from pocketport.targets.qualcomm.target import SOCS, VENDOR, find_soc
-
-from pocketport.diagnostics import Diagnostic, Severity
 
 HIGHEST_RANK = 5
 """Of tensors, as the compiler's reshape and transpose kernels have it."""

@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.errors import ToolchainError, VerificationError
+from pocketport.files import atomic_directory, sha256_file, sha256_path, size_of
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Lowered, Offload
 from pocketport.targets.qualcomm.context import read_context
 from pocketport.targets.qualcomm.session import PROVIDER, captured_log, open_session, provider_options
 from pocketport.targets.qualcomm.target import find_soc
-
-from pocketport.diagnostics import Diagnostic, Severity
-from pocketport.errors import ToolchainError, VerificationError
-from pocketport.files import atomic_directory, sha256_file, sha256_path, size_of
 
 KIND = "qnn-context"
 TRACE = "trace/qnn_op_trace.json"

@@ -9,9 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketport.targets.qualcomm.target import Soc
-
 from pocketport.errors import InputError, ToolchainError
+from pocketport.targets.qualcomm.target import Soc
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ import csv
 import json
 from pathlib import Path
 
+from pocketport.errors import ToolchainError
 from pocketport.targets.contract import CompileRequest, Lowered
 from pocketport.targets.qualcomm.session import captured_log, open_session, provider_options
 from pocketport.targets.qualcomm.target import SOCS
-
-from pocketport.errors import ToolchainError
 
 PROXY = SOCS["sa8255p"]
 FIGURES = {

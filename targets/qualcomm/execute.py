@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pocketport.errors import InputError, ToolchainError
 from pocketport.targets.contract import Arrays, Artifact, Target
 from pocketport.targets.qualcomm.qdq import Port
 from pocketport.targets.qualcomm.session import open_session, provider_options
 from pocketport.targets.qualcomm.target import find_soc
-
-from pocketport.errors import InputError, ToolchainError
 
 
 class HtpEmulator:

@@ -13,15 +13,15 @@ from dataclasses import asdict
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
 from pocketport.compress.graph import inferred, load_graph, save_graph, static_shape
+from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.errors import InputError
+from pocketport.files import write_json
 from pocketport.targets.contract import CompileRequest, Lowered
 from pocketport.targets.qualcomm import rewrites
 from pocketport.targets.qualcomm.qdq import Port, attribute, parameters
 from pocketport.targets.qualcomm.target import find_soc
-
-from pocketport.diagnostics import Diagnostic, Severity
-from pocketport.errors import InputError
-from pocketport.files import write_json
 
 LAYOUT_OPS = frozenset(
     {

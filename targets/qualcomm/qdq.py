@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
 from pocketport.calibration.encodings import Encoding
 from pocketport.compress.graph import constant, static_shape
 

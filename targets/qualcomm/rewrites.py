@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+
 from pocketport.compress.graph import constant, static_shape
+from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.targets.qualcomm.qdq import (
     Port,
     attribute,
@@ -19,8 +21,6 @@ from pocketport.targets.qualcomm.qdq import (
     stored_reals,
 )
 from pocketport.targets.qualcomm.target import Soc
-
-from pocketport.diagnostics import Diagnostic, Severity
 
 ROW_MULTIPLE = 8
 """Rows that a batched MatMul is padded to on v69."""

@@ -49,7 +49,7 @@ def test_the_whole_road(model: Path, data: Path, tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "out" / "run.json").read_text())
     jsonschema.validate(stored, json_schema())
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and "src=\"http" not in page
+    assert "<svg" in page and "http" not in page.replace("http://www.w3.org/", "")
 
 
 def test_stages_one_by_one_give_the_same_bytes_and_a_second_run_is_a_lookup(model: Path, data: Path, tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ def to_svg(figure: Figure) -> str:
     """The figure as an inline ``<svg>`` element."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    head, _, rest = buffer.getvalue().partition("<metadata>")
+    _, _, body = rest.partition("</metadata>")  # it only names vocabularies on the network
+    return head[head.index("<svg") :] + body
 
 
 def layer_chart(component: str, targets: Sequence[TargetRecord]) -> str | None:

@@ -54,7 +54,11 @@ def source_digest(source: str) -> str:
 
 def _external_data(path: Path) -> list[Path]:
     """Data files that exporters put beside an ONNX file."""
-    return [p for p in path.parent.iterdir() if p.is_file() and p != path and p.name.startswith((path.name, f"{path.stem}.data"))]
+    return [
+        p
+        for p in path.parent.iterdir()
+        if p.is_file() and p != path and p.name.startswith((path.name, f"{path.stem}.data"))
+    ]
 
 
 def parity(context: Context, ingested: StageResult) -> StageResult:

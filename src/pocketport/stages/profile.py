@@ -19,9 +19,10 @@ from pocketport.profiles.roofline import predict_component
 from pocketport.profiles.story import story
 from pocketport.run_document import MeasurementRecord, MemoryPoint, ProfileRecord
 from pocketport.stages.context import Context
+from pocketport.stages.held_out import load_held_out
 from pocketport.stages.ingest import load_bundle
 from pocketport.stages.quantize import load_pivot, load_plan
-from pocketport.stages.verify import held_out_feeds, load_answers, primary_artifact
+from pocketport.stages.verify import load_answers, primary_artifact
 from pocketport.store import StageResult
 from pocketport.targets.contract import (
     Artifact,
@@ -43,6 +44,7 @@ def profile_target(
     context: Context,
     target: str,
     ingested: StageResult,
+    held_out: StageResult,
     quantized: StageResult,
     compiled: Mapping[str, StageResult],
     task: StageResult | None,
@@ -62,7 +64,7 @@ def profile_target(
         pivot = load_pivot(quantized)
         diagnostics: list[Diagnostic] = []
         if isinstance(backend, MeasuringBackend):
-            device, figures = _measured(context, backend, parsed, bundle, compiled)
+            device, figures = _measured(parsed, held_out, compiled)
         else:
             device, figures = _predicted(parsed, backend, pivot, quantized, diagnostics)
         latencies = {n: m for n in bundle.components for m in figures if m.name == f"{n}_latency"}
@@ -106,15 +108,11 @@ def _request_shape(task: StageResult | None) -> tuple[int, int]:
 
 
 def _measured(
-    context: Context,
-    backend: Backend,
-    target: Target,
-    bundle: ModelBundle,
-    compiled: Mapping[str, StageResult],
+    target: Target, held_out: StageResult, compiled: Mapping[str, StageResult]
 ) -> tuple[str, list[Measurement]]:
     figures: list[Measurement] = []
     for name, result in compiled.items():
-        feeds = held_out_feeds(context, bundle, name)[0]
+        feeds = load_held_out(held_out, name).feeds[0]
         artifact = primary_artifact(result)
         label = f"{target}: measure {name}"
         figures += call_in_worker(

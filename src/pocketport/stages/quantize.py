@@ -9,17 +9,17 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs
 from pocketport.compress.plan import Plan, make_plan
 from pocketport.compress.recipe import load_recipe
-from pocketport.data import load_data
 from pocketport.diagnostics import Diagnostic
 from pocketport.files import write_json
 from pocketport.stages.calibrate import load_statistics
 from pocketport.stages.context import Context
+from pocketport.stages.held_out import load_held_out
 from pocketport.stages.ingest import load_bundle
 from pocketport.store import StageResult
 from pocketport.targets.contract import Target
 from pocketport.targets.registry import backend_for
 
-WORST_TENSORS = 400
+MOST_TENSORS = 400
 
 
 def make_plans(context: Context, bundle: ModelBundle) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]]]:
@@ -41,11 +41,18 @@ def make_plans(context: Context, bundle: ModelBundle) -> tuple[dict[str, Plan], 
     return plans, findings
 
 
-def quantize(context: Context, ingested: StageResult, calibrated: StageResult, target: str, plan: Plan) -> StageResult:
+def quantize(
+    context: Context, ingested: StageResult, calibrated: StageResult, held_out: StageResult, target: str, plan: Plan
+) -> StageResult:
     """``bundle/`` (the pivot), ``encodings.npz``, ``plan.json`` and ``layers.json`` (per-tensor SQNR)."""
     name = f"quantize {target}"
     context.progress.start(name, f"{target}: quantize", None)
-    inputs = {"bundle": ingested.digest, "statistics": calibrated.digest, "plan": plan.to_json()}
+    inputs = {
+        "bundle": ingested.digest,
+        "statistics": calibrated.digest,
+        "plan": plan.to_json(),
+        "held_out": held_out.digest,
+    }
 
     def produce(directory: Path) -> None:
         bundle = load_bundle(ingested)
@@ -53,7 +60,7 @@ def quantize(context: Context, ingested: StageResult, calibrated: StageResult, t
         pivot.save(directory / "bundle")
         encodings.save(directory / "encodings.npz")
         write_json(directory / "plan.json", plan.to_json())
-        write_json(directory / "layers.json", _layer_errors(context, bundle, ModelBundle.load(directory / "bundle")))
+        write_json(directory / "layers.json", _layer_errors(bundle, ModelBundle.load(directory / "bundle"), held_out))
 
     result = context.store.run(
         "quantize",
@@ -65,18 +72,14 @@ def quantize(context: Context, ingested: StageResult, calibrated: StageResult, t
     return context.record(name, result)
 
 
-def _layer_errors(context: Context, bundle: ModelBundle, pivot: ModelBundle) -> dict[str, list[tuple[str, float]]]:
+def _layer_errors(bundle: ModelBundle, pivot: ModelBundle, held_out: StageResult) -> dict[str, list[tuple[str, float]]]:
     """Component → (tensor, SQNR dB) in graph order, on one held-out sample."""
-    feeds = {}
-    for component, values in load_data(bundle, context.request).held_out():
-        feeds.setdefault(component, values)
-    return {
-        name: [
-            (e.tensor, round(e.cumulative_db, 2))
-            for e in compare_graphs(bundle[name].graph, pivot[name].graph, [values])
-        ][:WORST_TENSORS]
-        for name, values in feeds.items()
-    }
+    errors = {}
+    for component in bundle:
+        feeds = load_held_out(held_out, component.name).feeds[:1]
+        compared = compare_graphs(component.graph, pivot[component.name].graph, feeds)
+        errors[component.name] = [(e.tensor, round(e.cumulative_db, 2)) for e in compared][:MOST_TENSORS]
+    return errors
 
 
 def load_pivot(result: StageResult) -> ModelBundle:

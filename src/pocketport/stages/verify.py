@@ -1,22 +1,22 @@
 """Stage 5: every artifact is executed with its vendor's runtime: SQNR per component, and the whole model's task score."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
-from pocketport.data import Feeds, load_data
 from pocketport.errors import VerificationError
 from pocketport.files import write_json
 from pocketport.remote import remote_executors
 from pocketport.run_document import ReadSample, TaskRecord, VerifyRecord
 from pocketport.stages.compile import load_compiled
 from pocketport.stages.context import Context
+from pocketport.stages.held_out import HeldOut, load_held_out
 from pocketport.stages.ingest import load_bundle
 from pocketport.store import StageResult
 from pocketport.targets.contract import Artifact, Target
@@ -25,7 +25,6 @@ from pocketport.tasks import choose_task
 from pocketport.tasks.base import Answer, character_error_rate, mean_score
 from pocketport.workers import Limits
 
-FEEDS_PER_COMPONENT = 4
 LIMITS = Limits(seconds=1800, memory_bytes=12 << 30)
 EXACT_DB = 200.0  # shown for outputs that are equal to the last bit
 SHOWN_SAMPLES = 12
@@ -33,74 +32,55 @@ CODE = ("compress", "calibration", "pocketport")
 
 
 def verify_component(
-    context: Context,
-    target: str,
-    component: str,
-    ingested: StageResult,
-    quantized: StageResult,
-    compiled: StageResult,
+    context: Context, target: str, component: str, held_out: StageResult, quantized: StageResult, compiled: StageResult
 ) -> StageResult:
-    """``verify.json``: one VerifyRecord per artifact of the component."""
+    """``verify.json``: one VerifyRecord per artifact of the component that a runtime on this host can execute."""
     name = f"verify {target} {component}"
     context.progress.start(name, f"{target}: execute {component}", None)
-    bundle = load_bundle(ingested)
+    parsed = Target.parse(target)
     inputs = {
-        "target": target, "component": component, "float": ingested.digest, "pivot": quantized.digest, "artifacts": compiled.digest,
-        "data": load_data(bundle, context.request).fingerprint,
+        "target": target, "component": component, "held_out": held_out.digest, "pivot": quantized.digest, "artifacts": compiled.digest,
     }  # fmt: skip
 
     def produce(directory: Path) -> None:
-        feeds = held_out_feeds(context, bundle, component)
+        samples = load_held_out(held_out, component)
         pivot = quantized.path / "bundle" / f"{component}.onnx"
         executable = [a for a in load_compiled(compiled).artifacts if a.kind in backend_for(parsed).engines]
-        records = [_verify_artifact(parsed, component, artifact, bundle, pivot, feeds) for artifact in executable]
+        records = [_verify_artifact(parsed, component, artifact, pivot, samples) for artifact in executable]
         write_json(directory / "verify.json", [r.model_dump() for r in records])
 
     code = (*CODE, f"targets/{parsed.vendor}")
     return context.record(name, context.store.run("verify", inputs, produce, code=code))
 
 
-def held_out_feeds(context: Context, bundle: ModelBundle, component: str) -> list[Feeds]:
-    """The first few feeds of a component that calibration did not see."""
-    feeds: list[Feeds] = []
-    for name, values in load_data(bundle, context.request).held_out():
-        if name == component:
-            feeds.append(values)
-            if len(feeds) == FEEDS_PER_COMPONENT:
-                break
-    return feeds
-
-
-def _verify_artifact(
-    target: Target, component: str, artifact: Artifact, bundle: ModelBundle, pivot: Path, feeds: list[Feeds]
-) -> VerifyRecord:
+def _verify_artifact(target: Target, component: str, artifact: Artifact, pivot: Path, samples: HeldOut) -> VerifyRecord:
     engine, provenance = backend_for(target).engines[artifact.kind]
-    reference = OrtExecutor(bundle[component].graph)
     quantized = OrtExecutor(pivot)
     with remote_executors(target, {component: artifact}, {component: pivot}, limits=LIMITS) as executors:
-        results = [executors[component].run(f) for f in feeds]
-    wanted, simulated = [reference.run(f) for f in feeds], [quantized.run(f) for f in feeds]
+        results = [executors[component].run(f) for f in samples.feeds]
+    simulated = [quantized.run(f) for f in samples.feeds]
     outputs, against_pivot = {}, []
-    for key in wanted[0]:
-        if key not in results[0]:
+    for key in samples.outputs[0]:
+        where = f"{target} {component} {artifact.kind}, output {key}"
+        if any(key not in r for r in results):
             raise VerificationError(
-                f"the artifact has no output {key!r}",
-                where=f"{target} {component} {artifact.kind}",
-                fix="report this",
+                "the artifact has no such output", where=where, fix="compile again; the lowering lost it"
             )
-        got = np.stack([np.asarray(r[key], np.float64) for r in results])
+        got = _stacked(results, key)
         if not np.isfinite(got).all():
             raise VerificationError(
-                "it computes NaN or infinity",
-                where=f"{target} {component}, output {key}",
-                fix="keep that op in float",
+                "it computes NaN or infinity", where=where, fix="keep the op that overflows in float"
             )
-        outputs[key] = min(EXACT_DB, sqnr_db(np.stack([np.asarray(r[key], np.float64) for r in wanted]), got))
-        against_pivot.append(min(EXACT_DB, sqnr_db(np.stack([np.asarray(r[key], np.float64) for r in simulated]), got)))
+        outputs[key] = min(EXACT_DB, sqnr_db(_stacked(samples.outputs, key), got))
+        against_pivot.append(min(EXACT_DB, sqnr_db(_stacked(simulated, key), got)))
     return VerifyRecord(
-        engine=engine, kind=artifact.kind, provenance=provenance, sqnr_db=round(min(outputs.values()), 2),  # type: ignore[arg-type]
-        pivot_db=round(min(against_pivot), 2), outputs={k: round(v, 2) for k, v in outputs.items()}, n=len(feeds),
+        engine=engine, kind=artifact.kind, provenance=provenance, sqnr_db=round(min(outputs.values()), 2),
+        pivot_db=round(min(against_pivot), 2), outputs={k: round(v, 2) for k, v in outputs.items()}, n=len(samples.feeds),
     )  # fmt: skip
+
+
+def _stacked(results: Sequence[Mapping[str, NDArray[np.generic]]], key: str) -> NDArray[np.float64]:
+    return np.stack([np.asarray(r[key], np.float64) for r in results])
 
 
 def load_verified(result: StageResult) -> list[VerifyRecord]:

@@ -71,7 +71,7 @@ def test_quantized_activations_are_exact_integers(results: Results) -> None:
             steps, expected = found[output] / 0.03125, results.expected[output] / 0.03125
             assert np.array_equal(steps, np.rint(steps))
             assert np.abs(steps - expected).max() <= 1  # an input on the edge of two steps, rounded to float16 first
-            assert (steps != expected).mean() < 0.02
+            assert (steps != expected).mean() < 0.05
 
 
 def test_weights_stay_compressed(results: Results) -> None:

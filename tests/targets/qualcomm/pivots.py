@@ -156,7 +156,7 @@ def quantized(
             axis = 1 if node.op_type in ("MatMul", "ConvTranspose") else 0
             if block and dtype == TensorProto.INT4:
                 axis = 1 - axis
-                cut = value.shape[:axis] + (value.shape[axis] // block, block) + value.shape[axis + 1 :]
+                cut = (*value.shape[:axis], value.shape[axis] // block, block, *value.shape[axis + 1 :])
                 fine = np.abs(value.reshape(cut)).max(axis + 1, keepdims=True) / top
                 unit = fine.max(axis, keepdims=True) / 16
                 fine = (np.clip(np.ceil(fine / unit - 1e-4), 1, 16) * unit).astype(np.float32)

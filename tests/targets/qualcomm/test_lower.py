@@ -98,7 +98,7 @@ def test_rows_are_padded_on_v69_only(rows: int, soc: str, padded: bool, tmp_path
     assert ("Slice" in op_types(result)) is padded
     expected = run_on_cpu(pivot, sketch.feeds)
     for name, values in run_lowered(result, sketch.feeds).items():
-        assert sqnr_db(expected[name], values) > 40
+        assert sqnr_db(expected[name], values) > 35
 
 
 def test_lpbq_blocks_become_matmul_and_turn_the_option_on(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ def test_every_soc_has_a_number_of_its_own() -> None:
 
 
 def test_an_unknown_soc_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="sm8650") as caught:
+    with pytest.raises(UsageError, match="sm8560") as caught:
         find_soc(Target("qualcomm", "sm8560"))
-    assert "sm8550" in caught.value.fix
+    assert "sm8650" in caught.value.fix
 
 
 def test_the_op_list_is_the_tested_one() -> None:

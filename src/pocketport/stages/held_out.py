@@ -1,0 +1,62 @@
+"""Held-out feeds of every component with what the float graphs make of them: made once, used by every verification."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.calibration.storage import read_npz, write_npz
+from pocketport.compress.executor import OrtExecutor
+from pocketport.data import Feeds, load_data
+from pocketport.stages.context import Context
+from pocketport.stages.ingest import load_bundle
+from pocketport.store import StageResult
+
+FEEDS_PER_COMPONENT = 4
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One component's samples: what goes in, and what comes out in float."""
+
+    feeds: list[Feeds]
+    outputs: list[Mapping[str, NDArray[np.generic]]]
+
+
+def collect_held_out(context: Context, ingested: StageResult) -> StageResult:
+    """``<component>.npz`` with the first few feeds that calibration does not see, and the float results."""
+    bundle = load_bundle(ingested)
+    data = load_data(bundle, context.request)
+    context.progress.start("held-out", "run float on held-out samples", None)
+
+    def produce(directory: Path) -> None:
+        feeds: dict[str, list[Feeds]] = {}
+        for name, values in data.held_out():
+            if len(feeds.setdefault(name, [])) < FEEDS_PER_COMPONENT:
+                feeds[name].append(values)
+        for name, samples in feeds.items():
+            executor = OrtExecutor(bundle[name].graph)
+            arrays: dict[str, NDArray[np.generic]] = {}
+            for index, values in enumerate(samples):
+                arrays |= {f"{index}|in|{key}": np.asarray(value) for key, value in values.items()}
+                arrays |= {f"{index}|out|{key}": value for key, value in executor.run(values).items()}
+            write_npz(directory / f"{name}.npz", arrays)
+
+    inputs = {"bundle": ingested.digest, "data": data.fingerprint, "count": FEEDS_PER_COMPONENT}
+    code = ("compress", "calibration")
+    return context.record(
+        "held-out", context.store.run("held-out", inputs, produce, code=code, packages=("onnxruntime",))
+    )
+
+
+def load_held_out(result: StageResult, component: str) -> HeldOut:
+    """Read one component's samples."""
+    arrays = read_npz(result.path / f"{component}.npz")
+    found = HeldOut([], [])
+    for index in sorted({int(key.partition("|")[0]) for key in arrays}):
+        for kind, where in (("in", found.feeds), ("out", found.outputs)):
+            prefix = f"{index}|{kind}|"
+            where.append({key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)})
+    return found
