@@ -73,7 +73,7 @@ class Histogram:
         if other.total == 0:
             return
         self._fit(other.minimum, other.maximum)
-        counts, first = _coarsened(other.counts, other.first, self.exponent - other.exponent)
+        counts, first = coarsened(other.counts, other.first, self.exponent - other.exponent)
         start = first - self.first
         self.counts[start : start + len(counts)] += counts
 
@@ -84,7 +84,7 @@ class Histogram:
         first, last = (math.floor(math.ldexp(v, -exponent)) for v in (low, high))
         counts = np.zeros(last - first + 1, np.int64)
         if self.counts.size:
-            old, start = _coarsened(self.counts, self.first, exponent - self.exponent)
+            old, start = coarsened(self.counts, self.first, exponent - self.exponent)
             counts[start - first : start - first + len(old)] = old
         self.minimum, self.maximum, self.exponent, self.first, self.counts = low, high, exponent, first, counts
 
@@ -97,8 +97,8 @@ def _exponent(low: float, high: float) -> int:
     return exponent
 
 
-def _coarsened(counts: NDArray[np.int64], first: int, steps: int) -> tuple[NDArray[np.int64], int]:
-    """The same counts in bins 2**steps times as wide."""
+def coarsened(counts: NDArray[np.int64], first: int, steps: int) -> tuple[NDArray[np.int64], int]:
+    """The same counts in bins 2**steps times as wide, and the index of the first of those."""
     if steps == 0:
         return counts, first
     index = (first + np.arange(len(counts), dtype=np.int64)) >> steps

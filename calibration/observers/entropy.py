@@ -3,17 +3,19 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.calibration.observers.base import Histogram
+from pocketport.calibration.observers.base import Histogram, coarsened
 
 STEPS = 48
-LEAST = 0.05
+BINS_PER_LEVEL = 2  # at least; with one bin a level rounding would seem free, and the narrowest range the best
+VALUES_PER_BIN = 32  # on average; finer histograms show the noise of a small sample, which any clipping seems to remove
 SMOOTHING = 1e-4  # mass given to a bin that the quantized distribution leaves empty, so that the divergence is finite
 
 
 class Entropy:
     """Least Kullback-Leibler divergence between the values and the values quantized (Migacz, GTC 2017).
 
-    Values outside a range count at its bounds. Formats with more levels than the histogram has bins keep everything.
+    Values outside a range count at its bounds. The histogram is first made coarse enough for its number of values;
+    formats with too many levels for its bins keep everything.
     """
 
     def range(self, histogram: Histogram, levels: int, symmetric: bool) -> tuple[float, float]:
@@ -22,12 +24,22 @@ class Entropy:
         if symmetric:
             reach = max(-low, high)
             low, high = -reach, reach
-        if high == low or len(histogram.counts) <= levels:
+        histogram = _dense(histogram)
+        least = BINS_PER_LEVEL * levels * histogram.width / (high - low) if high > low else 1.0
+        if least >= 1.0:
             return low, high
-        factors = np.geomspace(1.0, LEAST, STEPS)
+        factors = np.geomspace(1.0, least, STEPS)
         divergences = [_divergence(histogram, low * f, high * f, levels) for f in factors]
         best = float(factors[int(np.argmin(divergences))])
         return low * best, high * best
+
+
+def _dense(histogram: Histogram) -> Histogram:
+    counts, first, steps = histogram.counts, histogram.first, 0
+    while len(counts) > 1 and histogram.total < VALUES_PER_BIN * len(counts):
+        counts, first = coarsened(counts, first, 1)
+        steps += 1
+    return Histogram(histogram.minimum, histogram.maximum, histogram.exponent + steps, first, counts)
 
 
 def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> float:

@@ -33,7 +33,7 @@ RANKS = 40
 
 
 class AuxiliaryHeads(nn.Module):
-    """The heads that only training has: per query (CTC, order), per patch (two characters, rank)."""
+    """The heads that only training has: per query (CTC, slot), per patch (two characters, slot)."""
 
     def __init__(self, config: MiniCPMVConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, lan
     out: dict[str, Tensor] = {}
     with torch.autocast("cpu", torch.bfloat16):
         vision, patches = model.encode_images(batch["strip"], batch["position_ids"], batch["positions"], batch["valid"])
-        ctc, order, dense = heads.ctc(vision), heads.order(vision), heads.dense(patches)
+        ctc, order = heads.ctc(vision), heads.order(vision)
         if language:
             total, count = torch.zeros(()), 0
             for picked, ids, target, is_vision in batch["groups"]:
@@ -92,31 +92,29 @@ def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, lan
     frames = torch.full_like(batch["ctc_lengths"], log_probs.shape[0])
     per_view = F.ctc_loss(log_probs, batch["ctc"], frames, batch["ctc_lengths"], reduction="none", zero_infinity=True)
     out["ctc"] = (per_view * weight).sum() / batch["ctc_lengths"].sum().clamp(min=1)
-    per_query = F.cross_entropy(order.float().flatten(0, 1), batch["order"].flatten(), reduction="none")
-    out["order"] = (per_query.view_as(batch["order"]) * weight[:, None]).mean()
-    first, second, rank = dense.float().split([CLASSES, CLASSES, RANKS], dim=-1)
-    cells = batch["dense"]
-    ink = torch.where(cells[..., 0] > 0, 1.0, 0.1) * weight[:, None] * batch["valid"]
+    per_query = F.cross_entropy(order.float().flatten(0, 1), batch["slots"].flatten(), reduction="none")
+    out["order"] = (per_query.view_as(batch["slots"]) * weight[:, None]).mean()
+    cells, chosen = batch["dense"], batch["valid"] & (batch["dense"][..., 0] > 0)
+    chosen |= batch["valid"] & (torch.rand(chosen.shape) < 0.1)
+    first, second, rank = heads.dense(patches[chosen]).float().split([CLASSES, CLASSES, RANKS], dim=-1)
+    labels, scale = cells[chosen], weight[:, None].expand_as(chosen)[chosen]
     for name, logits, column in (("dense", first, 0), ("dense2", second, 1)):
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), cells[..., column].flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        out[name] = (loss.view_as(ink) * ink).sum() / ink.sum()
-    out["rank"] = F.cross_entropy(rank.flatten(0, 1), cells[..., 2].flatten(), ignore_index=IGNORE)
+        loss = F.cross_entropy(logits, labels[:, column], reduction="none")
+        out[name] = (loss * scale).sum() / scale.sum()
+    out["rank"] = F.cross_entropy(rank, labels[:, 2], ignore_index=IGNORE)
     return out
 
 
 def weights_at(progress: float) -> dict[str, float]:
     """The losses' weights; the auxiliary ones fade out."""
-    fade = min(1.0, max(0.0, (0.95 - progress) / 0.6))
-    order = min(1.0, max(0.0, (0.25 - progress) / 0.05))
+    fade = min(1.0, max(0.0, (0.95 - progress) / 0.45))
     return {
         "lm": 1.0,
-        "ctc": 0.05 + 0.5 * fade,
-        "order": 0.5 * order,
+        "ctc": 0.05 + 0.25 * fade,
+        "order": 0.6 * fade,
         "dense": 0.6 * fade,
         "dense2": 0.3 * fade,
-        "rank": 0.2 * min(1.0, max(0.0, (0.6 - progress) / 0.2)),
+        "rank": 0.2 * fade,
     }
 
 
@@ -205,7 +203,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        decay = min(0.998, 1 - 10 / (self.step + 20))
+        decay = min(0.99, 1 - 10 / (self.step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         return {name: float(loss.detach()) for name, loss in parts.items()} | {"norm": float(norm)}

@@ -55,22 +55,43 @@ def style_at(progress: float) -> Style:
 
 @dataclass
 class LabelledViews:
-    """What the auxiliary losses need: per view the characters whose centres lie in it."""
+    """What the auxiliary losses need, per view.
+
+    Attributes:
+        ctc: the characters whose centres lie in the view (ASCII codes, reading order).
+        slots: the character at each query's place on the line of text, ``[Q]``, 0 if there is none.
+        dense: per patch the leftmost character, the second leftmost, the slot of the leftmost, ``[L, 3]``.
+        weight: how much the view's losses count.
+    """
 
     ctc: list[list[int]]
+    slots: list[NDArray[np.int64]]
     dense: list[NDArray[np.int64]]
     weight: list[float]
 
 
-def label_views(sample: Sample, config: MiniCPMVConfig) -> LabelledViews:
-    """Find every view's characters (ASCII codes, reading order) and every patch's first two and first's rank.
+def stretch(points: NDArray[np.float32], lines: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Where characters end along their text, lines laid end to end and stretched to 0 … 1.
 
-    `dense` holds, per view, ``[L, 3]``: leftmost character, second leftmost, ordinal of the leftmost in the
-    view; `IGNORE` where there is none.
+    `points` [n, 2] are their centres in reading order and `lines` [n] their line numbers.
     """
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    same = lines[1:] == lines[:-1]
+    usual = float(np.median(steps[same])) if same.any() else 1.0
+    steps = np.where(same, steps, usual)
+    before = np.concatenate([[usual], steps])
+    after = np.concatenate([steps, [usual]])
+    ends = np.cumsum((before + after) / 2)
+    return np.asarray(ends / ends[-1], dtype=np.float64)
+
+
+def label_views(sample: Sample, config: MiniCPMVConfig) -> LabelledViews:
+    """Find every view's characters, and which of them each patch and each query should know."""
     plan = plan_slices(sample.image.size, config.slice_config)
     patch = config.slice_config.patch_size
     codes = np.frombuffer(sample.answer.encode("ascii"), dtype=np.uint8)
+    lines = np.cumsum(codes == 10)
+    queries = (np.arange(config.query_num) + 0.5) / config.query_num
     scale = np.asarray(plan.sizes[0]) / np.asarray(sample.image.size)
     frames = [(sample.centres * scale, plan.sizes[0])]
     legible = 1.0 if plan.grid is None else 0.7
@@ -80,7 +101,7 @@ def label_views(sample: Sample, config: MiniCPMVConfig) -> LabelledViews:
             for column in range(plan.grid[0]):
                 corner = np.asarray([column * plan.slice_size[0], row * plan.slice_size[1]])
                 frames.append((refined - corner, plan.slice_size))
-    labels = LabelledViews([], [], [])
+    labels = LabelledViews([], [], [], [])
     for index, (points, (width, height)) in enumerate(frames):
         inside = (points >= 0).all(1) & (points[:, 0] < width) & (points[:, 1] < height)
         picked = np.flatnonzero(inside & (codes != 10))
@@ -89,12 +110,18 @@ def label_views(sample: Sample, config: MiniCPMVConfig) -> LabelledViews:
         columns = width // patch
         dense = np.full((columns * (height // patch), 3), IGNORE, dtype=np.int64)
         dense[:, :2] = 0
+        ends = stretch(points[picked], lines[picked]) if len(picked) else np.zeros(0)
+        slots = np.zeros(config.query_num, dtype=np.int64)
+        if len(picked):
+            slots[:] = codes[picked[np.searchsorted(ends, queries)]]
+        labels.slots.append(slots)
+        middles = (np.concatenate([[0.0], ends[:-1]]) + ends) / 2
+        rank = {int(i): int(m * config.query_num) for i, m in zip(picked, middles, strict=True)}
         ink = np.asarray([i for i in picked if codes[i] != 32], dtype=np.int64)
-        rank = {int(i): r for r, i in enumerate(picked)}
         for i in ink[np.argsort(points[ink, 0], kind="stable")] if len(ink) else ink:
             cell = int(points[i, 1] // patch) * columns + int(points[i, 0] // patch)
             if dense[cell, 0] == 0:
-                dense[cell] = (codes[i], 0, min(rank[int(i)], 39))
+                dense[cell] = (codes[i], 0, rank[int(i)])
             elif dense[cell, 1] == 0:
                 dense[cell, 1] = codes[i]
         labels.dense.append(dense)
@@ -113,7 +140,7 @@ def build_batch(samples: list[Sample], config: MiniCPMVConfig, tokenizer: Any, *
     """
     samples = sorted(samples, key=lambda s: s.image.width * s.image.height)
     views, per_sample, grids = [], [], []
-    labels = LabelledViews([], [], [])
+    labels = LabelledViews([], [], [], [])
     for sample in samples:
         cut, grid = slice_image(sample.image, config.slice_config)
         views += cut
@@ -121,6 +148,7 @@ def build_batch(samples: list[Sample], config: MiniCPMVConfig, tokenizer: Any, *
         grids.append(grid)
         own = label_views(sample, config)
         labels.ctc += own.ctc
+        labels.slots += own.slots
         labels.dense += own.dense
         labels.weight += own.weight
     packed = pack_views(
@@ -131,10 +159,8 @@ def build_batch(samples: list[Sample], config: MiniCPMVConfig, tokenizer: Any, *
     )
     count, length = packed.valid.shape
     dense = np.full((count, length, 3), IGNORE, dtype=np.int64)
-    order = np.zeros((count, config.query_num), dtype=np.int64)
-    for row, (cells, codes) in enumerate(zip(labels.dense, labels.ctc, strict=True)):
+    for row, cells in enumerate(labels.dense):
         dense[row, : len(cells)] = cells
-        order[row, : min(len(codes), config.query_num)] = codes[: config.query_num]
     groups = []
     ends = np.cumsum(per_sample)
     for sliced in (False, True):
@@ -161,7 +187,7 @@ def build_batch(samples: list[Sample], config: MiniCPMVConfig, tokenizer: Any, *
         "positions": packed.positions,
         "valid": packed.valid,
         "dense": dense,
-        "order": order,
+        "slots": np.stack(labels.slots),
         "ctc": np.asarray([c for codes in labels.ctc for c in codes], dtype=np.int64),
         "ctc_lengths": np.asarray([len(codes) for codes in labels.ctc], dtype=np.int64),
         "weight": np.asarray(labels.weight, dtype=np.float32),

@@ -26,11 +26,12 @@ class ModelComponent(_Record):
 
 
 class ModelRecord(_Record):
-    """What was ported. `parity` maps each gate's name to its figures."""
+    """What was ported. `parameters` counts weights that several components share once."""
 
     name: str
     family: str
     sha256: str
+    parameters: int
     components: list[ModelComponent]
     parity: dict[str, Any] = Field(default_factory=dict)
 

@@ -10,20 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+
 from pocketport.compress.graph import constant, load_graph
+from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.errors import ToolchainError, VerificationError
+from pocketport.files import sha256_path, size_of
 from pocketport.targets.apple.coreai_executor import CoreAIExecutor
 from pocketport.targets.apple.coreai_program import read_aimodel, write_aimodel
 from pocketport.targets.apple.coreml_program import feature_names, read_mlpackage, write_mlpackage
 from pocketport.targets.apple.lint import lint
 from pocketport.targets.apple.lowering import check_graph
-from pocketport.targets.apple.mil_interpreter import MILExecutor
 from pocketport.targets.apple.target import VENDOR, chip_of, chips
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Executor, Lowered, Target
 from pocketport.targets.legality import Legality
-
-from pocketport.diagnostics import Diagnostic, Severity
-from pocketport.errors import ToolchainError, VerificationError
-from pocketport.files import sha256_path, size_of
 
 PACKAGES = {"coreai": "coreai-core>=1.0.0b3", "coremltools": "coremltools>=9.0"}
 WRITERS = {"aimodel": write_aimodel, "mlpackage": write_mlpackage}
@@ -105,6 +104,8 @@ class AppleBackend:
         """Core AI's runtime for ``.aimodel``, the MIL interpreter for ``.mlpackage``."""
         if artifact.kind == "aimodel":
             return CoreAIExecutor(artifact.path)
+        from pocketport.targets.apple.mil_interpreter import MILExecutor  # needs torch, which takes its time
+
         model = load_graph(pivot)
         names = feature_names(model)
         sides = [{str(v.name): names[str(v.name)] for v in side} for side in (model.graph.inputs, model.graph.outputs)]

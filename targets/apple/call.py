@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
 from pocketport.compress.graph import static_shape
 from pocketport.targets.apple.emitter import Emitter, Weight
 from pocketport.targets.apple.weights import CompressedWeight

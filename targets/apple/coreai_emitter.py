@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.emitter import FLOAT16_MAX, Weight, Window, half
 from pocketport.targets.apple.weights import CompressedWeight, pack

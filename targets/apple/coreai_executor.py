@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketport.targets.apple.coreai_program import FUNCTION
-from pocketport.targets.contract import Arrays
 
 from pocketport.errors import ToolchainError
+from pocketport.targets.apple.coreai_program import FUNCTION
+from pocketport.targets.contract import Arrays
 
 T = TypeVar("T")
 MATMUL = "coreai.decomposable.broadcasting_batch_matmul"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+
 from pocketport.compress.graph import static_shape
+from pocketport.errors import ToolchainError
+from pocketport.files import write_json
 from pocketport.targets.apple.coreai_emitter import CoreAIEmitter
 from pocketport.targets.apple.lowering import lower_graph
 from pocketport.targets.apple.target import CORE_AI_MINIMUM_OS
-
-from pocketport.errors import ToolchainError
-from pocketport.files import write_json
 
 FUNCTION = "main"
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.weights import CompressedWeight
 

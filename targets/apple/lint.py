@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import onnx_ir as ir
+
 from pocketport.compress.graph import constant, inferred, static_shape
+from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.targets.apple.target import Chip
 from pocketport.targets.contract import Offload
-
-from pocketport.diagnostics import Diagnostic, Severity
 
 SOURCE = "rules of the Neural Engine (published limits; predicted, not observed)"
 MAXIMUM_RANK = 5

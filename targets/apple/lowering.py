@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
+
 from pocketport.compress.graph import constant, inferred
+from pocketport.diagnostics import Diagnostic, Severity
 
 # each of these registers its ops in TABLE
 from pocketport.targets.apple import onnx_elementwise, onnx_linear, onnx_movement  # noqa: F401
 from pocketport.targets.apple.call import TABLE, Call, NotLowerable, emitted, shape_of
 from pocketport.targets.apple.emitter import FLOAT16_MAX, Discard, Emitter
 from pocketport.targets.legality import OpRule
-
-from pocketport.diagnostics import Diagnostic, Severity
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from pocketport.errors import ToolchainError
 from pocketport.targets.apple.coreml_program import FUNCTION, load_program
 from pocketport.targets.apple.mil_ops import OPERATIONS, Operation
 from pocketport.targets.contract import Arrays
-
-from pocketport.errors import ToolchainError
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+
 from pocketport.targets.apple.call import Call, NotLowerable, lowering
 
 _UNARY = {

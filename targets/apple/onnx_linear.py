@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.call import Call, NotLowerable, lowering
 from pocketport.targets.apple.emitter import Window

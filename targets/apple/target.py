@@ -4,9 +4,10 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
 from pocketport.targets.checks import unknown_soc
 from pocketport.targets.contract import Target
-from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 VENDOR = "apple"
 CORE_ML_MINIMUM_OS = "iOS 18, macOS 15"  # constexpr_blockwise_shift_scale and int4

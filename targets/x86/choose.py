@@ -21,12 +21,16 @@ MARGIN = 0.95  # onnxruntime, which every installation has, unless the other is 
 
 @dataclass(frozen=True)
 class Trial:
-    """Of each artifact kind: median milliseconds, and signal to noise in dB against the pivot run op by op.
+    """Of each artifact kind: milliseconds, and signal to noise in dB against the pivot run op by op.
+
+    The choice goes by `low_ms`, the tenth percentile: a run that waited for the processor says nothing about an
+    engine, and on a busy machine most runs do. `median_ms` is what a user saw here and now.
 
     `bound_db` is what is asked of them: FIDELITY_DB, or less where the pivot itself is that sensitive. A deep 8-bit
     graph turns a last-bit difference into a flipped rounding, and that into noise as large as its own.
     """
 
+    low_ms: Mapping[str, float]
     median_ms: Mapping[str, float]
     fidelity_db: Mapping[str, float]
     bound_db: float
@@ -37,7 +41,7 @@ class Trial:
         faithful = [kind for kind, decibels in self.fidelity_db.items() if decibels >= self.bound_db]
         if not faithful:
             return max(self.fidelity_db, key=lambda kind: self.fidelity_db[kind])
-        return min(faithful, key=lambda kind: self.median_ms[kind] * (MARGIN if kind == ONNX else 1.0))
+        return min(faithful, key=lambda kind: self.low_ms[kind] * (MARGIN if kind == ONNX else 1.0))
 
 
 def try_engines(pivot: Path, artifacts: Mapping[str, Path]) -> Trial:
@@ -50,8 +54,9 @@ def try_engines(pivot: Path, artifacts: Mapping[str, Path]) -> Trial:
         executors = {k: stack.enter_context(closing(open_engine(k, path))) for k, path in artifacts.items()}
         fidelity = {kind: _decibels(expected, executor.run(feeds)) for kind, executor in executors.items()}
         times = interleaved(executors, feeds, runs=RUNS, warmup=WARMUP)
+    lows = {kind: float(np.percentile(values, 10)) for kind, values in times.items()}
     medians = {kind: float(np.median(values)) for kind, values in times.items()}
-    return Trial(medians, fidelity, min(FIDELITY_DB, sensitivity - SENSITIVITY_MARGIN_DB))
+    return Trial(lows, medians, fidelity, min(FIDELITY_DB, sensitivity - SENSITIVITY_MARGIN_DB))
 
 
 def _nudged(feeds: Arrays) -> dict[str, NDArray[np.generic]]:

@@ -11,7 +11,7 @@ SCHEMA_FILE = Path(pocketport.__file__).parent / "run.schema.json"
 
 MINIMAL = {
     "schema": "pocketport.run/1",
-    "model": {"name": "m", "family": "onnx", "sha256": "0" * 64, "components": [{"name": "main", "parameters": 1, "macs": 2, "bytes": 4}]},
+    "model": {"name": "m", "family": "onnx", "sha256": "0" * 64, "parameters": 1, "components": [{"name": "main", "parameters": 1, "macs": 2, "bytes": 4}]},
     "recipe": "default",
     "targets": [
         {

@@ -15,7 +15,7 @@ def print_run(document: RunDocument) -> None:
     """One row a target, the verdict, and what needs attention."""
     columns, rows = figure_rows(document)
     shown = table(
-        f"{document.model.name}: {sum(c.parameters for c in document.model.components) / 1e6:.2f} M parameters",
+        f"{document.model.name}: {document.model.parameters / 1e6:.2f} M parameters",
         "target",
         *columns,
         right=tuple(range(1, len(columns) + 1)),

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from pocketport import __version__
 from pocketport.calibration.sources.rendered_text import RenderedText
+from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.ingest import REFERENCE
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_path, size_of, write_json
@@ -74,6 +75,7 @@ def build_document(run: Run) -> RunDocument:
     return RunDocument(
         model=ModelRecord(
             name=bundle.name,
+            parameters=_parameters(bundle),
             family=bundle.family,
             sha256=bundle.sha256,
             components=components,
@@ -88,6 +90,17 @@ def build_document(run: Run) -> RunDocument:
             for n, r in sorted(run.context.results.items())
         ],
     )
+
+
+def _parameters(bundle: ModelBundle) -> int:
+    """Elements of all weights; prefill and decode name the same ones, which count once."""
+    sizes = {
+        str(value.name): tensor.size
+        for component in bundle
+        for value in component.graph.graph.initializers.values()
+        if (tensor := value.const_value) is not None and tensor.dtype.is_floating_point()
+    }
+    return sum(sizes.values())
 
 
 def _environment() -> dict[str, str]:

@@ -43,17 +43,14 @@ def artifact_bytes(target: TargetRecord) -> int:
 
 
 def offload(target: TargetRecord) -> Cell:
-    """NPU ops over all ops, of the components for which somebody counted."""
+    """NPU ops over all ops, of the components for which somebody counted; ≤ where the count is an upper bound."""
     counted = [c.offload for c in target.components if c.offload]
     if not counted:
         return Cell("–")
     npu, total = sum(o.npu_ops for o in counted), sum(o.total_ops for o in counted)
-    return Cell(
-        f"{npu}/{total}",
-        f"{100 * npu / total:.1f} %" if total else "",
-        "",
-        "; ".join(sorted({o.source for o in counted})),
-    )
+    bound = "≤ " if any("upper bound" in o.source for o in counted) else ""
+    share = f"{bound}{100 * npu / total:.1f} %" if total else ""
+    return Cell(f"{npu}/{total}", share, "", "; ".join(sorted({o.source for o in counted})))
 
 
 def least_sqnr(target: TargetRecord) -> Cell:

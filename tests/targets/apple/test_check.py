@@ -6,15 +6,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.errors import UsageError
 from pocketport.targets.apple import backend
 from pocketport.targets.apple.coreml_emitter import mil_names
 from pocketport.targets.apple.lint import lint
 from pocketport.targets.apple.lowering import TABLE
 from pocketport.targets.apple.target import chip_of, chips
 from pocketport.targets.contract import Target
-
-from pocketport.diagnostics import Diagnostic, Severity
-from pocketport.errors import UsageError
 
 from .op_graphs import every_op
 

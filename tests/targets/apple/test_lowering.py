@@ -9,8 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from pocketport.targets.contract import Artifact, CompileRequest, Target
 
+from pocketport.targets.contract import Artifact, CompileRequest, Target
 from pocketport.workers import Worker
 
 from .op_graphs import every_op

@@ -1,6 +1,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.weights import compress, pack
 

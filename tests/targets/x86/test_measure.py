@@ -53,11 +53,21 @@ def test_no_runs_are_an_error() -> None:
         interleaved({}, {}, runs=0, warmup=0)
 
 
-def test_the_fastest_faithful_engine_is_chosen() -> None:
-    assert Trial({ONNX: 2.0, OPENVINO_IR: 1.0}, {ONNX: 90.0, OPENVINO_IR: 80.0}, 40.0).choice == OPENVINO_IR
-    assert Trial({ONNX: 2.0, OPENVINO_IR: 1.0}, {ONNX: 90.0, OPENVINO_IR: 30.0}, 40.0).choice == ONNX
-    assert Trial({ONNX: 1.02, OPENVINO_IR: 1.0}, {ONNX: 90.0, OPENVINO_IR: 90.0}, 40.0).choice == ONNX  # a tie
-    assert Trial({ONNX: 1.0, OPENVINO_IR: 2.0}, {ONNX: 20.0, OPENVINO_IR: 30.0}, 40.0).choice == OPENVINO_IR
+@pytest.mark.parametrize(
+    ("milliseconds", "decibels", "choice"),
+    [
+        ((2.0, 1.0), (90.0, 80.0), OPENVINO_IR),
+        ((2.0, 1.0), (90.0, 30.0), ONNX),
+        ((1.02, 1.0), (90.0, 90.0), ONNX),  # a tie
+        ((1.0, 2.0), (20.0, 30.0), OPENVINO_IR),  # neither is faithful
+    ],
+)
+def test_the_fastest_faithful_engine_is_chosen(
+    milliseconds: tuple[float, float], decibels: tuple[float, float], choice: str
+) -> None:
+    kinds = (ONNX, OPENVINO_IR)
+    low, fidelity = dict(zip(kinds, milliseconds, strict=True)), dict(zip(kinds, decibels, strict=True))
+    assert Trial(low, {kind: 10.0 for kind in kinds}, fidelity, 40.0).choice == choice
 
 
 def test_a_trial_runs_every_artifact(pivot: Path) -> None:
