@@ -29,7 +29,12 @@ SOFT = 0.15  # residuals of log latency beyond this count linearly
 FEWEST = 5  # models that a line through the compiler's estimates needs
 
 NEXT = "Samsung Galaxy S26"
-MEASURED = {"sm8450": "Samsung Galaxy S22 5G", "sm8550": "QCS8550 (Proxy)", "sm8650": "Samsung Galaxy S24", "sm8850": NEXT}
+MEASURED = {
+    "sm8450": "Samsung Galaxy S22 5G",
+    "sm8550": "QCS8550 (Proxy)",
+    "sm8650": "Samsung Galaxy S24",
+    "sm8850": NEXT,
+}
 DRAM_GBPS = {"Samsung Galaxy S22 5G": 51.2, "QCS8550 (Proxy)": 67.2, "Samsung Galaxy S24": 76.8, NEXT: 84.8,
              "Snapdragon X Elite CRD": 135.0}  # fmt: skip
 # int8 10¹² ops/s as quoted; of ranges the middle. Only these chips of the data have any.

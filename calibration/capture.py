@@ -19,6 +19,7 @@ MOVEMENT_OPS = frozenset(
 )  # fmt: skip
 """Ops whose outputs hold nothing but values of their first input: both share one encoding."""
 
+ATTENTION_BIAS = "attention_bias"  # of the component graphs: 0 where attention is allowed, negative where not
 LINEAR_OPS = frozenset({"Gemm", "MatMul"})
 CHUNK_BYTES = 512 << 20  # intermediates fetched by one run of a session
 
@@ -82,9 +83,10 @@ class _Capture:
 
     def feed(self, inputs: Mapping[str, NDArray[Any]], statistics: Statistics) -> None:
         """Run once and add what came out to `statistics`."""
+        real = _real_rows(inputs)
         for name in self._float_inputs:
             if name in inputs:
-                self._observe(name, inputs[name], statistics)
+                self._observe(name, inputs[name], real, statistics)
         for names, session in self._sessions:
             try:
                 values = session.run(names, dict(inputs))
@@ -94,10 +96,10 @@ class _Capture:
                     fix=f"feed exactly {', '.join(self._inputs)} with the graph's shapes and dtypes",
                 ) from error  # fmt: skip
             for name, value in zip(names, values, strict=True):
-                self._observe(name, value, statistics)
+                self._observe(name, value, real, statistics)
         statistics.samples[self._component] = statistics.samples.get(self._component, 0) + 1
 
-    def _observe(self, name: str, value: NDArray[Any], statistics: Statistics) -> None:
+    def _observe(self, name: str, value: NDArray[Any], real: NDArray[np.bool_] | None, statistics: Statistics) -> None:
         key = f"{self._component}/{name}"
         if name in self._ranged or name in self._float_inputs:
             try:
@@ -105,7 +107,8 @@ class _Capture:
             except InputError as error:
                 raise InputError(error.why, where=f"tensor {key}", fix=error.fix) from None
         if name in self._linear:
-            moment = _moment(value, full=name in self._hessians)
+            rows = value if real is None or len(value) != len(real) else value[real]
+            moment = _moment(rows, full=name in self._hessians)
             known = statistics.moments.get(key)
             statistics.moments[key] = moment if known is None else known.merged(moment)
 
@@ -114,6 +117,16 @@ def _moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
     rows = np.ascontiguousarray(value, np.float32).reshape(-1, value.shape[-1])
     diagonal = np.einsum("mk,mk->k", rows, rows, dtype=np.float64)
     return SecondMoment(diagonal, len(rows), rows.T @ rows if full else None)
+
+
+def _real_rows(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+    """Which rows of a padded sequence are not padding: those that its last row may attend to.
+
+    Static shapes make padding common, and weights should not be fitted to it. Ranges do include it, since it flows
+    through the same tensors. None where the component has no `attention_bias` [1, rows or 1, columns].
+    """
+    bias = inputs.get(ATTENTION_BIAS)
+    return bias[0, -1] == 0 if bias is not None and bias.ndim == 3 else None
 
 
 def _is_float(value: ir.Value) -> bool:

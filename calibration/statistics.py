@@ -13,7 +13,7 @@ from pocketport.errors import InputError
 
 @dataclass
 class SecondMoment:
-    """Σ x² a column of a linear layer's input [rows, K], and Σ xᵀx where it was asked for.
+    """Σ x² a column of a linear layer's input [rows, K] without padding, and Σ xᵀx where it was asked for.
 
     The least-squares loss of the layer has the Hessian 2·xᵀx (Frantar et al. 2022, arXiv 2210.17323).
 
@@ -26,6 +26,11 @@ class SecondMoment:
     diagonal: NDArray[np.float64]
     rows: int
     full: NDArray[np.float32] | None = None
+
+    def mean(self) -> "SecondMoment":
+        """The same a row, as of one row."""
+        rows = max(self.rows, 1)
+        return SecondMoment(self.diagonal / rows, 1, None if self.full is None else self.full / np.float32(rows))
 
     def merged(self, other: "SecondMoment") -> "SecondMoment":
         """The sums over both."""

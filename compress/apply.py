@@ -1,20 +1,19 @@
 """Plan and statistics → pivot: the quantized QDQ graphs, and the table of their encodings."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, EncodingTable, encoding_for_range
-from pocketport.calibration.observers import Histogram, make_observer
+from pocketport.calibration.encodings import Encoding, EncodingTable, encoding_for_range
 from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.qdq import QdqWriter
+from pocketport.compress.ranges import group_encodings
 from pocketport.compress.weights import QuantizedTensor, channel_scales, quantize_weight
 from pocketport.errors import InputError, VerificationError
 
@@ -42,8 +41,15 @@ def apply_plan(
 
     Raises:
         InputError: calibration never saw a tensor that needs a range, or a graph's opset is under 21.
-        VerificationError: quantizing changed nothing although the plan is to quantize.
+        VerificationError: nothing is quantized although a scheme other than ``float`` is in force.
     """
+    tensors = [t for component in plan for t in component.tensors]
+    if any(t.scheme != "float" for t in tensors) and not any(t.quantized for t in tensors):
+        raise VerificationError(
+            "quantizing would change nothing: no tensor of the model can take the scheme",
+            where=f"plan for {plan.target}",
+            fix="see the plan for the reasons, or choose the scheme `float`",
+        )
     applier = _Applier(bundle, plan, statistics, progress)
     graphs = {component.component: applier.component(component) for component in plan}
     return bundle.with_graphs(graphs), applier.table
@@ -60,7 +66,7 @@ class _Applier:
         self._done = 0
         self._rounded: dict[str, QuantizedTensor] = {}
         self.table = EncodingTable()
-        self._ranges = self._group_encodings()
+        self._ranges = group_encodings(bundle, plan, statistics)
 
     def component(self, plan: ComponentPlan) -> ir.Model:
         """One component's pivot."""
@@ -90,10 +96,6 @@ class _Applier:
             self._done += 1
             if self._progress:
                 self._progress(self._done)
-        if tensors and not writer.count:
-            raise VerificationError(
-                "quantizing changed nothing", where=f"component {plan.component}", fix="report this as a bug"
-            )
         graph.graph.sort()
         return graph
 
@@ -121,56 +123,19 @@ class _Applier:
         self.table.encodings[key] = done.encoding
         writer.constant(value, done.integers, done.encoding)
 
-    # Activations
-
-    def _group_encodings(self) -> dict[str, Encoding]:
-        """One encoding for every group of activations, from the merged histograms of all its tensors."""
-        members: dict[str, list[tuple[str, TensorPlan]]] = {}
-        for component in self._plan:
-            for tensor in component.tensors:
-                if tensor.quantized and tensor.group:
-                    members.setdefault(tensor.group, []).append((component.component, tensor))
-        return {group: self._group_encoding(group, tensors) for group, tensors in members.items()}
-
-    def _group_encoding(self, group: str, members: list[tuple[str, TensorPlan]]) -> Encoding:
-        for _, tensor in members:
-            if tensor.algorithm == "fixed" and tensor.fixed:
-                scale, zero = tensor.fixed
-                return Encoding(tensor.dtype, np.array(scale, np.float32), np.array(zero, np.int32))
-        leader = members[0][1]
-        for _, tensor in members:
-            if tensor.algorithm == "range" and tensor.fixed:
-                return encoding_for_range(*tensor.fixed, leader.dtype, symmetric=leader.symmetric)
-        merged = Histogram()
-        for component, tensor in members:
-            if tensor.kind is TensorKind.CONSTANT:
-                merged.update(np.asarray(constant(self._constant_value(component, tensor.tensor)), np.float32))
-            elif f"{component}/{tensor.tensor}" in self._statistics.histograms:
-                merged.merge(self._statistics.histograms[f"{component}/{tensor.tensor}"])
-        if merged.total == 0:
-            raise InputError(
-                "calibration saw no values of it", where=f"tensor {group}",
-                fix="calibrate with samples that run every component, and with this bundle's graphs",
-            )  # fmt: skip
-        first, last = INTEGER_RANGES[leader.dtype]
-        low, high = make_observer(leader.algorithm, leader.options).range(merged, last - first + 1, leader.symmetric)
-        return encoding_for_range(low, high, leader.dtype, symmetric=leader.symmetric)
-
-    def _constant_value(self, component: str, name: str) -> ir.Value:
-        return self._bundle[component].graph.graph.initializers[name]
-
-    # Constants
-
     def _weight(
         self, component: str, tensor: TensorPlan, real: NDArray[np.float32], least: NDArray[np.float64] | None
     ) -> QuantizedTensor:
-        """The same weight in several components (prefill and decode) is rounded once, on the data of them all."""
+        """The same weight in several components is rounded once, on the data of them all.
+
+        Each component counts alike: decode's few rows make every token but the first.
+        """
         twins = [(component, tensor), *self._twins(component, tensor, real)]
         keys = sorted(f"{name}/{twin.tensor}" for name, twin in twins)
         if least is None and keys[0] in self._rounded:
             return self._rounded[keys[0]]
         known = (self._statistics.moments.get(f"{name}/{twin.activation}") for name, twin in twins)
-        moments = [m for m in known if m is not None]
+        moments = [m.mean() for m in known if m is not None]
         done = quantize_weight(real, tensor, reduce(SecondMoment.merged, moments) if moments else None, least)
         if least is None and len(keys) > 1:
             self._rounded[keys[0]] = done
@@ -180,7 +145,7 @@ class _Applier:
         """The weights of other components that have the same name, plan and values."""
         for other in self._plan:
             for twin in other.tensors if other.component != component else ():
-                if twin.tensor == tensor.tensor and replace(twin, activation=tensor.activation) == tensor:
+                if _written_alike(twin, tensor):
                     value = self._bundle[other.component].graph.graph.initializers.get(twin.tensor)
                     values = constant(value)
                     if values is not None and np.array_equal(values, real):
@@ -210,3 +175,12 @@ class _Applier:
                 fix="leave its node float",
             )
         return QuantizedTensor(integers.astype(np.int32), encoding)
+
+
+def _written_alike(first: TensorPlan, second: TensorPlan) -> bool:
+    """Whether two plans are for a weight of the same name in the same format, by the same algorithm."""
+    fields = (
+        "tensor", "kind", "dtype", "symmetric", "granularity", "axis", "channel_axis", "block", "block_scale_levels",
+        "algorithm", "options", "elements",
+    )  # fmt: skip
+    return all(getattr(first, f) == getattr(second, f) for f in fields)

@@ -1,8 +1,7 @@
-"""How a plan is made: rules and legality settle a scheme for every node, the schemes settle every tensor."""
+"""How a plan is made: the schemes that were settled for the nodes decide about every tensor."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -12,7 +11,8 @@ from pocketport.compress.legality import Legality, WeightRule
 from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.regions import Groups, Regions, find_regions, join_moved
-from pocketport.compress.schemes import Granularity, Scheme
+from pocketport.compress.schemes import Granularity
+from pocketport.compress.settling import Settled, Settler
 from pocketport.compress.structure import (
     DATA_CONSTANT_OPS,
     NORM_OPS,
@@ -23,24 +23,10 @@ from pocketport.compress.structure import (
     is_float,
     weight_operand,
 )
-from pocketport.errors import InputError, UsageError
+from pocketport.errors import UsageError
 
-HEAD = "lm_head"
-LANGUAGE_ROLES = ("prefill", "decode")
 GPTQ_BITS = 4  # at most: above, least squared error per weight loses nothing that matters
 DEFAULT_OBSERVERS = {8: "mse", 16: "min_max"}  # 16 bits have steps to spare, 8 bits have none to waste on outliers
-
-
-@dataclass(frozen=True)
-class Settled:
-    """Outcome of the rules for one node."""
-
-    scheme: Scheme
-    why: str
-    algorithm: str | None = None
-    algorithm_options: dict[str, float] | None = None
-    observer: str | None = None
-    observer_options: dict[str, float] | None = None
 
 
 def plan_components(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality) -> tuple[ComponentPlan, ...]:
@@ -67,85 +53,13 @@ class _ComponentPlanner:
         self.graph = component.graph
         self._target = target
         self._legality = legality
-        self._rules = rules
-        self._default = self._settle("", "")
-        self._settled = {node: self._settle(node.op_type, node.name or "") for node in self.graph.graph}
+        settler = Settler(self.name, rules, target, legality)
+        self._legal = settler.legal
+        self._default = settler.settle("", "")
+        self._settled = {node: settler.settle(node.op_type, node.name or "") for node in self.graph.graph}
         self._values = {v.name or "": v for node in self.graph.graph for v in node.outputs}
         self._values.update({v.name or "": v for v in self.graph.graph.inputs})
         self.regions = self._regions()
-
-    # What the rules say
-
-    def _settle(self, op: str, node: str) -> Settled:
-        """The scheme of a node; `op` and `node` are empty for the component as a whole."""
-        roles = ("head", self.name) if node.endswith(HEAD) and self.name in LANGUAGE_ROLES else (self.name,)
-        defaults = self._legality.defaults
-        role = next((r for r in (*roles, "main") if r in defaults), None)
-        if role is None:
-            raise InputError(
-                f"it has no default scheme for {self.name!r}",
-                where=f"legality of {self._target}",
-                fix=f"add one to its defaults; there are {', '.join(defaults)}",
-            )
-        settled = Settled(Scheme.parse(defaults[role]), f"default of {self._target} for {role}")
-        if reason := self._illegal(settled.scheme):
-            raise InputError(
-                f"its default for {role} contradicts it: {reason}",
-                where=f"legality of {self._target}",
-                fix="correct the legality file",
-            )
-        for index, rule in enumerate(self._rules):
-            if not rule.matches(self.name, op, node):
-                continue
-            if rule.scheme is not None:
-                scheme, how = self._legal_scheme(rule, node or self.name)
-                settled = replace(settled, scheme=scheme, why=f"recipe rule {index + 1}{how}")
-            if rule.algorithm is not None:
-                settled = replace(settled, algorithm=rule.algorithm, algorithm_options=rule.algorithm_options)
-            if rule.observer is not None:
-                settled = replace(settled, observer=rule.observer, observer_options=rule.observer_options)
-        return settled
-
-    def _legal_scheme(self, rule: Rule, where: str) -> tuple[Scheme, str]:
-        reasons: list[str] = []
-        for text in (rule.scheme, *rule.fallback):
-            scheme = Scheme.parse(text or "float")
-            reason = self._illegal(scheme)
-            if not reason:
-                return scheme, f", fallback: {reasons[0]}" if reasons else ""
-            reasons.append(reason)
-        raise UsageError(
-            "; ".join(reasons), where=f"{self._target}, {self.name}, {where}, scheme {rule.scheme}",
-            fix=f"use a scheme that it takes ({self._legal()}), or name one under `fallback`",
-        )  # fmt: skip
-
-    def _illegal(self, scheme: Scheme) -> str:
-        """Why the target does not take `scheme`; empty if it does."""
-        legality = self._legality
-        if scheme.activation_bits is not None and str(scheme.activation_bits) not in legality.activations:
-            return f"it takes no {scheme.activation_bits}-bit activations"
-        if scheme.activation_bits is None and scheme.float_bits not in legality.float_bits:
-            return f"it takes no fp{scheme.float_bits} activations"
-        if scheme.weight_bits is None:
-            return ""
-        rule = legality.weights.get(str(scheme.weight_bits))
-        if rule is None:
-            return f"it takes no {scheme.weight_bits}-bit weights"
-        if scheme.granularity.value not in rule.granularities:
-            return f"it takes {scheme.weight_bits}-bit weights only with {'/'.join(rule.granularities)} granularity"
-        if scheme.block and scheme.block not in rule.blocks:
-            return f"it takes {scheme.weight_bits}-bit blocks only of {', '.join(map(str, rule.blocks))}"
-        return ""
-
-    def _legal(self) -> str:
-        weights = [
-            f"w{bits}{g}" + (f" of {'/'.join(map(str, rule.blocks))}" if g == "b" else "")
-            for bits, rule in self._legality.weights.items() for g in rule.granularities
-        ]  # fmt: skip
-        activations = [f"a{bits}" for bits in self._legality.activations] + [
-            f"fp{b}" for b in self._legality.float_bits
-        ]
-        return f"weights {', '.join(weights) or 'float'}; activations {', '.join(activations)}"
 
     # Activations
 

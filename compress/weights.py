@@ -9,6 +9,7 @@ from pocketport.calibration.encodings import INTEGER_RANGES, Encoding
 from pocketport.calibration.statistics import SecondMoment
 from pocketport.compress.algorithms import WeightFormat, WeightProblem, round_weight
 from pocketport.compress.plan import TensorPlan
+from pocketport.errors import InputError
 
 BLOCK_UNITS = 16  # low-power block quantization counts block scales in sixteenths of the channel's greatest
 
@@ -31,6 +32,9 @@ def quantize_weight(
         plan: of kind WEIGHT or TABLE.
         moment: of the layer's input, where calibration has it.
         least_scale: [channels], see WeightProblem.
+
+    Raises:
+        InputError: the algorithm needs a Hessian that `moment` lacks.
     """
     channel = plan.channel_axis or 0
     moved = np.moveaxis(np.asarray(weight, np.float32), channel, 0)
@@ -47,6 +51,12 @@ def quantize_weight(
         matrix, form, moment.diagonal / max(moment.rows, 1) if known and moment else None,
         moment.full if known and moment else None, least_scale,
     )  # fmt: skip
+    if plan.algorithm == "gptq" and problem.hessian is None:
+        raise InputError(
+            "gptq needs the Hessian of its layer's input, which calibration did not keep",
+            where=f"tensor {plan.tensor}",
+            fix="calibrate with the `hessians` of this plan",
+        )
     rounded = round_weight(plan.algorithm, problem, plan.options)
     integers = np.moveaxis(rounded.integers.reshape(moved.shape), 0, channel)
     scale, zero = rounded.grid.scale, rounded.grid.zero_point

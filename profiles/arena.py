@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
 from pocketport.compress.graph import inferred
 from pocketport.profiles.cost import ACTIVATIONS, QDQ, VIEWS
 from pocketport.profiles.tensors import TensorSizes

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pocketport.profiles.units import parse_quantity
 
 from pocketport.errors import InputError, PocketportError, UsageError
+from pocketport.profiles.units import parse_quantity
 
 
 @dataclass(frozen=True)

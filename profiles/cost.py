@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
 from pocketport.compress.graph import inferred
 from pocketport.profiles.macs import macs
 from pocketport.profiles.tensors import TensorSizes, shape_of, stored_bits

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pocketport.errors import UsageError
 from pocketport.profiles.budget import FIGURES, Budget, Limit
 from pocketport.profiles.measurement import Measurement, ProvenanceKind
 from pocketport.profiles.units import format_quantity
-
-from pocketport.errors import UsageError
 
 
 class Status(StrEnum):

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
-from pocketport.profiles.tensors import shape_of
 
 from pocketport.errors import InputError
+from pocketport.profiles.tensors import shape_of
 
 
 def _known(value: ir.Value | None) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
 from pocketport.profiles.arena import Arena, arena_of
 from pocketport.profiles.cost import component_cost
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind

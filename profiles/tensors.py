@@ -3,8 +3,8 @@
 import math
 
 import onnx_ir as ir
-from pocketport.compress.graph import static_shape
 
+from pocketport.compress.graph import static_shape
 from pocketport.errors import InputError
 
 

@@ -48,6 +48,8 @@ TRAIN_FONTS = (
 HELD_OUT_SHARE = 8
 """One text in this many belongs to the held-out split."""
 SLICE_AREA = 112.0**2
+MIN_OVERVIEW_PX = 12.0
+"""Smallest font size as drawn and in the overview: a slice's edge may cut through a line."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,16 @@ class Style:
         max_chars: longest answer.
         max_angle: rotation in degrees, either way.
         grain: 1 for the full blur and noise, 0 for none.
-        min_px, max_px: font size in pixels at the resolution the model sees slices.
+        min_px, max_px: font size in pixels in the view that shows the text largest.
     """
 
-    sliced: float = 0.35
+    sliced: float = 0.3
     stacked: float = 0.2
-    max_chars: int = 24
+    max_chars: int = 16
     max_angle: float = 6.0
     grain: float = 1.0
     min_px: float = 14.0
-    max_px: float = 44.0
+    max_px: float = 38.0
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ class RenderedText:
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`, any non-negative integer."""
         rng = np.random.default_rng([self.seed, index])
+        sliced = bool(rng.random() < self.style.sliced)
         while True:
-            sliced = bool(rng.random() < self.style.sliced)
             lines = random_lines(rng, self.style.max_chars, 0.55 if sliced else self.style.stacked)
             if split_of("\n".join(lines)) != self.split:
                 continue
@@ -167,7 +169,8 @@ class RenderedText:
             canvas_w, canvas_h = max(canvas_w, canvas_h / 3.95), max(canvas_h, canvas_w / 3.95)
             em = math.sqrt(area * SLICE_AREA / (canvas_w * canvas_h))
             seen = em * math.sqrt(min(max(area, 1.0), 4.0) / area)
-            if style.min_px <= seen <= style.max_px and em >= 11:
+            overview = em * min(1.0, area**-0.5)
+            if style.min_px <= seen <= style.max_px and min(em, overview) >= MIN_OVERVIEW_PX:
                 break
         else:
             return None

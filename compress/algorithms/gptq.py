@@ -61,16 +61,16 @@ def _propagate(
     problem: WeightProblem,
 ) -> NDArray[np.int32]:
     # Transposed, so that a column is contiguous.
-    w, scale, zero = (np.ascontiguousarray(v.T, np.float64) for v in (weight, scale, zero))
+    w, steps, zeros = (np.ascontiguousarray(v.T, np.float64) for v in (weight, scale, zero))
     columns = len(w)
     integers = np.empty(w.shape, np.int32)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         errors = np.empty((stop - start, w.shape[1]))
         for j in range(start, stop):
-            q = np.clip(np.rint(w[j] / scale[j]) + zero[j], problem.format.low, problem.format.high)
+            q = np.clip(np.rint(w[j] / steps[j]) + zeros[j], problem.format.low, problem.format.high)
             integers[j] = q
-            errors[j - start] = (w[j] - (q - zero[j]) * scale[j]) / factor[j, j]
+            errors[j - start] = (w[j] - (q - zeros[j]) * steps[j]) / factor[j, j]
             w[j + 1 : stop] -= factor[j, j + 1 : stop, None] * errors[j - start]
         w[stop:] -= factor[start:stop, stop:].T @ errors
     return integers.T

@@ -72,6 +72,27 @@ def split_parameters(modules: list[nn.Module]) -> tuple[list[nn.Parameter], ...]
     return hidden, other, vectors
 
 
+def pointing(model: MiniCPMV, patches: Tensor, batch: dict[str, Any]) -> Tensor:
+    """How much of each query's attention misses the patch of its character, as mean -log of the mass on it.
+
+    `patches` [B, L, D] come from the tower.
+    """
+    resampler = model.resampler
+    heads = resampler.attn.num_heads
+    weights, biases = resampler.attn.in_proj_weight.chunk(3), resampler.attn.in_proj_bias.chunk(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        keys = resampler.ln_kv(resampler.kv_proj(patches)) + batch["positions"]
+        k = F.linear(keys, weights[1], biases[1])
+        q = F.linear(resampler.ln_q(resampler.query), weights[0], biases[0])
+        q, k = (t.view(*t.shape[:-1], heads, -1).transpose(-3, -2) for t in (q, k))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = scores.float().masked_fill(~batch["valid"][:, None, None], float("-inf"))
+    cells = batch["slots"][..., 1]
+    found = scores.gather(3, cells.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, -1)).squeeze(3)
+    missed = math.log(heads) - torch.logsumexp(found - torch.logsumexp(scores, dim=3), dim=1)
+    return missed[cells >= 0].mean()
+
+
 def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, language: bool) -> dict[str, Tensor]:
     """All losses of one batch; the language model's only if `language`."""
     out: dict[str, Tensor] = {}
@@ -92,8 +113,9 @@ def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, lan
     frames = torch.full_like(batch["ctc_lengths"], log_probs.shape[0])
     per_view = F.ctc_loss(log_probs, batch["ctc"], frames, batch["ctc_lengths"], reduction="none", zero_infinity=True)
     out["ctc"] = (per_view * weight).sum() / batch["ctc_lengths"].sum().clamp(min=1)
-    per_query = F.cross_entropy(order.float().flatten(0, 1), batch["slots"].flatten(), reduction="none")
-    out["order"] = (per_query.view_as(batch["slots"]) * weight[:, None]).mean()
+    per_query = F.cross_entropy(order.float().flatten(0, 1), batch["slots"][..., 0].flatten(), reduction="none")
+    out["order"] = (per_query.view(order.shape[:2]) * weight[:, None]).mean()
+    out["point"] = pointing(model, patches, batch)
     cells, chosen = batch["dense"], batch["valid"] & (batch["dense"][..., 0] > 0)
     chosen |= batch["valid"] & (torch.rand(chosen.shape) < 0.1)
     first, second, rank = heads.dense(patches[chosen]).float().split([CLASSES, CLASSES, RANKS], dim=-1)
@@ -107,11 +129,12 @@ def losses(model: MiniCPMV, heads: AuxiliaryHeads, batch: dict[str, Any], *, lan
 
 def weights_at(progress: float) -> dict[str, float]:
     """The losses' weights; the auxiliary ones fade out."""
-    fade = min(1.0, max(0.0, (0.95 - progress) / 0.45))
+    fade = min(1.0, max(0.0, (0.97 - progress) / 0.22))
     return {
         "lm": 1.0,
-        "ctc": 0.05 + 0.25 * fade,
-        "order": 0.6 * fade,
+        "ctc": 0.05 * fade,
+        "order": 1.0 * fade,
+        "point": 0.3 * fade,
         "dense": 0.6 * fade,
         "dense2": 0.3 * fade,
         "rank": 0.2 * fade,

@@ -50,7 +50,7 @@ def style_at(progress: float) -> Style:
         return Style(sliced=0.1, max_chars=16, max_angle=4.0, grain=0.6, min_px=15.0)
     if progress < 0.22:
         return Style(sliced=0.2, max_chars=20, max_angle=6.0, grain=1.0)
-    return Style(sliced=0.33, stacked=0.4)
+    return Style(stacked=0.3, max_chars=18)
 
 
 @dataclass
@@ -59,7 +59,8 @@ class LabelledViews:
 
     Attributes:
         ctc: the characters whose centres lie in the view (ASCII codes, reading order).
-        slots: the character at each query's place on the line of text, ``[Q]``, 0 if there is none.
+        slots: the character at each query's place on the line of text and the patch that holds its centre,
+            ``[Q, 2]``; 0 and `IGNORE` if there is none (a space has no patch).
         dense: per patch the leftmost character, the second leftmost, the slot of the leftmost, ``[L, 3]``.
         weight: how much the view's losses count.
     """
@@ -105,15 +106,18 @@ def label_views(sample: Sample, config: MiniCPMVConfig) -> LabelledViews:
     for index, (points, (width, height)) in enumerate(frames):
         inside = (points >= 0).all(1) & (points[:, 0] < width) & (points[:, 1] < height)
         picked = np.flatnonzero(inside & (codes != 10))
+        columns = width // patch
         labels.ctc.append([int(codes[i]) for i in picked])
         labels.weight.append(legible if index == 0 else 1.0)
-        columns = width // patch
         dense = np.full((columns * (height // patch), 3), IGNORE, dtype=np.int64)
         dense[:, :2] = 0
         ends = stretch(points[picked], lines[picked]) if len(picked) else np.zeros(0)
-        slots = np.zeros(config.query_num, dtype=np.int64)
+        slots = np.full((config.query_num, 2), (0, IGNORE), dtype=np.int64)
         if len(picked):
-            slots[:] = codes[picked[np.searchsorted(ends, queries)]]
+            shown = picked[np.searchsorted(ends, queries)]
+            x, y = (points[shown] // patch).astype(np.int64).T
+            slots[:, 0] = codes[shown]
+            slots[:, 1] = np.where(codes[shown] == 32, IGNORE, y * columns + x)
         labels.slots.append(slots)
         middles = (np.concatenate([[0.0], ends[:-1]]) + ends) / 2
         rank = {int(i): int(m * config.query_num) for i, m in zip(picked, middles, strict=True)}
@@ -130,7 +134,7 @@ def label_views(sample: Sample, config: MiniCPMVConfig) -> LabelledViews:
 
 def stride_at(progress: float) -> int:
     """The language model sees one sample in this many; the eyes need more practice than the tongue."""
-    return 3 if progress < 0.35 else 2 if progress < 0.55 else 1
+    return 3 if progress < 0.35 else 2 if progress < 0.75 else 1
 
 
 def build_batch(samples: list[Sample], config: MiniCPMVConfig, tokenizer: Any, *, stride: int = 1) -> dict[str, Any]:

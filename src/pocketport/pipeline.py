@@ -117,8 +117,12 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
         _try(one, f"compile/{name}", compile_one)
         if (compiled := one.stages.get(f"compile/{name}")) is None:
             continue
-        one.diagnostics += load_compiled(compiled).diagnostics
-        for artifact in load_compiled(compiled).artifacts:
+        result = load_compiled(compiled)
+        one.diagnostics += result.diagnostics
+        if not result.artifacts:  # refused: the diagnostics name the ops
+            del one.stages[f"compile/{name}"]
+            continue
+        for artifact in result.artifacts:
             _copy(artifact.path, context.out / folder_of(target) / name / artifact.path.name)
         if goal >= STAGES.index("verify"):
 

@@ -35,7 +35,7 @@ class AppleBackend:
 
     vendor = VENDOR
     engines: Mapping[str, tuple[str, str]] = {
-        "aimodel": ("Core AI runtime on Linux", "emulated"),
+        "aimodel": ("Core AI runtime on Linux, float32 accumulation", "emulated"),
         "mlpackage": ("MIL interpreter, float16", "emulated"),
     }
 

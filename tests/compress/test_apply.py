@@ -7,10 +7,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from small_models import block_bundle, bundle_of, cached_bundle, cnn_bundle, legality
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.apply import apply_plan
+from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs
 from pocketport.compress.executor import OrtExecutor
@@ -18,8 +20,6 @@ from pocketport.compress.graph import constant, save_graph
 from pocketport.compress.plan import make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError, VerificationError
-
-from small_models import block_bundle, cached_bundle, cnn_bundle, legality
 
 INT16 = {"16": {"dtype": "int16", "symmetric": True, "softmax": [1 / 32768, 0]}}
 NORMS = {"norm_scale_dtype": "uint8", "norm_bias_dtype": "int32"}
@@ -119,7 +119,8 @@ def test_int4_is_packed_two_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_shared_weights_and_caches_are_the_same_in_both_components() -> None:
-    pivot, _, table = quantized(cached_bundle(), "w4a16")
+    defaults = {"prefill": "w4a16", "decode": "w4a16", "head": "w8a16"}
+    pivot, _, table = quantized(cached_bundle(), defaults=defaults)
     for name in ("q_proj.weight/q", "k_proj.weight/q", "k_proj.weight/scale"):
         first, second = (np.asarray(constant(pivot[c].graph.graph.initializers[name])) for c in ("prefill", "decode"))
         assert np.array_equal(first, second)
@@ -165,6 +166,28 @@ def test_missing_calibration_and_a_second_quantization_are_errors() -> None:
     pivot, _ = apply_plan(bundle, plan, calibrate({"main": bundle["main"].graph}, feeds))
     with pytest.raises((VerificationError, InputError)):
         apply_plan(pivot, plan, calibrate({"main": bundle["main"].graph}, feeds))
+
+
+def test_nothing_to_quantize_is_an_error_unless_float_was_asked_for() -> None:
+    g = GraphBuilder("main")
+    g.output(g.node("Tanh", [g.input("x", (2, 2))], "tanh", output="y"))
+    bundle, feeds = bundle_of(main=g.finish()), [("main", {"x": np.ones((2, 2), np.float32)})]
+    statistics = calibrate({"main": bundle["main"].graph}, feeds)
+    for scheme, fails in (("w8cfp32", True), ("float", False)):
+        plan = make_plan(bundle, Recipe.model_validate({"name": "t", "rules": [{"scheme": scheme}]}), "x/y", legality())
+        if fails:
+            with pytest.raises(VerificationError, match="would change nothing"):
+                apply_plan(bundle, plan, statistics)
+        else:
+            assert len(apply_plan(bundle, plan, statistics)[1]) == 0
+
+
+def test_gptq_without_its_hessian_names_the_tensor() -> None:
+    bundle, feeds = block_bundle()
+    plan = make_plan(bundle, Recipe.model_validate({"name": "t", "rules": [{"scheme": "w4cfp32"}]}), "x/y", legality())
+    with pytest.raises(InputError) as caught:
+        apply_plan(bundle, plan, calibrate({"main": bundle["main"].graph}, feeds))
+    assert caught.value.where == "tensor q_proj.weight"
 
 
 def test_progress_counts_the_tensors() -> None:

@@ -1,12 +1,11 @@
 import json
 
 import pytest
+from small_models import block_bundle, cached_bundle, cnn_bundle, legality
 
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError, UsageError
-
-from small_models import block_bundle, cached_bundle, cnn_bundle, legality
 
 
 def recipe(*rules: dict[str, object]) -> Recipe:

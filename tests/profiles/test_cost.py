@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from pocketport.profiles.cost import component_cost
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocketport.errors import InputError
+from pocketport.profiles.cost import component_cost
 
 SHAPED = tuple[str, tuple[int | str, ...]]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from pocketport.errors import InputError, UsageError
 from pocketport.profiles.budget import FIGURES, default_budget, load_budget, parse_budget
 from pocketport.profiles.gate import Status, gate
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 from pocketport.profiles.story import story
 from pocketport.profiles.units import format_quantity, parse_quantity
-
-from pocketport.errors import InputError, UsageError
 
 MEASURED = Provenance(ProvenanceKind.MEASURED, "here")
 PREDICTED = Provenance(ProvenanceKind.PREDICTED, "roofline")

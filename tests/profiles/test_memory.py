@@ -7,6 +7,7 @@ import onnx_ir as ir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+
 from pocketport.profiles.arena import Buffer, arena_of, pack
 from pocketport.profiles.measurement import ProvenanceKind
 from pocketport.profiles.memory import memory_plan

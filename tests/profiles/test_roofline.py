@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+
+from pocketport.errors import InputError
 from pocketport.profiles.cost import ComponentCost
 from pocketport.profiles.device import device_ids, load_device, parse_device
 from pocketport.profiles.measurement import Measurement, ProvenanceKind
 from pocketport.profiles.roofline import predict_component
-
-from pocketport.errors import InputError
 
 TARGETS = [
     "apple/a16", "apple/a17-pro", "apple/a18-pro", "mediatek/mt6989", "mediatek/mt6991",

@@ -1,10 +1,12 @@
 """How Pocketport speaks on a terminal: one console, progress with an ETA, errors on one screen."""
 
 import json
+import os
 import threading
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import (
@@ -26,8 +28,18 @@ from pocketport.errors import PocketportError
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 MARKS = {"pass": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+LOG_WIDTH = 120  # where nobody says how wide the terminal is: CI logs, pipes
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_WIDTH
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 class BarProgress:
@@ -116,6 +128,8 @@ def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
         title_justify="left",
         title_style="bold",
         header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_lines=True,
         border_style="dim",
         pad_edge=False,
     )

@@ -3,7 +3,7 @@
 from pocketport.commands.console import MARKS, out, print_diagnostics, table
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.report.figures import Cell, figure_rows
-from pocketport.run_document import RunDocument
+from pocketport.run_document import RunDocument, TargetRecord
 
 VERDICTS = {
     "pass": "[bold green]within budget[/]", "warn": "[bold yellow]within budget, with warnings[/]", "fail": "[bold red]over budget[/]",
@@ -12,17 +12,14 @@ VERDICTS = {
 
 
 def print_run(document: RunDocument) -> None:
-    """One row a target, the verdict, and what needs attention."""
-    columns, rows = figure_rows(document)
+    """One column a target, one row a figure; then the verdict, and what needs attention."""
+    titles, rows = figure_rows(document)
+    size = f"{document.model.parameters / 1e6:.2f} M parameters"
     shown = table(
-        f"{document.model.name}: {document.model.parameters / 1e6:.2f} M parameters",
-        "target",
-        *columns,
-        right=tuple(range(1, len(columns) + 1)),
+        f"{document.model.name}: {size}", "", *(_heading(t) for t, _ in rows), right=tuple(range(1, len(rows) + 1))
     )
-    for target, cells in rows:
-        name = target.id if target.status == "ok" else f"{target.id}\n[red]{target.status}[/]"
-        shown.add_row(name, *(_cell(c) for c in cells), end_section=True)
+    for index, title in enumerate(titles):
+        shown.add_row(title, *(_cell(cells[index]) for _, cells in rows))
     out.print(shown)
     for target in document.targets:
         grave = [d for d in target.diagnostics if d.severity != "note"]
@@ -35,6 +32,10 @@ def print_run(document: RunDocument) -> None:
     passed = sum(c.status == "pass" for c in document.verdict.checks)
     of = f" ({passed} of {len(document.verdict.checks)} checks passed)" if document.verdict.checks else ""
     out.print(f"Verdict: {VERDICTS[document.verdict.status]}{of}")
+
+
+def _heading(target: TargetRecord) -> str:
+    return target.id if target.status == "ok" else f"{target.id} [red]{target.status}[/]"
 
 
 def _cell(cell: Cell) -> str:

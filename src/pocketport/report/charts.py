@@ -40,7 +40,7 @@ def layer_chart(component: str, targets: Sequence[TargetRecord]) -> str | None:
         drawn = False
         for target in targets:
             layers = next((c.layers for c in target.components if c.name == component), [])
-            if layers:
+            if len(layers) > 1:
                 axes.plot([e.sqnr_db for e in layers], color=colour(target.id), lw=1.4, label=target.id)
                 drawn = True
         if not drawn:

@@ -38,6 +38,7 @@ from pocketport.stages.profile import load_profile
 from pocketport.stages.quantize import load_layer_errors, load_plan
 from pocketport.stages.verify import load_verified, task_record
 from pocketport.store import package_version
+from pocketport.targets.contract import Target
 from pocketport.tasks.read_text import HELD_OUT_SEED
 
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
@@ -180,7 +181,7 @@ def _add_compiled(record: ComponentRecord, stage: Path, run: Run, one: TargetRun
 
 def gate_document(document: RunDocument, budget: Budget) -> VerdictRecord:
     """Hold a run's figures against a budget."""
-    verdict = gate(budget, {t.id: _figures(t) for t in document.targets})
+    verdict = gate(budget, {str(Target.parse(t.id)): _figures(t) for t in document.targets})
     checks = [
         CheckRecord(
             target=c.target, name=c.name, limit=format_quantity(c.limit, c.unit), value=c.value, unit=c.unit,

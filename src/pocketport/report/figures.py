@@ -27,7 +27,9 @@ def show_measurement(record: MeasurementRecord) -> Cell:
     """Value, spread and provenance of a figure, in the unit that reads best."""
     spread = ""
     if record.low is not None and record.high is not None:
-        spread = f"{format_quantity(record.low, record.unit)} – {format_quantity(record.high, record.unit)}"
+        low, _, unit = format_quantity(record.low, record.unit).partition(" ")
+        high, _, high_unit = format_quantity(record.high, record.unit).partition(" ")
+        spread = f"{low} – {high} {unit}" if unit == high_unit else f"{low} {unit} – {high} {high_unit}"
     return Cell(format_quantity(record.value, record.unit), spread, record.provenance, record.detail)
 
 

@@ -87,7 +87,7 @@ def profile_target(
         record = ProfileRecord(
             device=device,
             measurements=[to_record(m) for m in figures],
-            memory=[MemoryPoint(phase=s.name, step=s.name, bytes=s.high) for s in plan.steps],
+            memory=[MemoryPoint(phase=s.phase, step=s.name, bytes=s.high) for s in plan.steps],
         )
         write_json(directory / "profile.json", record.model_dump())
         write_json(directory / "diagnostics.json", [d.to_json() for d in diagnostics])

@@ -90,6 +90,20 @@ def test_files_carry_no_date_or_machine(results: Results) -> None:
             assert str(Path.cwd()).encode() not in content
 
 
+def test_preparing_for_this_host_does_not_change_the_meaning(results: Results) -> None:
+    """The file's own program, run as it is, gives what the prepared one gives, but for its float16 accumulation."""
+    feeds = {n: a.astype(np.float16 if a.dtype.kind == "f" else a.dtype) for n, a in FEEDS.items()}
+    path = results.artifacts["aimodel"].path
+    with Worker("pocketport.targets.apple.coreai_runtime:OpenProgram", path, label="as it is") as worker:
+        raw = worker.call("run", feeds)
+    for output in OUTPUTS:
+        signal, noise = (
+            raw[output].astype(np.float64),
+            raw[output].astype(np.float64) - results.found["aimodel"][output],
+        )
+        assert np.square(noise).sum() <= 1e-4 * np.square(signal).sum(), output
+
+
 def test_wrong_feeds_are_refused_by_name(worker: Worker, results: Results, tmp_path: Path) -> None:
     from pocketport.errors import ToolchainError
 
