@@ -8,7 +8,7 @@ from pocketport.compress.executor import Executor
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner
 from pocketport.tasks.base import Answer
 
-HELD_OUT_SEED = 20_000
+HELD_OUT_SEED = 60_000
 SIZE = 2000
 
 
