@@ -20,7 +20,7 @@ class Request(BaseModel):
         targets: ``vendor/soc[@sdk]`` identities.
         data: an ``.npz`` file or a folder of them (arrays by input name), or a folder of images; None for the
             reference model's own generator.
-        task: ``read-text``, ``ctc-recognition`` or ``agreement``; None chooses by family.
+        task: ``read-text``, ``ctc-recognition``, ``agreement`` or ``segmentation``; None chooses by family.
         budget: a ``budget.yaml``, ``default`` for the reference model's, None for no gate.
         calibration_samples: samples that ranges are taken from.
         task_samples: held-out samples of the task score on fast runtimes.

@@ -184,6 +184,7 @@ class MultimodalRunner:
         ids = np.zeros(self.prompt, np.int32)
         ids[padding:] = prompt.input_ids
         embeds = np.array(self._run("embed", {"input_ids": ids})["embeds"])
+        embeds[:padding] = 0  # padding stays exactly 0 through the whole decoder: nothing to calibrate on, no noise
         for (first, last), tokens in zip(prompt.spans, vision, strict=True):
             embeds[padding + first : padding + last] = tokens
         cos, sin = self.rope(np.maximum(np.arange(self.prompt) - padding, 0))

@@ -32,7 +32,7 @@ def port(
         str | None, typer.Option(help="budget.yaml to gate against; `default` for the reference model's.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="read-text, ctc-recognition or agreement (default: by family).")
+        str | None, typer.Option(help="read-text, ctc-recognition, agreement or segmentation (default: by family).")
     ] = None,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Samples that ranges are taken from.")] = 64,
     task_samples: Annotated[

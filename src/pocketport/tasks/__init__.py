@@ -9,8 +9,10 @@ from pocketport.tasks.agreement import Agreement
 from pocketport.tasks.base import Task
 from pocketport.tasks.ctc_recognition import CtcRecognition
 from pocketport.tasks.read_text import ReadText
+from pocketport.tasks.segmentation import Segmentation
 
-TASKS = ("read-text", "ctc-recognition", "agreement")
+AGAINST_FLOAT = {task.name: task for task in (Agreement, Segmentation)}
+TASKS = ("read-text", "ctc-recognition", *AGAINST_FLOAT)
 
 
 def choose_task(bundle: ModelBundle, request: Request) -> Task:
@@ -24,11 +26,12 @@ def choose_task(bundle: ModelBundle, request: Request) -> Task:
         return ReadText(bundle)
     if name == "ctc-recognition" and "main" in bundle.components:
         return CtcRecognition(bundle)
-    if name == "agreement" and "main" in bundle.components:
+    if name in AGAINST_FLOAT and "main" in bundle.components:
         data = load_data(bundle, request)
         graph = bundle["main"].graph
         output = str(bundle.config.get("task_output") or graph.graph.outputs[-1].name)
-        return Agreement(OrtExecutor(graph), [feeds for _, feeds in data.held_out()], output, data.fingerprint)
+        feeds = [values for _, values in data.held_out()]
+        return AGAINST_FLOAT[name](OrtExecutor(graph), feeds, output, data.fingerprint)
     raise UsageError(
         f"{name!r} is not a task for a {bundle.family} model",
         where="--task",

@@ -32,22 +32,27 @@ class Agreement:
         self._float = float_executor
         self._feeds = feeds
         self._output = output
-        self.fingerprint = f"agreement/{output}/{fingerprint}"
+        self.fingerprint = f"{self.name}/{output}/{fingerprint}"
 
     def __len__(self) -> int:
         return len(self._feeds)
 
+    @staticmethod
+    def score(ours: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+        """How well one output, flattened, agrees with float's: 1 is equal."""
+        norms = float(np.linalg.norm(ours) * np.linalg.norm(reference))
+        return float(ours @ reference) / norms if norms else float(np.array_equal(ours, reference))
+
     def evaluate(
         self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None = None
     ) -> Sequence[Answer]:
-        """One cosine a sample."""
+        """One score a sample."""
         return list(self._answers(executors["main"], count, progress))
 
     def _answers(self, executor: Executor, count: int, progress: Callable[[int], None] | None) -> Iterator[Answer]:
         for index, feeds in enumerate(self._feeds[:count]):
             ours = np.asarray(executor.run(feeds)[self._output], np.float64).ravel()
             reference = np.asarray(self._float.run(feeds)[self._output], np.float64).ravel()
-            norms = float(np.linalg.norm(ours) * np.linalg.norm(reference))
-            yield Answer(index, float(ours @ reference) / norms if norms else float(np.array_equal(ours, reference)))
+            yield Answer(index, self.score(ours, reference))
             if progress:
                 progress(index + 1)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pocketport.calibration.sources.rendered_text import font_paths
-from pocketport.calibration.sources.text_content import random_lines
+from pocketport.calibration.sources.rendered_text import Split, font_paths
+from pocketport.calibration.sources.text_content import random_line
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import Executor
 from pocketport.errors import UsageError
@@ -43,12 +43,12 @@ def line_to_tensor(image: Image.Image, height: int, width: int) -> NDArray[np.fl
     return tensor
 
 
-def rendered_line(index: int) -> tuple[Image.Image, str]:
-    """Sample `index`: one dark line on a light ground, in a typeface of the held-out split, and its text."""
+def rendered_line(index: int, fonts: Split = "held_out") -> tuple[Image.Image, str]:
+    """Sample `index`: one dark line on a light ground, in a typeface of the split, and its text."""
     rng = np.random.default_rng([SEED, index])
-    text = random_lines(rng, LONGEST, long=False)[0]
-    fonts = font_paths("held_out")
-    font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), FONT_PIXELS)
+    text = random_line(rng, LONGEST)
+    paths = font_paths(fonts)
+    font = ImageFont.truetype(str(paths[int(rng.integers(len(paths)))]), FONT_PIXELS)
     left, top, right, bottom = font.getbbox(text)
     size = (int(right - left) + 2 * MARGIN, int(bottom - top) + 2 * MARGIN)
     ground, ink = rng.integers(200, 256, 3), rng.integers(0, 90, 3)
