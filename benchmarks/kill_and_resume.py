@@ -24,13 +24,26 @@ TARGETS = ["qualcomm/sm8650", "apple/a17-pro", "mediatek/mt6989", "x86"]
 
 def start(arguments: list[str], run: Path, cache: Path) -> subprocess.Popen[bytes]:
     """One `pocketport port` in its own process group."""
-    command = [sys.executable, "-m", "pocketport", "port", *arguments, "--out", str(run), "--cache", str(cache), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "pocketport",
+        "port",
+        *arguments,
+        "--out",
+        str(run),
+        "--cache",
+        str(cache),
+        "--json",
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def digests(run: Path) -> dict[str, str]:
     """Relative path → SHA-256 of every pivot and artifact."""
-    files = (p for p in sorted(run.rglob("*")) if p.is_file() and p.name not in ("run.json", "report.html", "request.json"))
+    files = (
+        p for p in sorted(run.rglob("*")) if p.is_file() and p.name not in ("run.json", "report.html", "request.json")
+    )
     return {p.relative_to(run).as_posix(): sha256_path(p) for p in files}
 
 
@@ -52,7 +65,9 @@ def main() -> None:
         if start(arguments, root / "whole", root / "cache-a").wait() not in (0, 1):
             raise SystemExit("the uninterrupted run failed")
         seconds = time.monotonic() - began
-        shown = table(f"{options.source}: uninterrupted in {seconds:.0f} s", "run", "killed after", "finished", right=(1, 2))
+        shown = table(
+            f"{options.source}: uninterrupted in {seconds:.0f} s", "run", "killed after", "finished", right=(1, 2)
+        )
         for index in range(options.kills):
             process = start(arguments, root / "killed", root / "cache-b")
             pause = moments.uniform(0.02, 0.45) * seconds
@@ -68,7 +83,9 @@ def main() -> None:
         differing = sorted(name for name in whole.keys() | resumed.keys() if whole.get(name) != resumed.get(name))
         shown.add_row("resumed", "", f"{len(list((root / 'cache-b').glob('*/*.json')))} stages")
         out.print(shown)
-        out.print(f"{len(whole)} files compared, {len(differing)} differ{': ' + ', '.join(differing) if differing else ''}")
+        out.print(
+            f"{len(whole)} files compared, {len(differing)} differ{': ' + ', '.join(differing) if differing else ''}"
+        )
         raise SystemExit(1 if differing else 0)
 
 

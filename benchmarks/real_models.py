@@ -51,7 +51,9 @@ def rec_request(folder: Path) -> Request:
     lines = [line_to_tensor(image, 48, 320)[0] for image in images]
     write_npz(folder / "rec.npz", {"x": np.stack(lines)})
     model = package_folder("rapidocr_onnxruntime") / "models" / "ch_PP-OCRv4_rec_infer.onnx"
-    return Request(source=str(model), shapes={"x": [1, 3, 48, 320]}, data=str(folder / "rec.npz"), task="ctc-recognition")
+    return Request(
+        source=str(model), shapes={"x": [1, 3, 48, 320]}, data=str(folder / "rec.npz"), task="ctc-recognition"
+    )
 
 
 def det_request(folder: Path) -> Request:

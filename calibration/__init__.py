@@ -1,0 +1,1 @@
+"""Samples and their sources, activation capture, observers and encodings."""

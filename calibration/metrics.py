@@ -18,7 +18,11 @@ def sqnr_db(reference: NDArray[np.generic], test: NDArray[np.generic]) -> float:
     if reference.shape != test.shape:
         raise ValueError(f"shapes differ: {reference.shape} and {test.shape}")
     r, t = np.asarray(reference, np.float64), np.asarray(test, np.float64)
-    signal, noise = float(np.square(r).sum()), float(np.square(r - t).sum())
+    return decibels(float(np.square(r).sum()), float(np.square(r - t).sum()))
+
+
+def decibels(signal: float, noise: float, limit: float = math.inf) -> float:
+    """10·log10(signal / noise) of two energies, held within ±`limit`; no noise at all gives `limit`."""
     if noise == 0.0:
-        return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+        return limit
+    return max(-limit, min(limit, 10.0 * math.log10(signal / noise))) if signal > 0.0 else -limit

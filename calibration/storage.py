@@ -27,4 +27,6 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"not a readable .npz file: {error}", where=str(path), fix="check the file, or make it again") from error
+        raise InputError(
+            f"not a readable .npz file: {error}", where=str(path), fix="check the file, or make it again"
+        ) from error

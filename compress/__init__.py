@@ -1,0 +1,1 @@
+"""Bundles of graphs, model families, recipes and plans, passes and weight algorithms."""

@@ -19,8 +19,6 @@ from pocketport.files import atomic_directory, write_json
 
 Graph: TypeAlias = ir.Model
 
-COMPONENT_ORDER = ("vision", "connector", "embed", "prefill", "decode", "main")
-
 
 @dataclass
 class Component:
@@ -76,7 +74,9 @@ class ModelBundle:
             return self.components[name]
         except KeyError:
             raise UsageError(
-                f"no component {name!r}; it has {', '.join(self.components)}", where=f"bundle {self.name}", fix="name one of those"
+                f"no component {name!r}; it has {', '.join(self.components)}",
+                where=f"bundle {self.name}",
+                fix="name one of those",
             ) from None
 
     def with_graphs(self, graphs: Mapping[str, Graph]) -> "ModelBundle":

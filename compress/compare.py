@@ -1,6 +1,5 @@
 """Where the error comes from: a float graph and its pivot side by side, tensor by tensor."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.calibration.capture import MOVEMENT_OPS
+from pocketport.calibration.metrics import decibels
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.structure import is_float
@@ -91,9 +91,12 @@ def compare_graphs(
     if not samples:
         raise UsageError("there are no feeds", where="compare", fix="give at least one sample")
     return [
-        TensorComparison(name, nodes[name].name or "", nodes[name].op_type, _db(s[0], s[1]), _db(s[0], s[2]))
-        for name, s in sums.items()
-    ]
+        TensorComparison(
+            name, nodes[name].name or "", nodes[name].op_type,
+            decibels(signal, cumulated, EXACT_DB), decibels(signal, own, EXACT_DB),
+        )
+        for name, (signal, cumulated, own) in sums.items()
+    ]  # fmt: skip
 
 
 def _raw_name(name: str) -> str:
@@ -128,9 +131,3 @@ def _isolated(pivot: ir.Model, made: Mapping[str, str]) -> OrtExecutor:
 
 def _energy(values: NDArray[np.float64]) -> float:
     return float(np.square(values).sum())
-
-
-def _db(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return EXACT_DB
-    return float(np.clip(10.0 * math.log10(signal / noise), -EXACT_DB, EXACT_DB)) if signal > 0.0 else -EXACT_DB

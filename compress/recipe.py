@@ -4,7 +4,6 @@ Rules are read from top to bottom, those of the target's own section last; of al
 last one that sets a key wins. An empty recipe gives every component the default scheme of the target's legality.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -130,13 +129,8 @@ def _read(name: str) -> tuple[str, str]:
     if "/" not in name and not name.endswith(SUFFIX):
         if shipped.is_file():
             return shipped.read_text(encoding="utf-8"), f"{name}{SUFFIX}"
-        near = difflib.get_close_matches(name, shipped_recipes(), n=1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"use one of {', '.join(shipped_recipes())}, or a path to a .yaml file"
-        )
-        raise UsageError(f"there is no recipe {name!r}", where="--recipe", fix=hint)
+        fix = f"{nearest(name, shipped_recipes())} Or give a path to a {SUFFIX} file"
+        raise UsageError(f"there is no recipe {name!r}", where="--recipe", fix=fix)
     try:
         return Path(name).read_text(encoding="utf-8"), name
     except (OSError, UnicodeDecodeError) as error:
@@ -149,14 +143,11 @@ def _explained(error: ValidationError, where: str) -> UsageError:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = list(_model_at(first["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
+        fix = nearest(str(first["loc"][-1]), known)
         return UsageError("there is no such key", where=f"{where}, {path}", fix=fix)
     if first["type"] == "literal_error":
-        fix = f"use {first['ctx']['expected']}"
-        choices = [*get_args(ObserverName), *get_args(AlgorithmName)]
-        near = difflib.get_close_matches(str(first["input"]), choices, n=1)
-        fix = f"did you mean {near[0]!r}? ({fix})" if near else fix
+        choices = get_args(ObserverName if first["loc"][-1] == "observer" else AlgorithmName)
+        fix = nearest(str(first["input"]), choices)
         return UsageError(f"{first['input']!r} is not one of the choices", where=f"{where}, {path}", fix=fix)
     return UsageError(first["msg"], where=f"{where}, {path}", fix="correct the recipe")
 

@@ -25,7 +25,9 @@ class Granularity(StrEnum):
     BLOCK = "b"
 
 
-_PATTERN = re.compile(r"w(?P<bits>[1-8]|16)(?:(?P<kind>[tc])|b(?P<block>\d+))?(?:a(?P<abits>8|16)|(?P<float>fp16|fp32))")
+_PATTERN = re.compile(
+    r"w(?P<bits>[1-8]|16)(?:(?P<kind>[tc])|b(?P<block>\d+))?(?:a(?P<abits>8|16)|(?P<float>fp16|fp32))"
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ Patterns are shell-style on ``vendor/soc``. Every pattern that matches counts; t
 that two of them name.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -144,5 +143,4 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _unknown(key: object, known: Any, where: str) -> PocketportError:
-    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)
-    return UsageError(f"unknown key {key!r}", where=where, fix=f"did you mean {near[0]!r}? known: {', '.join(known)}")
+    return UsageError(f"unknown key {key!r}", where=where, fix=nearest(str(key), known))

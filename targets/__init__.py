@@ -1,0 +1,1 @@
+"""The backends' contract, one folder a vendor, and a small complete backend as its documentation."""

@@ -1,23 +1,16 @@
 """What every backend says in the same words: a name that does not exist, an op that is not taken."""
 
-import difflib
 from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import UsageError
+from pocketport.suggest import nearest
 from pocketport.targets.contract import Target
 from pocketport.targets.legality import Legality
 
 UNCOUNTED = frozenset({"Constant", "QuantizeLinear", "DequantizeLinear"})
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The fix for a name that does not exist: the nearest ones, or all of them when none is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(names)}"
 
 
 def unknown_soc(target: Target, known: Iterable[str]) -> UsageError:

@@ -163,7 +163,7 @@ class BackendConformance:
             for name, values in expected.items():
                 assert first[name].shape == values.shape and first[name].dtype == values.dtype
                 np.testing.assert_array_equal(first[name], second[name], err_msg="two runs differ")
-                assert decibels(values, first[name]) >= bound, f"{artifact.kind}, output {name}"
+                assert sqnr_db(values, first[name]) >= bound, f"{artifact.kind}, output {name}"
 
     def test_a_measuring_backend_measures(self, backend: Backend, compiled: "Compiled", worker: Worker) -> None:
         """Measured figures have a value, a spread and a source."""
@@ -255,13 +255,6 @@ def missing_without(factory: str, package: str) -> tuple[Diagnostic, ...]:
     metadata.Distribution.from_name = from_name  # type: ignore[assignment, method-assign]
     sys.modules[package] = None  # type: ignore[assignment]
     return load_backend(factory).missing()
-
-
-def decibels(expected: NDArray[np.generic], found: NDArray[np.generic]) -> float:
-    """Signal to noise ratio of `found`; infinite when it is equal."""
-    signal, noise = expected.astype(np.float64), expected.astype(np.float64) - found.astype(np.float64)
-    power = float(np.square(noise).sum())
-    return float("inf") if power == 0 else 10 * float(np.log10(np.square(signal).sum() / power))
 
 
 def _with_unknown_op() -> onnx.ModelProto:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError
 from pocketport.profiles.measurement import Measurement
-from pocketport.profiles.measurement import Measurement
 from pocketport.targets.legality import Legality
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -38,7 +37,9 @@ class Target:
         head, _, sdk = text.strip().lower().partition("@")
         vendor, _, soc = head.partition("/")
         if not vendor or "/" in soc:
-            raise UsageError(f"{text!r} is not a target", where="--target", fix="write vendor/soc, e.g. qualcomm/sm8650")
+            raise UsageError(
+                f"{text!r} is not a target", where="--target", fix="write vendor/soc, e.g. qualcomm/sm8650"
+            )
         return cls(vendor, soc or "generic", sdk)
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ FOLDERS = {
     "pocketport.targets": ROOT / "targets",
     "pocketport.profiles": ROOT / "profiles",
 }
-LEAVES = frozenset({"errors", "diagnostics", "files", "workers"})
+LEAVES = frozenset({"errors", "diagnostics", "files", "suggest", "workers"})
 MAY_IMPORT = {  # package → the packages of the house that it may import, besides itself and the leaves
     "calibration": frozenset[str](),
     "compress": frozenset({"calibration"}),

@@ -1,6 +1,5 @@
 """Observers: from a tensor's histogram to the range that its integers cover."""
 
-import difflib
 from collections.abc import Callable, Mapping
 
 from pocketport.calibration.observers.base import Histogram, Observer
@@ -9,6 +8,7 @@ from pocketport.calibration.observers.min_max import MinMax
 from pocketport.calibration.observers.mse import Mse
 from pocketport.calibration.observers.percentile import Percentile
 from pocketport.errors import UsageError
+from pocketport.suggest import nearest
 
 __all__ = ["OBSERVERS", "Histogram", "Observer", "make_observer"]
 
@@ -20,9 +20,9 @@ OBSERVERS: Mapping[str, Callable[..., Observer]] = {
 def make_observer(name: str, options: Mapping[str, float] | None = None) -> Observer:
     """The observer of that name with these options; UsageError with the nearest name when there is none."""
     if name not in OBSERVERS:
-        near = difflib.get_close_matches(name, OBSERVERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(OBSERVERS)}"
-        raise UsageError(f"there is no observer {name!r}", where="calibration observer", fix=hint)
+        raise UsageError(
+            f"there is no observer {name!r}", where="calibration observer", fix=nearest(name, OBSERVERS)
+        )
     try:
         return OBSERVERS[name](**(options or {}))
     except TypeError as error:

@@ -1,0 +1,1 @@
+"""Where calibration samples come from: rendered text, and the words that it shows."""

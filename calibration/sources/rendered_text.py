@@ -48,7 +48,7 @@ TRAIN_FONTS = (
 HELD_OUT_SHARE = 8
 """One text in this many belongs to the held-out split."""
 SLICE_AREA = 112.0**2
-MIN_OVERVIEW_PX = 12.0
+MIN_OVERVIEW_PX = 14.0
 """Smallest font size as drawn and in the overview: a slice's edge may cut through a line."""
 
 
@@ -70,7 +70,7 @@ class Style:
     max_chars: int = 16
     max_angle: float = 6.0
     grain: float = 1.0
-    min_px: float = 14.0
+    min_px: float = 16.0
     max_px: float = 38.0
 
 

@@ -100,13 +100,16 @@ def _piece(rng: Rng) -> str:
 
 
 def random_line(rng: Rng, max_chars: int) -> str:
-    """One to three pieces that fit in `max_chars`."""
-    pieces = [_piece(rng)]
-    for _ in range(int(rng.choice(3, p=[0.5, 0.35, 0.15]))):
-        pieces.append("&" if rng.random() < 0.03 else _piece(rng))
-    while len(" ".join(pieces)) > max_chars and len(pieces) > 1:
-        pieces.pop()
-    return " ".join(pieces)[:max_chars].strip()
+    """One to three whole pieces that fit in `max_chars`."""
+    wanted = 1 + int(rng.choice(3, p=[0.5, 0.35, 0.15]))
+    line = ""
+    for _ in range(12):
+        longer = f"{line} {_piece(rng)}".strip()
+        if len(longer) <= max_chars:
+            line, wanted = longer, wanted - 1
+        if not wanted:
+            break
+    return line or _digits(rng, 1, min(max_chars, 4))
 
 
 def random_lines(rng: Rng, max_chars: int, stacked: float) -> list[str]:

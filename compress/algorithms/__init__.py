@@ -1,6 +1,5 @@
 """Weight algorithms by name."""
 
-import difflib
 from collections.abc import Mapping
 
 from pocketport.compress.algorithms.base import RoundedWeight, WeightAlgorithm, WeightFormat, WeightProblem
@@ -8,6 +7,7 @@ from pocketport.compress.algorithms.gptq import gptq
 from pocketport.compress.algorithms.mse import mse
 from pocketport.compress.algorithms.rtn import rtn
 from pocketport.errors import UsageError
+from pocketport.suggest import nearest
 
 __all__ = ["ALGORITHMS", "RoundedWeight", "WeightFormat", "WeightProblem", "round_weight"]
 
@@ -17,9 +17,9 @@ ALGORITHMS: Mapping[str, WeightAlgorithm] = {"rtn": rtn, "mse": mse, "gptq": gpt
 def round_weight(algorithm: str, problem: WeightProblem, options: Mapping[str, float] | None = None) -> RoundedWeight:
     """Run an algorithm by name; UsageError for a name or an option that it does not have."""
     if algorithm not in ALGORITHMS:
-        near = difflib.get_close_matches(algorithm, ALGORITHMS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(ALGORITHMS)}"
-        raise UsageError(f"there is no algorithm {algorithm!r}", where="recipe, algorithm", fix=hint)
+        raise UsageError(
+            f"there is no algorithm {algorithm!r}", where="recipe, algorithm", fix=nearest(algorithm, ALGORITHMS)
+        )
     try:
         return ALGORITHMS[algorithm](problem, **(options or {}))
     except TypeError as error:

@@ -1,0 +1,1 @@
+"""Graph passes: each one keeps what the graph computes."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from pocketport.compress.plan import Plan
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import PocketportError, ToolchainError, UsageError
-from pocketport.files import sha256_path, write_json
+from pocketport.files import sha256_path
 from pocketport.stages.calibrate import calibrate
 from pocketport.stages.compile import compile_component, load_compiled
 from pocketport.stages.context import Context
@@ -184,10 +184,3 @@ def _copy(source: Path, destination: Path) -> None:
     else:
         shutil.copyfile(source, temporary)
     temporary.replace(destination)
-
-
-def write_run(run: Run, document: object) -> Path:
-    """Write ``run.json``."""
-    path = run.context.out / "run.json"
-    write_json(path, document)
-    return path

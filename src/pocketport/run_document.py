@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = "pocketport.run/1"
-
 ProvenanceName = Literal["measured", "emulated", "predicted", "published"]
 
 

@@ -1,7 +1,6 @@
 """The reference model to all four vendors, with their real toolchains: compiled, executed, scored, profiled, gated."""
 
 import json
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -30,7 +29,12 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> RunDocument:
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("reference")
     request = Request(
-        source="reference", targets=list(TARGETS), budget="default", calibration_samples=16, task_samples=24, emulated_task_samples=6
+        source="reference",
+        targets=list(TARGETS),
+        budget="default",
+        calibration_samples=16,
+        task_samples=24,
+        emulated_task_samples=6,
     )
     context = Context(request, Store(folder / "cache"), folder / "out")
     context.out.mkdir()
@@ -83,7 +87,9 @@ def test_figures_say_where_they_come_from(document: RunDocument) -> None:
     for found in document.targets:
         assert found.profile is not None
         by_name = {m.name: m for m in found.profile.measurements}
-        assert {"image_encode", "time_to_first_token", "tokens_per_second", "peak_memory", "artifact_size"} <= set(by_name)
+        assert {"image_encode", "time_to_first_token", "tokens_per_second", "peak_memory", "artifact_size"} <= set(
+            by_name
+        )
         expected = "measured" if found.id == "x86" else "predicted"
         assert by_name["image_encode"].provenance == expected
         assert all(m.detail for m in by_name.values())

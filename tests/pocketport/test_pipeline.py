@@ -52,7 +52,9 @@ def test_the_whole_road(model: Path, data: Path, tmp_path: Path) -> None:
     assert "<svg" in page and "http" not in page.replace("http://www.w3.org/", "")
 
 
-def test_stages_one_by_one_give_the_same_bytes_and_a_second_run_is_a_lookup(model: Path, data: Path, tmp_path: Path) -> None:
+def test_stages_one_by_one_give_the_same_bytes_and_a_second_run_is_a_lookup(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     whole = Context(request(model, data), Store(tmp_path / "a"), tmp_path / "whole")
     run_until(whole, "profile")
     steps = Request(source=str(model))

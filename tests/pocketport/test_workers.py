@@ -6,7 +6,6 @@ from pocketport.errors import ToolchainError, UsageError
 from pocketport.workers import Limits, Worker, call_in_worker
 
 
-
 def test_result_and_typed_errors_come_back() -> None:
     assert call_in_worker("math:hypot", 3.0, 4.0, label="hypot") == 5.0
     with pytest.raises(UsageError) as caught:

@@ -16,8 +16,6 @@ from pocketport.report.charts import colour, layer_chart, memory_chart
 from pocketport.report.figures import figure_rows, size_rows
 from pocketport.run_document import RunDocument
 
-IMAGE_HEIGHT = 96
-
 
 def write_report(document: RunDocument, images: dict[int, Image.Image], path: Path) -> None:
     """Render the report.

@@ -92,11 +92,6 @@ def load_plan(result: StageResult) -> Plan:
     return Plan.from_json(json.loads((result.path / "plan.json").read_text(encoding="utf-8")))
 
 
-def load_encodings(result: StageResult) -> EncodingTable:
-    """Open the encodings."""
-    return EncodingTable.load(result.path / "encodings.npz")
-
-
 def load_layer_errors(result: StageResult) -> dict[str, list[tuple[str, float]]]:
     """Read ``layers.json``."""
     document: dict[str, list[tuple[str, float]]] = json.loads((result.path / "layers.json").read_text(encoding="utf-8"))
