@@ -192,7 +192,7 @@ def write(soc: str, changes: dict[str, object]) -> None:
     path.write_text(yaml.safe_dump(document, sort_keys=False, width=110), encoding="utf-8")
 
 
-def fit_measured(data: Path, soc: str, device: str, share: float) -> dict[str, object]:
+def fit_measured(data: Path, device: str, share: float) -> dict[str, object]:
     """Models of a device that the data has."""
     gbps, graph = share * DRAM_GBPS[device], {}
     for precision in PRECISIONS:
@@ -296,7 +296,7 @@ def main() -> None:
     data: Path = arguments.data
     share, source = bandwidth_share(data)
     print(f"\n{'device':24} {'prec.':6} {'model':30} {'n':>3}  median    P90    rho  in 2x")
-    changes = {soc: fit_measured(data, soc, device, share) for soc, device in MEASURED.items()}
+    changes = {soc: fit_measured(data, device, share) for soc, device in MEASURED.items()}
     changes["sm8750"] = fit_between(data, share)
     changes |= fit_others(data, share)
     for soc, change in changes.items():

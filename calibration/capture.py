@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.observers import Histogram
 from pocketport.calibration.statistics import SecondMoment, Statistics
+from pocketport.calibration.taps import Window, window_of
 from pocketport.errors import InputError, UsageError
 
 MOVEMENT_OPS = frozenset(
@@ -71,9 +72,10 @@ class _Capture:
         self._inputs = [v.name or "" for v in graph.graph.inputs]
         produced = [v for node in graph.graph if node.op_type not in MOVEMENT_OPS for v in node.outputs if _is_float(v)]
         self._linear = _linear_inputs(graph)
-        known = {v.name for v in graph.graph.inputs}
-        # A linear layer's input may be the output of data movement: fetched for its moments, not for its range.
-        extra = [v for v in self._linear.values() if v.name not in known and v not in produced]
+        self._windows = _convolution_inputs(graph)
+        # A layer's input may be the output of data movement: fetched for its moments, not for its range.
+        moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._windows]
+        extra = [v for v in moved if v not in produced]
         self._ranged = {v.name or "" for v in produced}
         self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v)]
         self._sessions = [
@@ -111,6 +113,10 @@ class _Capture:
             moment = _moment(rows, full=name in self._hessians)
             known = statistics.moments.get(key)
             statistics.moments[key] = moment if known is None else known.merged(moment)
+        for weight, window in self._windows.get(name, ()):
+            taps = window.means(value)
+            key = f"{self._component}/{weight}"
+            statistics.taps[key] = statistics.taps[key] + taps if key in statistics.taps else taps
 
 
 def _moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
@@ -141,6 +147,16 @@ def _linear_inputs(graph: ir.Model) -> dict[str, ir.Value]:
             continue
         if ir.convenience.get_const_tensor(node.inputs[1]) is not None and not _transposed(node):
             found[node.inputs[0].name or ""] = node.inputs[0]
+    return found
+
+
+def _convolution_inputs(graph: ir.Model) -> dict[str, list[tuple[str, Window]]]:
+    """Input → (weight, window) of the convolutions that read it; a weight of several nodes has no mean input."""
+    found: dict[str, list[tuple[str, Window]]] = {}
+    for node in graph.graph:
+        window, x = window_of(node), node.inputs[0] if node.inputs else None
+        if window is not None and x is not None and len(node.inputs[1].uses()) == 1:  # type: ignore[union-attr]
+            found.setdefault(x.name or "", []).append((node.inputs[1].name or "", window))  # type: ignore[union-attr]
     return found
 
 

@@ -40,10 +40,18 @@ class SecondMoment:
 
 @dataclass
 class Statistics:
-    """Histograms and second moments by ``component/tensor``, and the number of samples a component ran on."""
+    """What calibration saw, and of how much.
+
+    Attributes:
+        histograms: values, by ``component/tensor``.
+        moments: second moments of linear layers' inputs, by ``component/tensor``.
+        taps: Σ over samples of the mean input under each tap of a convolution, [C, *kernel], by ``component/weight``.
+        samples: how many samples each component ran on.
+    """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[str, SecondMoment] = field(default_factory=dict)
+    taps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -58,6 +66,8 @@ class Statistics:
             arrays[f"moment|{name}|rows"] = np.array(m.rows, np.int64)
             if m.full is not None:
                 arrays[f"moment|{name}|full"] = m.full
+        for name, taps in self.taps.items():
+            arrays[f"taps|{name}|sum"] = taps
         for name, count in self.samples.items():
             arrays[f"samples|{name}|count"] = np.array(count, np.int64)
         write_npz(path, arrays)
@@ -82,6 +92,8 @@ class Statistics:
                         int(arrays[f"{kind}|{name}|rows"]),
                         None if full is None else full.astype(np.float32),
                     )
+                elif part == "sum":
+                    statistics.taps[name] = arrays[key].astype(np.float64)
                 elif part == "count":
                     statistics.samples[name] = int(arrays[key])
         except (KeyError, ValueError) as error:

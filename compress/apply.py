@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding, EncodingTable, encoding_for_range
 from pocketport.calibration.statistics import SecondMoment, Statistics
+from pocketport.compress.bias_correction import corrected_bias
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
@@ -100,7 +101,7 @@ class _Applier:
         return graph
 
     def _tensor(
-        self, component: str, tensor: TensorPlan, value: ir.Value, constants: Mapping[str, NDArray[np.generic] | None],
+        self, component: str, tensor: TensorPlan, value: ir.Value, constants: dict[str, NDArray[np.generic] | None],
         biases: Mapping[str, TensorPlan], writer: QdqWriter,
     ) -> None:  # fmt: skip
         key = f"{component}/{tensor.tensor}"
@@ -113,6 +114,7 @@ class _Applier:
             bias = biases.get(tensor.tensor)
             least = None if bias is None else self._least_scale(component, bias, constants)
             done = self._weight(component, tensor, real, least)
+            self._correct_bias(key, value, real, done, least, constants)
         elif tensor.algorithm == "product":
             done = self._product(component, tensor, real)
         else:
@@ -140,6 +142,23 @@ class _Applier:
         if least is None and len(keys) > 1:
             self._rounded[keys[0]] = done
         return done
+
+    def _correct_bias(
+        self, key: str, value: ir.Value, real: NDArray[np.float32], done: QuantizedTensor,
+        least: NDArray[np.float64] | None, constants: dict[str, NDArray[np.generic] | None],
+    ) -> None:  # fmt: skip
+        """Let a convolution's bias take back what rounding its weight does to its mean output."""
+        taps, bias = self._statistics.taps.get(key), _own_bias(value)
+        if taps is None or bias is None:
+            return
+        mean = taps / self._statistics.samples[key.partition("/")[0]]
+        old = np.asarray(constant(bias), np.float32)
+        new = corrected_bias(old, real, done.encoding.dequantize(done.integers), mean)
+        if least is not None:  # such a bias fills int32, and there is no room
+            new = np.where(channel_scales(done.encoding, 0) < 2 * least, old, new)
+        bias.const_value = ir.tensor(new, name=bias.name)
+        if bias.name in constants:
+            constants[bias.name] = new
 
     def _twins(self, component: str, tensor: TensorPlan, real: NDArray[np.float32]) -> Iterator[tuple[str, TensorPlan]]:
         """The weights of other components that have the same name, plan and values."""
@@ -175,6 +194,15 @@ class _Applier:
                 fix="leave its node float",
             )
         return QuantizedTensor(integers.astype(np.int32), encoding)
+
+
+def _own_bias(weight: ir.Value) -> ir.Value | None:
+    """The bias beside a weight, where no other node reads either of them."""
+    uses = list(weight.uses())
+    if len(uses) != 1 or len(uses[0].node.inputs) < 3:
+        return None
+    bias = uses[0].node.inputs[2]
+    return bias if bias is not None and bias.is_initializer() and len(bias.uses()) == 1 else None
 
 
 def _written_alike(first: TensorPlan, second: TensorPlan) -> bool:

@@ -69,7 +69,7 @@ class GraphBuilder:
         **attributes: object,
     ) -> tuple[ir.Value, ...]:
         """Append a node with several outputs of these names."""
-        node = ir.node(op, inputs, attributes, num_outputs=len(outputs), name=name)  # type: ignore[arg-type]
+        node = ir.node(op, inputs, attributes, num_outputs=len(outputs), name=name)
         for value, output in zip(node.outputs, outputs, strict=True):
             value.name = output
         self._graph.append(node)

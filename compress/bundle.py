@@ -22,7 +22,7 @@ Graph: TypeAlias = ir.Model
 
 @dataclass
 class Component:
-    """One graph of the model. `role` is its name in the vocabulary of ``design.md`` (``vision`` … ``main``)."""
+    """One graph of the model, under its name in ``docs/architecture.md`` (``vision`` … ``decode``), or ``main``."""
 
     name: str
     graph: Graph

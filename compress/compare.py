@@ -9,13 +9,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.calibration.capture import MOVEMENT_OPS
-from pocketport.calibration.metrics import decibels
+from pocketport.calibration.metrics import EXACT_DB, decibels
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.structure import is_float
 from pocketport.errors import UsageError
-
-EXACT_DB = 200.0  # shown for tensors that are equal; float32 itself has about 150
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,22 @@ def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
 
 
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape.
+
+    Raises:
+        InputError: the shape is unknown or dynamic.
+    """
+    shape = static_shape(value)
+    if shape is None:
+        raise InputError(
+            f"its shape {value.shape} is not static",
+            where=f"tensor {value.name}",
+            fix="give the model static input shapes",
+        )
+    return shape
+
+
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The main graph's nodes in topological order."""
     return iter(model.graph)

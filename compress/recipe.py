@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pocketport.compress.schemes import Scheme
 from pocketport.errors import InputError, UsageError
+from pocketport.suggest import nearest
 
 SUFFIX = ".yaml"
 
@@ -129,7 +130,7 @@ def _read(name: str) -> tuple[str, str]:
     if "/" not in name and not name.endswith(SUFFIX):
         if shipped.is_file():
             return shipped.read_text(encoding="utf-8"), f"{name}{SUFFIX}"
-        fix = f"{nearest(name, shipped_recipes())} Or give a path to a {SUFFIX} file"
+        fix = f"{nearest(name, shipped_recipes())}; or give a path that ends in {SUFFIX}"
         raise UsageError(f"there is no recipe {name!r}", where="--recipe", fix=fix)
     try:
         return Path(name).read_text(encoding="utf-8"), name
@@ -146,7 +147,7 @@ def _explained(error: ValidationError, where: str) -> UsageError:
         fix = nearest(str(first["loc"][-1]), known)
         return UsageError("there is no such key", where=f"{where}, {path}", fix=fix)
     if first["type"] == "literal_error":
-        choices = get_args(ObserverName if first["loc"][-1] == "observer" else AlgorithmName)
+        choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         fix = nearest(str(first["input"]), choices)
         return UsageError(f"{first['input']!r} is not one of the choices", where=f"{where}, {path}", fix=fix)
     return UsageError(first["msg"], where=f"{where}, {path}", fix="correct the recipe")

@@ -24,6 +24,7 @@ import yaml
 
 from pocketport.errors import InputError, PocketportError, UsageError
 from pocketport.profiles.units import parse_quantity
+from pocketport.suggest import nearest
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pocketport.compress.graph import inferred
+from pocketport.compress.graph import inferred, shape_of
 from pocketport.profiles.macs import macs
-from pocketport.profiles.tensors import TensorSizes, shape_of, stored_bits
+from pocketport.profiles.tensors import TensorSizes, stored_bits
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # The compilers run none of these by themselves: views are free, activations ride on their producer.

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
+from pocketport.compress.graph import shape_of
 from pocketport.errors import InputError
-from pocketport.profiles.tensors import shape_of
 
 
 def _known(value: ir.Value | None) -> tuple[int, ...]:

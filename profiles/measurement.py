@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal, TypeAlias
+
+ExecutedBy: TypeAlias = Literal["measured", "emulated"]
 
 
 class ProvenanceKind(StrEnum):

@@ -4,8 +4,7 @@ import math
 
 import onnx_ir as ir
 
-from pocketport.compress.graph import static_shape
-from pocketport.errors import InputError
+from pocketport.compress.graph import shape_of
 
 
 class TensorSizes:
@@ -51,19 +50,3 @@ def stored_bits(value: ir.Value, float_bits: int) -> int:
     ):
         return float_bits
     return min(dtype.bitwidth, 32)
-
-
-def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The static shape.
-
-    Raises:
-        InputError: the shape is unknown or dynamic.
-    """
-    shape = static_shape(value)
-    if shape is None:
-        raise InputError(
-            f"its shape {value.shape} is not static, so it can't be costed",
-            where=f"tensor {value.name}",
-            fix="give the model static input shapes",
-        )
-    return shape

@@ -23,6 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.schemes import Scheme
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import UsageError
@@ -252,7 +253,7 @@ def missing_without(factory: str, package: str) -> tuple[Diagnostic, ...]:
             raise metadata.PackageNotFoundError(name)
         return find(name)
 
-    metadata.Distribution.from_name = from_name  # type: ignore[assignment, method-assign]
+    metadata.Distribution.from_name = from_name  # type: ignore[method-assign]
     sys.modules[package] = None  # type: ignore[assignment]
     return load_backend(factory).missing()
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError
-from pocketport.profiles.measurement import Measurement
+from pocketport.profiles.measurement import ExecutedBy, Measurement
 from pocketport.targets.legality import Legality
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -139,7 +139,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def engines(self) -> Mapping[str, tuple[str, str]]:
+    def engines(self) -> Mapping[str, tuple[str, ExecutedBy]]:
         """artifact kind → (engine name, provenance ``measured`` or ``emulated``) used by `execute`."""
         ...
 

@@ -4,7 +4,7 @@ import importlib
 from importlib.metadata import EntryPoint, entry_points
 
 from pocketport.errors import ToolchainError, UsageError
-from pocketport.targets.checks import nearest
+from pocketport.suggest import nearest
 from pocketport.targets.contract import Backend, Target
 
 ENTRY_POINT_GROUP = "pocketport.backends"

@@ -20,9 +20,7 @@ OBSERVERS: Mapping[str, Callable[..., Observer]] = {
 def make_observer(name: str, options: Mapping[str, float] | None = None) -> Observer:
     """The observer of that name with these options; UsageError with the nearest name when there is none."""
     if name not in OBSERVERS:
-        raise UsageError(
-            f"there is no observer {name!r}", where="calibration observer", fix=nearest(name, OBSERVERS)
-        )
+        raise UsageError(f"there is no observer {name!r}", where="calibration observer", fix=nearest(name, OBSERVERS))
     try:
         return OBSERVERS[name](**(options or {}))
     except TypeError as error:

@@ -67,7 +67,7 @@ class Style:
 
     sliced: float = 0.3
     stacked: float = 0.2
-    max_chars: int = 16
+    max_chars: int = 14
     max_angle: float = 6.0
     grain: float = 1.0
     min_px: float = 16.0

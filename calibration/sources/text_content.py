@@ -101,7 +101,7 @@ def _piece(rng: Rng) -> str:
 
 def random_line(rng: Rng, max_chars: int) -> str:
     """One to three whole pieces that fit in `max_chars`."""
-    wanted = 1 + int(rng.choice(3, p=[0.5, 0.35, 0.15]))
+    wanted = 1 + int(rng.choice(3, p=[0.55, 0.35, 0.1]))
     line = ""
     for _ in range(12):
         longer = f"{line} {_piece(rng)}".strip()

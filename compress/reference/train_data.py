@@ -50,7 +50,7 @@ def style_at(progress: float) -> Style:
         return Style(sliced=0.1, max_chars=16, max_angle=4.0, grain=0.6, min_px=15.0)
     if progress < 0.22:
         return Style(sliced=0.2, max_chars=20, max_angle=6.0, grain=1.0)
-    return Style(stacked=0.3, max_chars=18)
+    return Style(stacked=0.25, max_chars=16)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pocketport.calibration.storage import read_npz
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner, chain_feeds
+from pocketport.compress.graph import shape_of
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_path
 from pocketport.request import Request
@@ -150,7 +151,7 @@ def _rows(bundle: ModelBundle, file: Path) -> Iterator[Feeds]:
         )  # fmt: skip
     counts = set()
     for name, value in inputs.items():
-        shape = tuple(int(d) for d in value.shape or ())
+        shape = shape_of(value)
         array = arrays[name]
         if array.shape[1:] != shape[1:] and array.shape[1:] != shape:
             raise InputError(
@@ -169,9 +170,7 @@ def _rows(bundle: ModelBundle, file: Path) -> Iterator[Feeds]:
         )
     for i in range(counts.pop()):
         yield {
-            name: arrays[name][i]
-            .reshape([int(d) for d in value.shape or ()])
-            .astype(value.dtype.numpy() if value.dtype else np.float32)
+            name: arrays[name][i].reshape(shape_of(value)).astype(value.dtype.numpy() if value.dtype else np.float32)
             for name, value in inputs.items()
         }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pocketport.compress.plan import Plan
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import PocketportError, ToolchainError, UsageError
-from pocketport.files import sha256_path
+from pocketport.files import atomic_directory, atomic_file, sha256_path
 from pocketport.stages.calibrate import calibrate
 from pocketport.stages.compile import compile_component, load_compiled
 from pocketport.stages.context import Context
@@ -172,15 +172,9 @@ def _copy(source: Path, destination: Path) -> None:
     """Bring a stage's output into the run's directory, unless it is there already."""
     if destination.exists() and sha256_path(destination) == sha256_path(source):
         return
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.partial")
-    for leftover in (temporary, destination):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
     if source.is_dir():
-        shutil.copytree(source, temporary)
+        with atomic_directory(destination) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
     else:
-        shutil.copyfile(source, temporary)
-    temporary.replace(destination)
+        with atomic_file(destination) as temporary:
+            shutil.copyfile(source, temporary)

@@ -15,6 +15,7 @@ from pocketport.compress.graph import constant, load_graph
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError, VerificationError
 from pocketport.files import sha256_path, size_of
+from pocketport.profiles.measurement import ExecutedBy
 from pocketport.targets.apple.coreai_executor import CoreAIExecutor
 from pocketport.targets.apple.coreai_program import read_aimodel, write_aimodel
 from pocketport.targets.apple.coreml_program import feature_names, read_mlpackage, write_mlpackage
@@ -34,7 +35,7 @@ class AppleBackend:
     """The backend of ``apple/<chip>``; see ``targets.contract.Backend``."""
 
     vendor = VENDOR
-    engines: Mapping[str, tuple[str, str]] = {
+    engines: Mapping[str, tuple[str, ExecutedBy]] = {
         "aimodel": ("Core AI runtime on Linux, float32 accumulation", "emulated"),
         "mlpackage": ("MIL interpreter, float16", "emulated"),
     }

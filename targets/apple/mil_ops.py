@@ -90,7 +90,8 @@ def _quantize(a: Arguments) -> torch.Tensor:
 
 @operation("dequantize")
 def _dequantize(a: Arguments) -> torch.Tensor:
-    return (a["input"].to(torch.float32) - float(a.get("zero_point", 0))) * float(a["scale"])
+    levels: torch.Tensor = a["input"].to(torch.float32) - float(a.get("zero_point", 0))
+    return levels * float(a["scale"])
 
 
 # --- linear algebra ----------------------------------------------------------------------------------------------

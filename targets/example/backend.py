@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from pocketport.diagnostics import Diagnostic
 from pocketport.files import sha256_path, size_of
+from pocketport.profiles.measurement import ExecutedBy
 from pocketport.targets.checks import check_ops, unknown_soc
 from pocketport.targets.contract import (
     Artifact,
@@ -35,7 +36,7 @@ class ExampleBackend:
         return VENDOR
 
     @property
-    def engines(self) -> Mapping[str, tuple[str, str]]:
+    def engines(self) -> Mapping[str, tuple[str, ExecutedBy]]:
         """The runtime imitates the chip on this host, hence ``emulated``."""
         return {KIND: ("example numpy runtime", "emulated")}
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import ToolchainError, UsageError
 from pocketport.files import sha256_path, size_of
+from pocketport.profiles.measurement import ExecutedBy
 from pocketport.targets.checks import check_ops
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Executor, Lowered, Target
 from pocketport.targets.legality import Legality
@@ -33,7 +34,7 @@ class MediatekBackend:
         return VENDOR
 
     @property
-    def engines(self) -> Mapping[str, tuple[str, str]]:
+    def engines(self) -> Mapping[str, tuple[str, ExecutedBy]]:
         """LiteRT's integer kernels compute what the file says, but on this host's CPU: ``emulated``."""
         return {KIND: ("LiteRT CPU kernels", "emulated")}
 

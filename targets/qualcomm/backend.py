@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from pocketport.compress.graph import inferred, static_shape
 from pocketport.diagnostics import Diagnostic, Severity
+from pocketport.profiles.measurement import ExecutedBy
 from pocketport.targets.checks import check_ops
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Executor, Lowered, Target
 from pocketport.targets.legality import Legality
@@ -21,7 +22,9 @@ class QualcommBackend:
     """Behaviour of every Qualcomm target. ``compile`` wants a fresh process (see ``compile.py``)."""
 
     vendor = VENDOR
-    engines: Mapping[str, tuple[str, str]] = {"qnn-context": ("QNN HTP x86 emulator (onnxruntime-qnn)", "emulated")}
+    engines: Mapping[str, tuple[str, ExecutedBy]] = {
+        "qnn-context": ("QNN HTP x86 emulator (onnxruntime-qnn)", "emulated")
+    }
 
     def targets(self) -> Sequence[Target]:
         """Every SoC of the table."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pocketport.diagnostics import Diagnostic, Severity
-from pocketport.profiles.measurement import Measurement
+from pocketport.profiles.measurement import ExecutedBy, Measurement
 from pocketport.targets.checks import check_ops
 from pocketport.targets.contract import (
     Arrays,
@@ -22,7 +22,10 @@ from pocketport.targets.contract import (
 from pocketport.targets.legality import Legality
 from pocketport.targets.x86.target import INSTRUCTION_SETS, VENDOR, require_host, required_flags
 
-ENGINES = {"onnx": ("onnxruntime", "measured"), "openvino-ir": ("openvino", "measured")}
+ENGINES: Mapping[str, tuple[str, ExecutedBy]] = {
+    "onnx": ("onnxruntime", "measured"),
+    "openvino-ir": ("openvino", "measured"),
+}
 
 
 class X86Backend:
@@ -34,7 +37,7 @@ class X86Backend:
         return VENDOR
 
     @property
-    def engines(self) -> Mapping[str, tuple[str, str]]:
+    def engines(self) -> Mapping[str, tuple[str, ExecutedBy]]:
         """Both engines run on the very hardware that they are for."""
         return ENGINES
 

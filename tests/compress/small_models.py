@@ -24,7 +24,7 @@ def legality(**changes: object) -> Legality:
     return Legality.model_validate({**document, **changes})
 
 
-def block(rng: np.random.Generator, *, name: str = "main", cached: bool = False, weights: int = 0) -> ir.Model:
+def block(*, name: str = "main", cached: bool = False, weights: int = 0) -> ir.Model:
     """A decoder block behind an embedding: table, norms, attention with a mask, cache output, SiLU, head."""
     g = GraphBuilder(name)
     fixed = np.random.default_rng(weights)
@@ -109,7 +109,7 @@ def bundle_of(**graphs: ir.Model) -> ModelBundle:
 
 def block_bundle() -> tuple[ModelBundle, list[tuple[str, dict[str, np.ndarray]]]]:
     rng = np.random.default_rng(0)
-    return bundle_of(main=block(rng)), [("main", block_feeds(rng)) for _ in range(4)]
+    return bundle_of(main=block()), [("main", block_feeds(rng)) for _ in range(4)]
 
 
 def cnn_bundle() -> tuple[ModelBundle, list[tuple[str, dict[str, np.ndarray]]]]:
@@ -121,7 +121,7 @@ def cnn_bundle() -> tuple[ModelBundle, list[tuple[str, dict[str, np.ndarray]]]]:
 def cached_bundle() -> tuple[ModelBundle, list[tuple[str, dict[str, np.ndarray]]]]:
     """Prefill and decode that share their weights and their keys."""
     rng = np.random.default_rng(0)
-    bundle = bundle_of(prefill=block(rng, name="prefill"), decode=block(rng, name="decode", cached=True))
+    bundle = bundle_of(prefill=block(name="prefill"), decode=block(name="decode", cached=True))
     bundle.shared = [["prefill/present_key", "decode/past_key", "decode/present_key"]]
     feeds = [("prefill", block_feeds(rng)) for _ in range(3)]
     return bundle, [*feeds, *(("decode", block_feeds(rng, cached=True)) for _ in range(3))]

@@ -140,7 +140,7 @@ def test_gate_without_a_run(run: Run, tmp_path: Path) -> None:
     assert "UsageError" in text
 
 
-def test_json_errors_are_documents(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_errors_are_documents(run: Run, tmp_path: Path) -> None:
     code, text = run("inspect", tmp_path / "none.onnx", "--json")
     assert code == 2
     document = json.loads(text)

@@ -45,7 +45,7 @@ def compare(bundle: ModelBundle, folder: Path) -> Iterator[Pair]:
         )
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.inference_mode()
 def bert_forward(state: Mapping[str, Tensor], config: BertConfig, ids: Tensor) -> Tensor:
     """Last hidden state [T, H] of one unpadded sequence [T]."""
 
@@ -60,7 +60,7 @@ def bert_forward(state: Mapping[str, Tensor], config: BertConfig, ids: Tensor) -
     for i in range(config.num_hidden_layers):
         path = f"encoder.layer.{i}"
         q, k, v = (
-            linear(x, f"{path}.attention.self.{p}").unflatten(-1, (config.num_attention_heads, -1)).transpose(0, 1)
+            linear(x, f"{path}.attention.self.{p}").reshape(len(ids), config.num_attention_heads, -1).transpose(0, 1)
             for p in ("query", "key", "value")
         )
         context = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)

@@ -91,7 +91,7 @@ class TorchAnswer:
     tokens: list[int] = field(default_factory=list)
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.inference_mode()
 def read_with_torch(
     model: MiniCPMV, tokenizer: Tokenizer, image: Image.Image, question: str, limit: int
 ) -> TorchAnswer:

@@ -184,7 +184,6 @@ class MultimodalRunner:
         ids = np.zeros(self.prompt, np.int32)
         ids[padding:] = prompt.input_ids
         embeds = np.array(self._run("embed", {"input_ids": ids})["embeds"])
-        embeds[:padding] = 0  # padding stays exactly 0 through the whole decoder: nothing to calibrate on, no noise
         for (first, last), tokens in zip(prompt.spans, vision, strict=True):
             embeds[padding + first : padding + last] = tokens
         cos, sin = self.rope(np.maximum(np.arange(self.prompt) - padding, 0))
@@ -230,6 +229,21 @@ def _padded(array: NDArray[Any], length: int, *, axis: int) -> NDArray[Any]:
     """Zeros behind `array` up to `length` along `axis`."""
     widths = [(0, length - array.shape[axis] if a == axis else 0) for a in range(array.ndim)]
     return np.pad(array, widths)
+
+
+def meaningful_rows(component: str, feeds: Arrays) -> dict[str, tuple[int, int, int]]:
+    """Where padding is excluded from what a component makes: output → (axis, first, last) of the rows that are used.
+
+    Outputs that are not named are used whole.
+    """
+    if component == "vision":
+        return {"vision_features": (0, 0, int((np.asarray(feeds["attention_bias"], np.float32) > MASKED / 2).sum()))}
+    if component != "prefill":
+        return {}
+    bias = np.asarray(feeds["attention_bias"], np.float32)
+    padding = int((bias[0, -1] < MASKED / 2).sum())  # the last token sees every other one
+    layers = range(len(bias[0]))
+    return {f"present_{kind}_{i}": (2, padding, bias.shape[1]) for i in layers for kind in ("key", "value")}
 
 
 @dataclass(frozen=True)

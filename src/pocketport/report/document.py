@@ -2,6 +2,7 @@
 
 import platform
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -125,7 +126,7 @@ def _target(run: Run, one: TargetRun) -> TargetRecord:
             layers=[TensorError(tensor=t, sqnr_db=db) for t, db in layers.get(name, [])],
         )  # fmt: skip
         if (compiled := one.stages.get(f"compile/{name}")) is not None:
-            _add_compiled(record, compiled.path, run, one)
+            _add_compiled(record, run, one)
             record.seconds = compiled.seconds
         if (verified := one.stages.get(f"verify/{name}")) is not None:
             primary = {a.kind for a in record.artifacts if a.primary}
@@ -147,14 +148,14 @@ def _target(run: Run, one: TargetRun) -> TargetRecord:
     )  # fmt: skip
 
 
-def _status(one: TargetRun, components: int) -> str:
+def _status(one: TargetRun, components: int) -> Literal["ok", "partial", "failed"]:
     compiled, verified = len(one.compiled()), sum(k.startswith("verify/") for k in one.stages)
-    if compiled == verified == components and "task" in one.stages:
+    if compiled == verified == components and {"task", "profile"} <= one.stages.keys():
         return "ok"
     return "partial" if compiled else "failed"
 
 
-def _add_compiled(record: ComponentRecord, stage: Path, run: Run, one: TargetRun) -> None:
+def _add_compiled(record: ComponentRecord, run: Run, one: TargetRun) -> None:
     result = load_compiled(one.stages[f"compile/{record.name}"])
     folder = Path(folder_of(one.target)) / record.name
     record.artifacts = [

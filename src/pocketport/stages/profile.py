@@ -12,7 +12,7 @@ from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError
 from pocketport.files import write_json
 from pocketport.profiles.cost import component_cost
-from pocketport.profiles.device import DeviceProfile, load_device
+from pocketport.profiles.device import load_device
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 from pocketport.profiles.memory import memory_plan
 from pocketport.profiles.roofline import predict_component
@@ -158,7 +158,7 @@ def _predicted(
     figures = []
     for component in pivot:
         scheme = load_plan(quantized)[component.name].scheme
-        estimates = _estimates(target, backend, device, component.name, quantized, diagnostics)
+        estimates = _estimates(target, backend, component.name, quantized, diagnostics)
         cost = component_cost(component.graph, float_bits=NPU_FLOAT_BITS)
         predicted = predict_component(
             cost, device, scheme=scheme, estimates=estimates, name=f"{component.name}_latency"
@@ -178,7 +178,6 @@ def _predicted(
 def _estimates(
     target: Target,
     backend: Backend,
-    device: DeviceProfile,
     component: str,
     quantized: StageResult,
     diagnostics: list[Diagnostic],

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from pocketport.calibration.encodings import EncodingTable
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs

@@ -1,14 +1,13 @@
 """Stage 5: every artifact is executed with its vendor's runtime: SQNR per component, and the whole model's task score."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pocketport.calibration.metrics import sqnr_db
+from pocketport.calibration.metrics import EXACT_DB, sqnr_db
 from pocketport.compress.executor import OrtExecutor
 from pocketport.errors import VerificationError
 from pocketport.files import write_json
@@ -26,7 +25,6 @@ from pocketport.tasks.base import Answer, character_error_rate, mean_score
 from pocketport.workers import Limits
 
 LIMITS = Limits(seconds=1800, memory_bytes=12 << 30)
-EXACT_DB = 200.0  # shown for outputs that are equal to the last bit
 SHOWN_SAMPLES = 12
 CODE = ("compress", "calibration", "pocketport")
 
@@ -66,21 +64,17 @@ def _verify_artifact(target: Target, component: str, artifact: Artifact, pivot: 
             raise VerificationError(
                 "the artifact has no such output", where=where, fix="compile again; the lowering lost it"
             )
-        got = _stacked(results, key)
+        got = samples.used(results, key)
         if not np.isfinite(got).all():
             raise VerificationError(
                 "it computes NaN or infinity", where=where, fix="keep the op that overflows in float"
             )
-        outputs[key] = min(EXACT_DB, sqnr_db(_stacked(samples.outputs, key), got))
-        against_pivot.append(min(EXACT_DB, sqnr_db(_stacked(simulated, key), got)))
+        outputs[key] = min(EXACT_DB, sqnr_db(samples.used(samples.outputs, key), got))
+        against_pivot.append(min(EXACT_DB, sqnr_db(samples.used(simulated, key), got)))
     return VerifyRecord(
         engine=engine, kind=artifact.kind, provenance=provenance, sqnr_db=round(min(outputs.values()), 2),
         pivot_db=round(min(against_pivot), 2), outputs={k: round(v, 2) for k, v in outputs.items()}, n=len(samples.feeds),
     )  # fmt: skip
-
-
-def _stacked(results: Sequence[Mapping[str, NDArray[np.generic]]], key: str) -> NDArray[np.float64]:
-    return np.stack([np.asarray(r[key], np.float64) for r in results])
 
 
 def load_verified(result: StageResult) -> list[VerifyRecord]:
@@ -175,7 +169,7 @@ def task_record(
         )
     return TaskRecord(
         metric=task.metric, value=round(mean_score(answers), 4), float_value=round(mean_score(reference), 4), n=len(answers),
-        provenance=engines[0][1], engine=", ".join(e for e, _ in engines), extra=extra,  # type: ignore[arg-type]
+        provenance=engines[0][1], engine=", ".join(e for e, _ in engines), extra=extra,
         samples=[
             ReadSample(index=a.index, expected=a.expected, float_text=r.text, text=a.text)
             for a, r in list(zip(answers, reference, strict=True))[:SHOWN_SAMPLES] if a.expected

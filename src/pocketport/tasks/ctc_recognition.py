@@ -10,6 +10,7 @@ from pocketport.calibration.sources.rendered_text import Split, font_paths
 from pocketport.calibration.sources.text_content import random_line
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import Executor
+from pocketport.compress.graph import shape_of
 from pocketport.errors import UsageError
 from pocketport.tasks.base import Answer
 
@@ -75,7 +76,7 @@ class CtcRecognition:
         self._alphabet = [*characters.splitlines(), " "]
         (graph_input,) = graph.graph.inputs
         self._input = str(graph_input.name)
-        self._height, self._width = (int(d) for d in list(graph_input.shape or ())[2:])
+        self._height, self._width = shape_of(graph_input)[2:]
         self._output = str(graph.graph.outputs[0].name)
         self.fingerprint = f"ctc-recognition/{SEED}"
 

@@ -1,0 +1,18 @@
+"""The command list is part of the contract: scripts name these."""
+
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from pocketport.cli import app
+
+COMMANDS = [
+    "port", "inspect", "ingest", "calibrate", "quantize", "compile", "verify", "profile", "gate", "report", "targets",
+]  # fmt: skip
+
+
+def test_help_lists_the_commands_in_the_order_of_the_road() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    first_words = [words[1] for line in result.output.splitlines() if len(words := line.split()) > 2]
+    assert [word for word in first_words if word in COMMANDS] == COMMANDS
+    assert list(get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
