@@ -6,13 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_models import bundle_of, legality
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.statistics import Statistics
 from pocketport.compress.apply import apply_plan
-from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.legality import ActivationRule, Legality, WeightRule
 from pocketport.compress.plan import make_plan
 from pocketport.compress.recipe import Recipe
 
@@ -43,15 +42,10 @@ def depthwise_separable() -> ir.Model:
 
 @pytest.mark.parametrize("scheme", ["w4a16", "w4cfp32"])
 def test_mean_output_is_that_of_float(scheme: str) -> None:
-    bundle = ModelBundle("onnx", "separable", (Component("main", depthwise_separable()),))
-    legality = Legality(
-        tested_with="nothing", defaults={"main": scheme},
-        activations={"16": ActivationRule(dtype="uint16", symmetric=False)},
-        weights={"4": WeightRule(dtype="int4", granularities=("c",))},
-    )  # fmt: skip
+    bundle = bundle_of(main=depthwise_separable())
     feeds = [{"x": np.random.default_rng(i).random(SHAPE).astype(np.float32)} for i in range(8)]
     statistics = calibrate({"main": bundle["main"].graph}, (("main", f) for f in feeds))
-    plan = make_plan(bundle, Recipe(name="default"), "example/chip", legality)
+    plan = make_plan(bundle, Recipe.model_validate({"name": "t", "rules": [{"scheme": scheme}]}), "x/y", legality())
 
     def shift(seen: Statistics) -> float:
         pivot, _ = apply_plan(bundle, plan, seen)

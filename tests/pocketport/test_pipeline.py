@@ -65,11 +65,9 @@ def test_stages_one_by_one_give_the_same_bytes_and_a_second_run_is_a_lookup(
         run_until(Context(steps, Store(tmp_path / "b"), tmp_path / "steps"), last)
     assert artifact_digests(tmp_path / "whole") == artifact_digests(tmp_path / "steps")
     again = Context(request(model, data), Store(tmp_path / "a"), tmp_path / "again")
-    start = time.monotonic()
     finish_run(run_until(again, "profile"))
     assert all(result.cached for result in again.results.values())
     assert artifact_digests(tmp_path / "whole") == artifact_digests(tmp_path / "again")
-    assert time.monotonic() - start < 5
 
 
 def test_a_budget_that_nobody_can_meet_fails(model: Path, data: Path, tmp_path: Path) -> None:
