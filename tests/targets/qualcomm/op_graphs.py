@@ -119,6 +119,7 @@ OPS: Mapping[str, Build] = {
     "Pad": lambda s: s.op("Pad", image(s), s.shape(0, 0, 1, 1, 0, 0, 1, 1)),
     "Pow": lambda s: s.op("Pow", positive(s), number(s, 2.0)),
     "RMSNormalization": lambda s: s.op("RMSNormalization", rows(s), vector(s, 40), epsilon=1e-6),
+    "ReduceL2": reduced("ReduceL2"),
     "ReduceMax": reduced("ReduceMax"),
     "ReduceMean": reduced("ReduceMean"),
     "ReduceMin": reduced("ReduceMin"),
