@@ -40,6 +40,7 @@ from pocketport.stages.quantize import load_layer_errors, load_plan
 from pocketport.stages.verify import load_verified, task_record
 from pocketport.store import package_version
 from pocketport.targets.contract import Target
+from pocketport.tasks import choose_task
 from pocketport.tasks.read_text import HELD_OUT_SEED
 
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
@@ -68,6 +69,7 @@ def read_budget(name: str) -> Budget:
 def build_document(run: Run) -> RunDocument:
     """Everything that the stages found out, without a verdict."""
     bundle = load_bundle(run.ingested)
+    metric = choose_task(bundle, run.context.request).metric
     components = []
     for component in bundle:
         cost = component_cost(component.graph, float_bits=32)
@@ -84,7 +86,7 @@ def build_document(run: Run) -> RunDocument:
             parity=load_parity(run.parity),
         ),
         recipe=run.context.request.recipe,
-        targets=[_target(run, one) for one in run.targets.values()],
+        targets=[_target(run, one, metric) for one in run.targets.values()],
         verdict=VerdictRecord(status="none"),
         environment=_environment(),
         stages=[
@@ -115,7 +117,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _target(run: Run, one: TargetRun) -> TargetRecord:
+def _target(run: Run, one: TargetRun, metric: str) -> TargetRecord:
     plan = load_plan(one.stages["quantize"])
     layers = load_layer_errors(one.stages["quantize"])
     components = []
@@ -141,7 +143,7 @@ def _target(run: Run, one: TargetRun) -> TargetRecord:
         diagnostics += told
     task = None
     if "task" in one.stages and run.float_task is not None:
-        task = task_record(run.context, one.target, run.ingested, run.float_task, one.stages["task"])
+        task = task_record(one.target, metric, run.float_task, one.stages["task"])
     return TargetRecord(
         id=one.target, status=_status(one, len(components)), components=components, task=task, profile=profile,
         diagnostics=[DiagnosticRecord.model_validate(d.to_json()) for d in dict.fromkeys(diagnostics)],

@@ -149,12 +149,9 @@ def load_answers(result: StageResult) -> list[Answer]:
     return [Answer(**a) for a in json.loads((result.path / "answers.json").read_text(encoding="utf-8"))]
 
 
-def task_record(
-    context: Context, target: str, ingested: StageResult, floats: StageResult, answered: StageResult
-) -> TaskRecord:
+def task_record(target: str, metric: str, floats: StageResult, answered: StageResult) -> TaskRecord:
     """Score of a target beside float on the same samples."""
     parsed = Target.parse(target)
-    task = choose_task(load_bundle(ingested), context.request)
     answers = load_answers(answered)
     reference = load_answers(floats)[: len(answers)]
     engines = sorted(set(backend_for(parsed).engines.values()))
@@ -168,7 +165,7 @@ def task_record(
             sum(a.text == r.text for a, r in zip(answers, reference, strict=True)) / len(answers), 4
         )
     return TaskRecord(
-        metric=task.metric, value=round(mean_score(answers), 4), float_value=round(mean_score(reference), 4), n=len(answers),
+        metric=metric, value=round(mean_score(answers), 4), float_value=round(mean_score(reference), 4), n=len(answers),
         provenance=engines[0][1], engine=", ".join(e for e, _ in engines), extra=extra,
         samples=[
             ReadSample(index=a.index, expected=a.expected, float_text=r.text, text=a.text)
