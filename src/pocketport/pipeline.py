@@ -108,8 +108,8 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
     one.diagnostics += missing
     if goal < STAGES.index("compile") or any(d.severity is Severity.ERROR for d in missing):
         return
-    for component in load_bundle(run.ingested):
-        name = component.name
+    names = list(load_bundle(run.ingested).components)
+    for name in names:
 
         def compile_one(name: str = name) -> StageResult:
             return compile_component(context, target, name, one.stages["quantize"])
@@ -131,7 +131,7 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
 
             _try(one, f"verify/{name}", verify_one)
     compiled_all = one.compiled()
-    complete = set(compiled_all) == {c.name for c in load_bundle(run.ingested)}
+    complete = set(compiled_all) == set(names)
     if goal >= STAGES.index("verify") and complete:
         _try(
             one,

@@ -143,7 +143,7 @@ def _target(run: Run, one: TargetRun, metric: str) -> TargetRecord:
         diagnostics += told
     task = None
     if "task" in one.stages and run.float_task is not None:
-        task = task_record(one.target, metric, run.float_task, one.stages["task"])
+        task = task_record(one.target, metric, run.float_task, one.stages["task"], one.compiled())
     return TargetRecord(
         id=one.target, status=_status(one, len(components)), components=components, task=task, profile=profile,
         diagnostics=[DiagnosticRecord.model_validate(d.to_json()) for d in dict.fromkeys(diagnostics)],

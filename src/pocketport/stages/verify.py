@@ -115,7 +115,8 @@ def target_task(
     task = choose_task(bundle, context.request)
     artifacts = {name: primary_artifact(result) for name, result in compiled.items()}
     provenance = {backend_for(parsed).engines[a.kind][1] for a in artifacts.values()}
-    wanted = context.request.emulated_task_samples if parsed.vendor != "x86" else context.request.task_samples
+    emulated = "emulated" in provenance
+    wanted = context.request.emulated_task_samples if emulated else context.request.task_samples
     count = min(len(task), wanted)
     name = f"task {target}"
     context.progress.start(name, f"{target}: {task.name} on {count} samples ({', '.join(sorted(provenance))})", count)
@@ -149,12 +150,14 @@ def load_answers(result: StageResult) -> list[Answer]:
     return [Answer(**a) for a in json.loads((result.path / "answers.json").read_text(encoding="utf-8"))]
 
 
-def task_record(target: str, metric: str, floats: StageResult, answered: StageResult) -> TaskRecord:
-    """Score of a target beside float on the same samples."""
-    parsed = Target.parse(target)
+def task_record(
+    target: str, metric: str, floats: StageResult, answered: StageResult, compiled: Mapping[str, StageResult]
+) -> TaskRecord:
+    """Score of a target beside float on the same samples; the engines named are those that the task ran on."""
+    known = backend_for(Target.parse(target)).engines
     answers = load_answers(answered)
     reference = load_answers(floats)[: len(answers)]
-    engines = sorted(set(backend_for(parsed).engines.values()))
+    engines = sorted({known[primary_artifact(result).kind] for result in compiled.values()})
     extra: dict[str, float] = {}
     if any(a.expected for a in answers):
         extra = {
