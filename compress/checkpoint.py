@@ -2,7 +2,7 @@
 
 The format (huggingface/safetensors): 8 bytes of little-endian header length, a JSON header of
 ``name → {dtype, shape, data_offsets}``, then the data. Nothing in a file is believed before it is checked, and
-no tensor's bytes are read before they are used: files are memory-mapped (copy on write, so that torch takes the arrays).
+no tensor's bytes are read before they are used.
 """
 
 import json
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pocketport.errors import InputError
 
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit
-CHUNK_ELEMENTS = 1 << 22  # how much is looked at a time when searching for NaN
+CHUNK_ELEMENTS = 1 << 20  # how much is looked at a time when searching for NaN
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 FLOAT_DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -32,7 +32,45 @@ INTEGER_DTYPES: Mapping[str, np.dtype[Any]] = {
 }  # fmt: skip
 
 
-class Checkpoint(Mapping[str, ir.TensorProtocol]):
+class StoredTensor(ir.LazyTensor):
+    """A tensor in its place: nothing is read before it is asked for, and nothing stays in memory afterwards.
+
+    `numpy()` gives float32 for float types, integers as they are; `mapped()` gives the stored bytes themselves.
+
+    Attributes:
+        file: where it lies.
+        offset: first byte in `file`.
+        stored_dtype: dtype on disk (``ml_dtypes.bfloat16`` among them).
+    """
+
+    def __init__(self, file: Path, offset: int, stored_dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> None:
+        self.file, self.offset, self.stored_dtype = file, offset, stored_dtype
+        self._dimensions = shape
+        integer = stored_dtype.kind in "iub"
+        dtype = ir.DataType.from_numpy(stored_dtype) if integer else ir.DataType.FLOAT
+        super().__init__(self._read, dtype=dtype, shape=ir.Shape(shape), name=name)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes on disk."""
+        return prod(self._dimensions) * self.stored_dtype.itemsize
+
+    def mapped(self) -> NDArray[Any]:
+        """A fresh map of this tensor alone, in its stored dtype; copy on write, so that torch takes it.
+
+        The pages go back when the array is dropped.
+        """
+        if not prod(self._dimensions):
+            return np.empty(self._dimensions, self.stored_dtype)
+        raw = np.memmap(self.file, np.uint8, "c", offset=self.offset, shape=(self.stored_nbytes,))
+        return np.asarray(raw).view(self.stored_dtype).reshape(self._dimensions)
+
+    def _read(self) -> ir.Tensor:
+        array = self.mapped()
+        return ir.Tensor(array if array.dtype.kind in "iub" else array.astype(np.float32, copy=False), name=self.name)
+
+
+class Checkpoint(Mapping[str, StoredTensor]):
     """The tensors of a checkpoint by name. Float tensors come as float32, cast when (and each time) they are read.
 
     Args:
@@ -44,37 +82,29 @@ class Checkpoint(Mapping[str, ir.TensorProtocol]):
 
     def __init__(self, path: Path) -> None:
         self.files = _files(path)
-        self._arrays: dict[str, NDArray[Any]] = {}
+        self._tensors: dict[str, StoredTensor] = {}
         for file, expected in self.files.items():
             found = read_safetensors(file)
             missing = sorted(expected - found.keys()) if expected is not None else []
             if missing:
                 raise _broken(file, f"the index places {missing[0]!r} in it, but it has no such tensor")
-            doubled = sorted(found.keys() & self._arrays.keys())
+            doubled = sorted(found.keys() & self._tensors.keys())
             if doubled:
                 raise _broken(file, f"{doubled[0]!r} is in another shard too")
-            self._arrays.update(found)
+            self._tensors.update(found)
 
-    def __getitem__(self, name: str) -> ir.TensorProtocol:
-        array = self._arrays[name]
-        if array.dtype.kind in "iub" or array.dtype == np.float32:
-            return ir.Tensor(array, name=name)
-        return ir.LazyTensor(
-            lambda: ir.Tensor(array.astype(np.float32)),
-            dtype=ir.DataType.FLOAT,
-            shape=ir.Shape(array.shape),
-            name=name,
-        )
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._tensors)
 
     def stored(self, name: str) -> NDArray[Any]:
         """The tensor as it lies on disk (memory-mapped, in its own dtype)."""
-        return self._arrays[name]
+        return self._tensors[name].mapped()
 
     def check_finite(self) -> None:
         """Look for NaN and infinity, a chunk at a time.
@@ -82,17 +112,32 @@ class Checkpoint(Mapping[str, ir.TensorProtocol]):
         Raises:
             InputError: names the first tensor that has one.
         """
-        for name, array in self._arrays.items():
-            if array.dtype.kind in "iub":
-                continue
-            flat = array.reshape(-1)
-            for start in range(0, flat.size, CHUNK_ELEMENTS):
-                if not np.isfinite(flat[start : start + CHUNK_ELEMENTS]).all():
-                    raise InputError(
-                        "it holds NaN or infinity",
-                        where=f"tensor {name}",
-                        fix="download or train the checkpoint again",
-                    )
+        for tensor in self._tensors.values():
+            check_finite(tensor)
+
+
+EXPONENT_MASKS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80),
+}  # fmt: skip
+
+
+def check_finite(tensor: StoredTensor) -> None:
+    """Look for NaN and infinity: numbers whose exponent bits are all set (IEEE 754, section 3.4).
+
+    Raises:
+        InputError: the tensor has one.
+    """
+    if tensor.stored_dtype.kind in "iub":
+        return
+    integer, mask = EXPONENT_MASKS[tensor.stored_dtype.name]
+    bits = tensor.mapped().reshape(-1).view(integer)
+    for start in range(0, bits.size, CHUNK_ELEMENTS):
+        if int((bits[start : start + CHUNK_ELEMENTS] & integer(mask)).max()) == mask:
+            raise InputError(
+                "it holds NaN or infinity",
+                where=f"{tensor.file}, tensor {tensor.name}",
+                fix="download or train the checkpoint again",
+            )
 
 
 class TrackedTensors(Mapping[str, ir.TensorProtocol]):
@@ -167,8 +212,8 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     return shards
 
 
-def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Map every tensor of one file, in its stored dtype; see the module's docstring for what is checked."""
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Find every tensor of one file; see the module's docstring for what is checked."""
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -184,12 +229,12 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
-    mapped = np.memmap(path, np.uint8, "c", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
-    data = np.asarray(mapped)
-    entries = {name: _entry(path, name, entry, len(data)) for name, entry in header.items()}
-    _check_tiling(path, {name: span for name, (_, _, span) in entries.items()}, len(data))
+    end = size - 8 - length
+    entries = {name: _entry(path, name, entry, end) for name, entry in header.items()}
+    _check_tiling(path, {name: span for name, (_, _, span) in entries.items()}, end)
     return {
-        name: data[first:last].view(dtype).reshape(shape) for name, (dtype, shape, (first, last)) in entries.items()
+        name: StoredTensor(path, 8 + length + first, dtype, shape, name)
+        for name, (dtype, shape, (first, _)) in entries.items()
     }
 
 

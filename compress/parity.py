@@ -5,9 +5,8 @@ worse than the original would make every later figure meaningless.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,16 @@ from numpy.typing import NDArray
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.families.bert import parity as bert
-from pocketport.compress.families.minicpmv import parity as minicpmv
+from pocketport.compress.families.registry import Pair, family_named
 from pocketport.compress.graph import clone_graph, load_graph, static_shape
+from pocketport.compress.ingest import path_of
+from pocketport.compress.sources.open import open_source
 from pocketport.errors import UsageError, VerificationError
 
 LEAST_SQNR_DB = 60.0  # float32 against float32 gives 90 and more; a wrong epsilon or mask gives less than 60
 SATURATING = frozenset({"Sigmoid", "Softmax"})
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 2
-
-Pair = tuple[str, str, NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -68,17 +66,10 @@ def check_parity(bundle: ModelBundle, source: str | Path) -> ParityReport:
     Raises:
         VerificationError: an output differs; the message names the worst one and by how much.
     """
-    if bundle.family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UsageError(
-            f"there is no parity check for it; known: {known}",
-            where=f"family {bundle.family}",
-            fix="ingest the original",
-        )
-    reference = source == "reference"
-    path = Path(str(resources.files("pocketport.compress.reference"))) if reference else Path(source)
+    path = path_of(source)
+    pairs = _pairs(bundle, path)
     worst: dict[tuple[str, str], ParityFigure] = {}
-    for component, tensor, expected, found in FAMILIES[bundle.family](bundle, path):
+    for component, tensor, expected, found in pairs:
         quality, distance = _compared(expected, found)
         old = worst.get((component, tensor), ParityFigure(component, tensor, math.inf, 0.0, 0))
         worst[component, tensor] = ParityFigure(
@@ -92,6 +83,15 @@ def check_parity(bundle: ModelBundle, source: str | Path) -> ParityReport:
             where=f"parity of {bundle.name}, {bad.component}", fix="report this model: its float port is not exact",
         )  # fmt: skip
     return report
+
+
+def _pairs(bundle: ModelBundle, path: Path) -> Iterator[Pair]:
+    family = family_named(bundle.family)
+    if family is not None:
+        return family.compare(bundle, open_source(path))
+    if bundle.family == "onnx":
+        return _compare_onnx(bundle, path)
+    raise UsageError("there is no parity check for it", where=f"family {bundle.family}", fix="ingest the original")
 
 
 def _compared(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
@@ -139,8 +139,3 @@ def _unsaturated(model: ir.Model) -> ir.Model:
         if node is not None and node.op_type in SATURATING and node.inputs[0] is not None:
             copy.graph.outputs[index] = node.inputs[0]
     return copy
-
-
-FAMILIES: Mapping[str, Callable[[ModelBundle, Path], Iterator[Pair]]] = {
-    "minicpmv": minicpmv.compare, "bert": bert.compare, "onnx": _compare_onnx,
-}  # fmt: skip

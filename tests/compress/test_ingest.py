@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pocketport.compress.ingest import ingest
 from pocketport.compress.parity import check_parity
@@ -35,6 +37,7 @@ def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     "config", [None, "{", "[]", json.dumps({"hidden_size": 3}), json.dumps({"model_type": "gpt9"})]
 )
 def test_folders_that_are_no_known_model(tmp_path: Path, config: str | None) -> None:
+    save_file({"w": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(InputError, match=r"config\.json"):

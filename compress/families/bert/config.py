@@ -1,10 +1,8 @@
 """Configuration of a BERT encoder, read from the published ``config.json``."""
 
-import json
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError
 
 
@@ -25,18 +23,18 @@ class BertConfig(BaseModel):
     position_embedding_type: str = "absolute"
 
     @classmethod
-    def load(cls, folder: Path) -> "BertConfig":
-        """Read ``config.json`` in `folder`; InputError when it is damaged or describes a variant not supported."""
-        path = folder / "config.json"
+    def of(cls, source: Source) -> "BertConfig":
+        """A source's configuration; InputError when it describes a variant that is not supported."""
         try:
-            config = cls.model_validate(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
+            config = cls.model_validate(source.config)
+        except ValidationError as error:
             raise InputError(
-                f"not a BERT configuration: {error}", where=str(path), fix="give a BERT checkpoint"
+                f"not a BERT configuration: {error}", where=f"{source.path}, config.json", fix="give a BERT checkpoint"
             ) from error
         if config.hidden_act != "gelu" or config.position_embedding_type != "absolute":
             raise InputError(
                 f"hidden_act {config.hidden_act!r} with {config.position_embedding_type!r} positions is not supported",
-                where=str(path), fix="give a BERT with gelu and absolute positions, or export the model to ONNX",
-            )  # fmt: skip
+                where=f"{source.path}, config.json",
+                fix="give a BERT with gelu and absolute positions, or export the model to ONNX",
+            )
         return config

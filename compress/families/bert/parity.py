@@ -1,12 +1,9 @@
 """The float graph of a BERT encoder against the same computation written in torch."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,19 +11,19 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.bert.config import BertConfig
 from pocketport.compress.families.bert.load import bert_state
+from pocketport.compress.families.registry import Pair
+from pocketport.compress.sources.source import Source
 
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 4
 
-Pair = tuple[str, str, NDArray[Any], NDArray[Any]]
 
-
-def compare(bundle: ModelBundle, folder: Path) -> Iterator[Pair]:
+def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
     """(component, tensor, torch's numbers, the graph's numbers) over random token sequences of several lengths."""
-    config = BertConfig.load(folder)
+    config = BertConfig.of(source)
     state = {
         name: torch.from_numpy(tensor.numpy())
-        for name, tensor in bert_state(folder).items()
+        for name, tensor in bert_state(source).items()
         if tensor.dtype.is_floating_point()
     }
     executor, length = OrtExecutor(bundle["main"].graph), int(bundle.config["length"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError
 
 
@@ -85,5 +86,17 @@ class MiniCPMVConfig(BaseModel):
             raise InputError(
                 f"not a MiniCPM-V configuration: {error}",
                 where=str(file),
+                fix="give the config.json of a MiniCPM-V checkpoint, with its vision_config and slice_config",
+            ) from error
+
+    @classmethod
+    def of(cls, source: Source) -> "MiniCPMVConfig":
+        """A source's configuration; InputError when it is not one of this family."""
+        try:
+            return cls.model_validate(source.config)
+        except ValidationError as error:
+            raise InputError(
+                f"not a MiniCPM-V configuration: {error}",
+                where=f"{source.path}, config.json",
                 fix="give the config.json of a MiniCPM-V checkpoint, with its vision_config and slice_config",
             ) from error

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from tokenizers import Tokenizer
 
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.checkpoint import Checkpoint
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.minicpmv.modeling import MiniCPMV
@@ -25,22 +23,22 @@ from pocketport.compress.families.minicpmv.slicing import (
     slice_image,
     to_patches,
 )
+from pocketport.compress.families.registry import Pair
+from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError
 
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 4
 
-Pair = tuple[str, str, NDArray[Any], NDArray[Any]]
 
-
-def compare(bundle: ModelBundle, folder: Path) -> Iterator[Pair]:
+def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
     """(component, tensor, torch's numbers, the graphs' numbers) over a few rendered images.
 
     Vision features are compared where there are patches, logits along the tokens that torch chose, and at last the
     tokens that each chose by itself.
     """
-    model = load_torch(folder)
-    tokenizer = load_tokenizer(folder)
+    model = load_torch(source)
+    tokenizer = load_tokenizer(source.files["tokenizer.json"])
     runner = MultimodalRunner({c.name: OrtExecutor(c.graph) for c in bundle}, bundle.config, bundle.files)
     samples = RenderedText(SAMPLE_SEED, "held_out").take(SAMPLE_COUNT)
     for image, question in ((sample.image, sample.prompt) for sample in samples):
@@ -66,12 +64,11 @@ def _views(expected: "TorchAnswer", vision: Iterable[Any], connector: Iterable[A
         yield "connector", "vision_tokens", reference, result["vision_tokens"]
 
 
-def load_torch(folder: Path) -> MiniCPMV:
-    """The checkpoint in `folder` as a float32 torch model in evaluation mode; float32 weights stay memory-mapped."""
-    checkpoint = Checkpoint(folder)
-    config = MiniCPMVConfig.load(folder)
+def load_torch(source: Source) -> MiniCPMV:
+    """The source as a float32 torch model in evaluation mode; float32 weights stay memory-mapped."""
+    config = MiniCPMVConfig.of(source)
     model = MiniCPMV(config)
-    weights = {name: torch.from_numpy(checkpoint[name].numpy()) for name in checkpoint}
+    weights = {name: torch.from_numpy(source.tensors[name].numpy()) for name in source.tensors}
     if config.tie_word_embeddings:
         weights.setdefault("llm.lm_head.weight", weights["llm.model.embed_tokens.weight"])
     missing = model.load_state_dict(weights, strict=False, assign=True).missing_keys

@@ -11,6 +11,7 @@ from pocketport.compress.families.minicpmv.parity import load_torch, read_with_t
 from pocketport.compress.families.minicpmv.prompt import load_tokenizer
 from pocketport.compress.families.minicpmv.runner import MASKED, MultimodalRunner, chain_feeds
 from pocketport.compress.ingest import ingest
+from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
 
 SMALL, LARGE = (90, 60), (260, 150)
@@ -29,7 +30,9 @@ def runner(tiny_minicpmv: Path) -> MultimodalRunner:
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_it_reads_what_torch_reads(tiny_minicpmv: Path, runner: MultimodalRunner, size: tuple[int, int]) -> None:
-    expected = read_with_torch(load_torch(tiny_minicpmv), load_tokenizer(tiny_minicpmv), picture(size), "What?", 6)
+    expected = read_with_torch(
+        load_torch(open_source(tiny_minicpmv)), load_tokenizer(tiny_minicpmv), picture(size), "What?", 6
+    )
     generation = runner.read(picture(size), "What?")
     assert generation.token_ids == expected.tokens
     assert generation.views == len(expected.features) == (1 if size == SMALL else generation.views)

@@ -1,0 +1,86 @@
+"""Model families: which loader and which parity check a checkpoint's config.json asks for."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.sources.source import Source
+from pocketport.errors import InputError
+
+Pair: TypeAlias = tuple[str, str, NDArray[np.generic], NDArray[np.generic]]
+"""Component, tensor, what the original computes, what the graph computes."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The static lengths of a bundle's graphs; None: the family's default for the checkpoint.
+
+    Attributes:
+        prompt: tokens of a prompt.
+        cache: columns of the KV cache.
+        patches: image patches of one view.
+    """
+
+    prompt: int | None = None
+    cache: int | None = None
+    patches: int | None = None
+
+
+def _always(config: Mapping[str, Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: the bundle's `family`.
+        model_types: values of config.json's ``model_type``.
+        load: Source, name and lengths → bundle; reads no weight.
+        compare: the parity gate: bundle and Source → pairs of the original's outputs and the graphs'.
+        accepts: a further look at config.json, where families share a ``model_type``.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    load: Callable[[Source, str, Lengths], ModelBundle]
+    compare: Callable[[ModelBundle, Source], Iterator[Pair]]
+    accepts: Callable[[Mapping[str, Any]], bool] = _always
+
+
+PACKAGES = ("minicpmv", "bert")
+
+
+def families() -> tuple[Family, ...]:
+    """Every family; each folder here has a ``family.py`` with its `FAMILY`."""
+    modules = (import_module(f"pocketport.compress.families.{package}.family") for package in PACKAGES)
+    return tuple(module.FAMILY for module in modules)
+
+
+def family_of(source: Source) -> Family:
+    """The family that a checkpoint's config.json asks for.
+
+    Raises:
+        InputError: no family knows its ``model_type``.
+    """
+    kind = source.config.get("model_type")
+    for family in families():
+        if kind in family.model_types and family.accepts(source.config):
+            return family
+    known = ", ".join(sorted({kind for family in families() for kind in family.model_types}))
+    raise InputError(
+        f"the model family {kind!r} is not known",
+        where=f"{source.path}, config.json",
+        fix=f"known: {known}; or export it to ONNX",
+    )
+
+
+def family_named(name: str) -> Family | None:
+    """The family of a bundle, None for plain ONNX graphs."""
+    return next((family for family in families() if family.name == name), None)

@@ -1,0 +1,1 @@
+"""Where models come from: every published layout, read defensively into one `Source`."""

@@ -1,0 +1,51 @@
+"""Source: a model as it was published, whatever file format it came in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pocketport.compress.quantized_weights import QuantizedWeight
+from pocketport.files import sha256_files
+
+
+@dataclass(frozen=True)
+class Source:
+    """What model families read.
+
+    Attributes:
+        path: the folder or file.
+        config: ``config.json``; other formats' metadata is translated into its terms.
+        tensors: by their published (Hugging Face) names, lazy; float types read as float32.
+        files: tokenizer and processor files by file name.
+        weight_files: the files that hold the tensors.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, ir.TensorProtocol]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    weight_files: tuple[Path, ...] = ()
+
+    def sha256(self) -> str:
+        """Hash of every file, by name and content; of large files that did not change since, from a cache."""
+        return sha256_files([*self.files.values(), *self.weight_files])
+
+
+class QuantizedTensor(ir.LazyTensor):
+    """A weight that its publisher quantized: reads as float32, and can be had in its own integers."""
+
+    def quantized(self) -> QuantizedWeight:
+        """The published integers, scales and zero points of a matrix [N, K]."""
+        raise NotImplementedError
+
+    def __init__(self, shape: tuple[int, ...], name: str) -> None:
+        super().__init__(self._read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+
+    def _read(self) -> ir.Tensor:
+        array: NDArray[np.float32] = self.quantized().dequantized()
+        return ir.Tensor(array, name=self.name)
