@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.sources.source import Source
-from pocketport.errors import InputError
+from pocketport.errors import InputError, UsageError
 
 Pair: TypeAlias = tuple[str, str, NDArray[np.generic], NDArray[np.generic]]
 """Component, tensor, what the original computes, what the graph computes."""
@@ -45,6 +46,7 @@ class Family:
         load: Source, name and lengths → bundle; reads no weight.
         compare: the parity gate: bundle and Source → pairs of the original's outputs and the graphs'.
         accepts: a further look at config.json, where families share a ``model_type``.
+        host: what the host computes for the language model of a bundle, where there is one.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Family:
     load: Callable[[Source, str, Lengths], ModelBundle]
     compare: Callable[[ModelBundle, Source], Iterator[Pair]]
     accepts: Callable[[Mapping[str, Any]], bool] = _always
+    host: Callable[[ModelBundle], DecoderHost] | None = None
 
 
 PACKAGES = ("minicpmv", "bert")
@@ -84,3 +87,19 @@ def family_of(source: Source) -> Family:
 def family_named(name: str) -> Family | None:
     """The family of a bundle, None for plain ONNX graphs."""
     return next((family for family in families() if family.name == name), None)
+
+
+def host_of(bundle: ModelBundle) -> DecoderHost:
+    """What the host computes for a bundle's language model.
+
+    Raises:
+        UsageError: it has none.
+    """
+    family = family_named(bundle.family)
+    if family is None or family.host is None:
+        raise UsageError(
+            "it has no language model to calibrate with token sequences",
+            where=f"bundle {bundle.name}",
+            fix="use an algorithm that needs no data (rtn, mse)",
+        )
+    return family.host(bundle)

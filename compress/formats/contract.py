@@ -88,12 +88,15 @@ class Format(Protocol):
         """
         ...
 
-    def choose(self, tensor: str, shape: tuple[int, ...], role: str, variant: str, wanted: str | None) -> SchemeChoice:
+    def choose(
+        self, tensor: str, shape: tuple[int, ...], component: str, role: str, variant: str, wanted: str | None
+    ) -> SchemeChoice:
         """What a tensor becomes.
 
         Args:
             tensor: published name.
             shape: of the tensor.
+            component: the first component whose graph uses it (``vision``, ``prefill`` …); "" for none.
             role: ``linear`` (a [N, K] matrix of a linear layer), ``table`` (an embedding, which is Gathered), ``head``
                 (the vocabulary projection), or ``other``.
             variant: one of `variants`.

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.compress.quantized_weights import QuantizedWeight
+from pocketport.compress.schemes import Scheme
 from pocketport.files import sha256_files
 
 
@@ -41,6 +42,10 @@ class QuantizedTensor(ir.LazyTensor):
 
     def quantized(self) -> QuantizedWeight:
         """The published integers, scales and zero points of a matrix [N, K]."""
+        raise NotImplementedError
+
+    def fits(self, scheme: Scheme, symmetric: bool) -> bool:
+        """Whether its own integers are already in `scheme`, so that they can be taken over."""
         raise NotImplementedError
 
     def __init__(self, shape: tuple[int, ...], name: str) -> None:

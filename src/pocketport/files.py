@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
+REMEMBERED_BYTES = 256 << 20  # hashing this takes a second
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -60,6 +64,26 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def cache_root() -> Path:
+    """``$POCKETPORT_CACHE``, or the platform's cache directory."""
+    override = os.environ.get("POCKETPORT_CACHE")
+    return Path(override) if override else Path(platformdirs.user_cache_dir("pocketport"))
+
+
+def remembered_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file; of a large one that did not change since (size, time, inode), from the cache."""
+    status = path.stat()
+    if status.st_size < REMEMBERED_BYTES:
+        return sha256_file(path)
+    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+    note = cache_root() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+    if note.is_file():
+        return note.read_text(encoding="ascii")
+    digest = sha256_file(path)
+    write_text(note, digest)
+    return digest
+
+
 def sha256_path(path: Path) -> str:
     """Hex SHA-256 of a file, or of a directory's relative names and contents in sorted order."""
     if path.is_file():
@@ -74,7 +98,7 @@ def sha256_files(paths: Iterable[Path]) -> str:
     """Hex SHA-256 of files' names and contents, in the order of their names; their folders do not count."""
     digest = hashlib.sha256()
     for file in sorted(paths, key=lambda p: p.name):
-        digest.update(file.name.encode() + b"\0" + sha256_file(file).encode() + b"\n")
+        digest.update(file.name.encode() + b"\0" + remembered_sha256(file).encode() + b"\n")
     return digest.hexdigest()
 
 

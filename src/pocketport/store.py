@@ -8,7 +8,6 @@ finished stage. Two processes that want the same output take turns (a lock file 
 import hashlib
 import importlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock
 
 from pocketport import __version__
-from pocketport.files import atomic_directory, sha256_path, write_json
+from pocketport.files import atomic_directory, cache_root, sha256_path, write_json
 
 
 @dataclass(frozen=True)
@@ -37,17 +35,11 @@ class StageResult:
     cached: bool
 
 
-def default_root() -> Path:
-    """``$POCKETPORT_CACHE``, or the platform's cache directory."""
-    override = os.environ.get("POCKETPORT_CACHE")
-    return Path(override) if override else Path(platformdirs.user_cache_dir("pocketport"))
-
-
 class Store:
     """Content-addressed outputs under `root`."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or default_root()
+        self.root = root or cache_root()
 
     def run(
         self,
@@ -57,6 +49,7 @@ class Store:
         *,
         code: tuple[str, ...],
         packages: tuple[str, ...] = (),
+        resumable: bool = False,
     ) -> StageResult:
         """The output of `stage` for `inputs`, made now unless it exists.
 
@@ -66,6 +59,7 @@ class Store:
             produce: writes the output into the empty directory that it is given.
             code: folders of Pocketport's own sources (``compress``, ``targets/apple``, …) that the output depends on.
             packages: distributions whose versions the output depends on.
+            resumable: a killed `produce` is called again with what it had written, to go on from there.
         """
         versions = {name: package_version(name) for name in packages}
         identity = {
@@ -86,8 +80,14 @@ class Store:
                 return self._result(stage, key, path, record, cached=True)
             self._sweep(path)
             start = time.perf_counter()
-            with atomic_directory(path) as temporary:
-                produce(temporary)
+            if resumable:
+                partial = path.with_suffix(".partial")
+                partial.mkdir(exist_ok=True)
+                produce(partial)
+                partial.replace(path)
+            else:
+                with atomic_directory(path) as temporary:
+                    produce(temporary)
             seconds = time.perf_counter() - start
             write_json(record, {"digest": sha256_path(path), "seconds": round(seconds, 3), "identity": identity})
             return self._result(stage, key, path, record, cached=False)

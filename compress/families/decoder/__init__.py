@@ -1,0 +1,1 @@
+"""The decoder that every language model here shares: configuration, component graphs, host side."""

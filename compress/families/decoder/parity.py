@@ -1,0 +1,124 @@
+"""The graphs of a decoder against an independent reference, along the tokens that the reference chooses."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.decoder.host import DecoderHost
+from pocketport.compress.families.decoder.rope import FloatArray
+from pocketport.compress.families.registry import Pair
+
+SAMPLE_SEED = 7
+DECODE_STEPS = 5
+LONG_ENOUGH = 96  # tokens; a sliding window asks for more
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a reference gives for one sequence of T tokens.
+
+    Attributes:
+        logits: behind the last token, [V].
+        keys, values: of each layer, [kv,T,d], keys rotated.
+    """
+
+    logits: FloatArray
+    keys: Sequence[FloatArray]
+    values: Sequence[FloatArray]
+
+
+Reference: TypeAlias = Callable[[Sequence[int]], Computed]
+"""Computes a whole sequence anew, without padding and without a cache of its own making."""
+
+
+def compare_decoder(
+    graphs: Mapping[str, ir.Model], host: DecoderHost, reference: Callable[[], Reference]
+) -> Iterator[Pair]:
+    """(component, tensor, the reference's numbers, the graphs' numbers) over a long and a short prompt of random tokens.
+
+    Prefill's logits and every key and value where there is no padding; then decode's logits and new keys and values
+    along the tokens that the reference chooses; at last the tokens that each would have chosen.
+
+    Args:
+        graphs: ``embed``, ``prefill`` and ``decode``.
+        host: of these graphs.
+        reference: makes the reference. It is dropped before the graphs are opened, and prefill before decode: what
+            is held in memory is one of them.
+    """
+    lengths = sorted({_long(host), min(7, host.prompt)}, reverse=True)
+    steps = min(DECODE_STEPS, host.cache - host.prompt)
+    rng = np.random.default_rng(SAMPLE_SEED)
+    prompts = [rng.integers(0, host.config.vocab_size, length).tolist() for length in lengths]
+    expected = _expected(reference(), prompts, steps)
+    embed, prefill = OrtExecutor(graphs["embed"]), OrtExecutor(graphs["prefill"])
+    states, chosen = [], []
+    for prompt, computed in zip(prompts, expected, strict=True):
+        embeds = np.array(embed.run({"input_ids": host.prompt_ids(prompt)})["embeds"], np.float32)
+        results = prefill.run(host.prefill_feeds(embeds, len(prompt)))
+        padding = host.prompt - len(prompt)
+        yield "prefill", "logits", computed[0].logits, results["logits"][0]
+        yield from _columns("prefill", computed[0], results, slice(None), slice(padding, None))
+        states.append(host.started(results, len(prompt)))
+        chosen.append([int(results["logits"][0].argmax())])
+    prefill.close()
+    decode = OrtExecutor(graphs["decode"])
+    for state, computed, tokens in zip(states, expected, chosen, strict=True):
+        for before, after in itertools.pairwise(computed):
+            one = embed.run({"input_ids": host.one_id(int(before.logits.argmax()))})["embeds"][:1]
+            results = decode.run(host.decode_feeds(np.asarray(one, np.float32), state))
+            host.store(results, state)
+            tokens.append(int(results["logits"][0].argmax()))
+            yield "decode", "logits", after.logits, results["logits"][0]
+            yield from _columns("decode", after, results, slice(-1, None), slice(None))
+        yield "decode", "token_ids", np.array([int(c.logits.argmax()) for c in computed]), np.array(tokens)
+
+
+def _long(host: DecoderHost) -> int:
+    """A prompt that a sliding window cuts, where that is possible."""
+    return min(host.prompt, max(LONG_ENOUGH, 2 * (host.config.sliding_window or 0)))
+
+
+def _expected(reference: Reference, prompts: Sequence[Sequence[int]], steps: int) -> list[list[Computed]]:
+    """Per prompt what the reference computes behind it and behind each token that it then chooses."""
+    found = []
+    for prompt in prompts:
+        tokens, computed = list(prompt), [reference(prompt)]
+        for _ in range(steps):
+            tokens.append(int(computed[-1].logits.argmax()))
+            computed.append(reference(tokens))
+        found.append(computed)
+    return found
+
+
+def _columns(
+    component: str, computed: Computed, results: Mapping[str, NDArray[Any]], expected: slice, found: slice
+) -> Iterator[Pair]:
+    for kind, arrays in (("key", computed.keys), ("value", computed.values)):
+        for i, array in enumerate(arrays):
+            name = f"present_{kind}_{i}"
+            yield component, name, array[:, expected], results[name][0][:, found]
+
+
+def from_transformers(model: nn.Module) -> Reference:
+    """A causal language model of transformers as a reference."""
+    from transformers import DynamicCache
+
+    @torch.inference_mode()
+    def compute(tokens: Sequence[int]) -> Computed:
+        cache = DynamicCache()  # without a configuration: sliding layers keep every column too
+        result = model(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return Computed(
+            result.logits[0, -1].numpy(),
+            [layer.keys[0].numpy() for layer in cache.layers],
+            [layer.values[0].numpy() for layer in cache.layers],
+        )  # fmt: skip
+
+    return compute

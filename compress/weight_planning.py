@@ -1,0 +1,130 @@
+"""What every tensor of a checkpoint becomes in a checkpoint format, settled before anything is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import onnx_ir as ir
+
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.checkpoint import StoredTensor
+from pocketport.compress.formats.contract import Format, SchemeChoice, WeightPlan
+from pocketport.compress.formats.sizes import GGML_BLOCKS, scheme_bytes
+from pocketport.compress.graph import dimensions
+from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.schemes import Scheme
+from pocketport.compress.sources.source import QuantizedTensor, Source
+from pocketport.compress.structure import weight_operand
+from pocketport.errors import UsageError
+
+FLOAT_SCHEMES = frozenset({"f32", "f16", "bf16", "source"})
+DEFAULT_ALGORITHM = "mse"  # needs no data
+CALIBRATED_COMPONENT = "prefill"  # the one that calibration sequences go through
+
+
+@dataclass(frozen=True)
+class Use:
+    """Where a tensor is used first: component, node and its op, the role of `Format.choose`, the activation it meets."""
+
+    component: str = ""
+    node: str = ""
+    op: str = ""
+    role: str = "other"
+    activation: str = ""
+
+
+def plan_weights(
+    source: Source, bundle: ModelBundle, recipe: Recipe, form: Format, variant: str, only: Sequence[str] | None = None
+) -> list[WeightPlan]:
+    """Plan every tensor of `source`, in the order of its names; or those named in `only`.
+
+    Raises:
+        UsageError: the recipe asks for a scheme that the format does not take, without a fall-back; or for schemes
+            under which no tensor at all would be quantized.
+    """
+    uses = find_uses(bundle)
+    rules = recipe.rules_for(f"{form.name}/{variant}" if variant else form.name)
+    names = sorted(source.tensors) if only is None else only
+    plans = [_plan(name, source.tensors[name], uses.get(name, Use()), rules, form, variant) for name in names]
+    wants = form.default_scheme not in FLOAT_SCHEMES and variant not in FLOAT_SCHEMES
+    if only is None and wants and not any(p.quantized for p in plans):
+        raise UsageError(
+            "nothing would be quantized: every tensor stays float",
+            where=f"plan for {form.name}",
+            fix="ask for a scheme in the recipe, or for the format's float variant",
+        )
+    return plans
+
+
+def find_uses(bundle: ModelBundle) -> dict[str, Use]:
+    """The first use of every weight, by the weight's name; a table that is also the head counts as a table."""
+    uses: dict[str, Use] = {}
+    for component in bundle:
+        heads = {node for value in component.graph.graph.outputs[:1] if (node := value.producer()) is not None}
+        for node in component.graph.graph:
+            operand = weight_operand(node)
+            if operand is None or not operand.value.name or operand.value.name in uses:
+                continue
+            role = {"linear": "linear", "table": "table"}.get(operand.kind, "other")
+            if (
+                role == "linear"
+                and node in heads
+                and operand.value.name.endswith(("lm_head.weight", "embed_tokens.weight"))
+            ):
+                role = "head"
+            activation = "" if operand.activation is None else operand.activation.name or ""
+            uses[operand.value.name] = Use(component.name, node.name or "", node.op_type, role, activation)
+    return uses
+
+
+def stored_bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes of a tensor where it lies, or in float16 where its publisher packed it."""
+    if isinstance(tensor, StoredTensor):
+        return tensor.stored_nbytes
+    return prod(dimensions(tensor)) * 2
+
+
+def _plan(
+    name: str, tensor: ir.TensorProtocol, use: Use, rules: Sequence[Rule], form: Format, variant: str
+) -> WeightPlan:
+    shape, before = dimensions(tensor), stored_bytes(tensor)
+    matching = [r for r in rules if r.matches(use.component, use.op, use.node or name)]
+    choice = _chosen(name, shape, use, matching, form, variant)
+    algorithm, options = _algorithm(choice, use, matching, tensor)
+    return WeightPlan(
+        tensor=name, shape=shape, component=use.component, scheme=choice.scheme, algorithm=algorithm,
+        symmetric=choice.symmetric, options=options, activation=use.activation, why=choice.why, bytes_before=before,
+        bytes_after=scheme_bytes(choice.scheme, shape, symmetric=choice.symmetric, source_bytes=before),
+    )  # fmt: skip
+
+
+def _chosen(
+    name: str, shape: tuple[int, ...], use: Use, rules: Sequence[Rule], form: Format, variant: str
+) -> SchemeChoice:
+    """The last rule's scheme, its fall-backs in order, or the format's own choice where no rule names one."""
+    rule = next((r for r in reversed(rules) if r.scheme is not None), None)
+    if rule is None or use.role != "linear":
+        return form.choose(name, shape, use.component, use.role, variant, None)
+    refusal: UsageError | None = None
+    for wanted in (str(rule.scheme), *rule.fallback):
+        try:
+            return form.choose(name, shape, use.component, use.role, variant, wanted)
+        except UsageError as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def _algorithm(
+    choice: SchemeChoice, use: Use, rules: Sequence[Rule], tensor: ir.TensorProtocol
+) -> tuple[str, Mapping[str, float]]:
+    if choice.scheme in FLOAT_SCHEMES or choice.scheme == "float":
+        return "cast", {}
+    if choice.scheme in GGML_BLOCKS:
+        return "ggml", {}
+    if isinstance(tensor, QuantizedTensor) and tensor.fits(Scheme.parse(choice.scheme), choice.symmetric):
+        return "stored", {}
+    rule = next((r for r in reversed(rules) if r.algorithm is not None), None)
+    if rule is None or (rule.algorithm == "gptq" and not (use.activation and use.component == CALIBRATED_COMPONENT)):
+        return DEFAULT_ALGORITHM, {}
+    return str(rule.algorithm), dict(rule.algorithm_options)
