@@ -65,7 +65,7 @@ class StoredTensor(ir.LazyTensor):
         raw = np.memmap(self.file, np.uint8, "c", offset=self.offset, shape=(self.stored_nbytes,))
         return np.asarray(raw).view(self.stored_dtype).reshape(self._dimensions)
 
-    def _read(self) -> ir.Tensor:
+    def _read(self) -> ir.TensorProtocol:
         array = self.mapped()
         return ir.Tensor(array if array.dtype.kind in "iub" else array.astype(np.float32, copy=False), name=self.name)
 

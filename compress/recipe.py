@@ -20,7 +20,7 @@ from pocketport.suggest import nearest
 SUFFIX = ".yaml"
 
 ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
-AlgorithmName = Literal["rtn", "mse", "gptq"]
+AlgorithmName = Literal["rtn", "mse", "gptq", "importance"]
 
 
 def _scheme(text: str) -> str:

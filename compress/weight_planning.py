@@ -19,6 +19,7 @@ from pocketport.errors import UsageError
 
 FLOAT_SCHEMES = frozenset({"f32", "f16", "bf16", "source"})
 DEFAULT_ALGORITHM = "mse"  # needs no data
+CALIBRATED = frozenset({"gptq", "importance"})
 CALIBRATED_COMPONENT = "prefill"  # the one that calibration sequences go through
 
 
@@ -120,11 +121,17 @@ def _algorithm(
 ) -> tuple[str, Mapping[str, float]]:
     if choice.scheme in FLOAT_SCHEMES or choice.scheme == "float":
         return "cast", {}
+    rule = next((r for r in reversed(rules) if r.algorithm is not None), None)
+    wanted = rule.algorithm if rule is not None and (_calibrated(use) or rule.algorithm not in CALIBRATED) else None
     if choice.scheme in GGML_BLOCKS:
-        return "ggml", {}
+        return "importance" if wanted in CALIBRATED else "ggml", {}
     if isinstance(tensor, QuantizedTensor) and tensor.fits(Scheme.parse(choice.scheme), choice.symmetric):
         return "stored", {}
-    rule = next((r for r in reversed(rules) if r.algorithm is not None), None)
-    if rule is None or (rule.algorithm == "gptq" and not (use.activation and use.component == CALIBRATED_COMPONENT)):
+    if rule is None or wanted is None or wanted == "importance":
         return DEFAULT_ALGORITHM, {}
-    return str(rule.algorithm), dict(rule.algorithm_options)
+    return str(wanted), dict(rule.algorithm_options)
+
+
+def _calibrated(use: Use) -> bool:
+    """Whether calibration sequences reach the weight, in every row."""
+    return bool(use.activation) and use.component == CALIBRATED_COMPONENT and use.role == "linear"

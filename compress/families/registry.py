@@ -57,7 +57,7 @@ class Family:
     host: Callable[[ModelBundle], DecoderHost] | None = None
 
 
-PACKAGES = ("minicpmv", "bert")
+PACKAGES = ("minicpmv", "bert", "language")
 
 
 def families() -> tuple[Family, ...]:

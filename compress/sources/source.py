@@ -51,6 +51,6 @@ class QuantizedTensor(ir.LazyTensor):
     def __init__(self, shape: tuple[int, ...], name: str) -> None:
         super().__init__(self._read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
 
-    def _read(self) -> ir.Tensor:
+    def _read(self) -> ir.TensorProtocol:
         array: NDArray[np.float32] = self.quantized().dequantized()
         return ir.Tensor(array, name=self.name)

@@ -81,7 +81,7 @@ def run_until(context: Context, last: str) -> Run:
     if goal < STAGES.index("calibrate"):
         _copy(ingested.path / "bundle", context.out / "bundle")
         return run
-    plans, findings = make_plans(context, load_bundle(ingested))
+    plans, findings = make_plans(context.request, load_bundle(ingested))
     run.targets = {t: TargetRun(t, plan, list(findings[t])) for t, plan in plans.items()}
     run.calibrated = calibrate(context, ingested, plans)
     if goal == STAGES.index("calibrate"):

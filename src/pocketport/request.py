@@ -18,6 +18,7 @@ class Request(BaseModel):
         shapes: input name → static shape, for ONNX files with dynamic dimensions.
         recipe: a named recipe or a YAML file.
         targets: ``vendor/soc[@sdk]`` identities.
+        formats: checkpoint formats, ``name[:variant]``.
         data: an ``.npz`` file or a folder of them (arrays by input name), or a folder of images; None for the
             reference model's own generator.
         task: ``read-text``, ``ctc-recognition``, ``agreement`` or ``segmentation``; None chooses by family.
@@ -26,6 +27,8 @@ class Request(BaseModel):
         task_samples: held-out samples of the task score on fast runtimes.
         emulated_task_samples: the same on slow emulators.
         seed: of everything random.
+        sequence_length: tokens of a calibration sequence, where weights are calibrated block by block.
+        memory_limit: bytes that quantizing block by block may take; None: 70 % of what is free.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,6 +37,7 @@ class Request(BaseModel):
     shapes: dict[str, list[int]] = Field(default_factory=dict)
     recipe: str = "default"
     targets: list[str] = Field(default_factory=list)
+    formats: list[str] = Field(default_factory=list)
     data: str | None = None
     task: str | None = None
     budget: str | None = None
@@ -41,6 +45,8 @@ class Request(BaseModel):
     task_samples: int = Field(default=200, ge=1)
     emulated_task_samples: int = Field(default=64, ge=1)
     seed: int = 0
+    sequence_length: int = Field(default=512, ge=8)
+    memory_limit: int | None = Field(default=None, ge=1 << 28)
 
     def save(self, directory: Path) -> None:
         """Write ``request.json`` into the run's directory."""

@@ -9,6 +9,7 @@ import importlib
 import multiprocessing
 import operator
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -134,6 +135,11 @@ class Worker:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def peak_rss() -> int:
+    """The most memory this process ever had resident, bytes; maps of files count as far as they were paged in."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def call_in_worker(function: str, *arguments: Any, label: str, limits: Limits = DEFAULT_LIMITS) -> Any:

@@ -6,7 +6,8 @@ from typer.testing import CliRunner
 from pocketport.cli import app
 
 COMMANDS = [
-    "port", "inspect", "ingest", "calibrate", "quantize", "compile", "verify", "profile", "gate", "report", "targets",
+    "port", "plan", "inspect", "synth", "ingest", "calibrate", "quantize", "compile", "verify", "profile", "gate",
+    "report", "targets",
 ]  # fmt: skip
 
 

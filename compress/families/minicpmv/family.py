@@ -1,7 +1,7 @@
-"""The MiniCPM-V series."""
+"""The MiniCPM-V series, versions 1.0 to 4.5."""
 
-from pocketport.compress.families.minicpmv.load import load_minicpmv
+from pocketport.compress.families.minicpmv.load import host_of, load_minicpmv
 from pocketport.compress.families.minicpmv.parity import compare
 from pocketport.compress.families.registry import Family
 
-FAMILY = Family("minicpmv", ("minicpmv",), load_minicpmv, compare)
+FAMILY = Family("minicpmv", ("minicpmv",), load_minicpmv, compare, host=host_of)

@@ -1,9 +1,9 @@
 """The language model of MiniCPM-V as the shared decoder: embedding, prefill over the whole prompt, decode of one token."""
 
 from pocketport.compress.families.decoder import graphs as decoder
-from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.decoder.graphs import DecoderParts
 from pocketport.compress.families.minicpmv.parts import Parts
+from pocketport.compress.families.minicpmv.versions import decoder_of
 
 
 def build_embed(parts: Parts) -> None:
@@ -23,7 +23,5 @@ def build_decode(parts: Parts) -> None:
 
 def _language(parts: Parts) -> DecoderParts:
     """The same graph under construction, seen as a decoder's."""
-    config = DecoderConfig.from_hf({**parts.config.model_dump(), "model_type": "llama"})
-    return DecoderParts(
-        parts.g, parts.state, config, "llm.model", "llm.lm_head", parts.shape.prompt, parts.shape.cache
-    )
+    config = decoder_of(parts.config)
+    return DecoderParts(parts.g, parts.state, config, "llm.model", "llm.lm_head", parts.shape.prompt, parts.shape.cache)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
 from pocketport.compress.families.layers import Layers
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 
@@ -34,8 +32,3 @@ class Parts(Layers):
 
     config: MiniCPMVConfig
     shape: StaticShape
-
-    def rms_norm(self, x: ir.Value, path: str) -> ir.Value:
-        """RMSNormalization over the last axis, as wide as the language model."""
-        gamma = self.weight(f"{path}.weight", self.config.hidden_size)
-        return self.g.node("RMSNormalization", [x, gamma], path, axis=-1, epsilon=self.config.rms_norm_eps)

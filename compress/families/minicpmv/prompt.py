@@ -1,4 +1,4 @@
-"""The chat template and the image placeholders of MiniCPM-Llama3-V 2.5, as text and as tokens."""
+"""The chat templates and the image placeholders of every version, as text and as tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,51 @@ from pocketport.errors import InputError
 
 IMAGE_START, IMAGE_END = "<image>", "</image>"
 SLICE_START, SLICE_END = "<slice>", "</slice>"
+IMAGE_ID_START, IMAGE_ID_END = "<image_id>", "</image_id>"
 UNKNOWN = "<unk>"
 BEGIN, END_OF_TURN = "<|begin_of_text|>", "<|eot_id|>"
 HEADER_START, HEADER_END = "<|start_header_id|>", "<|end_header_id|>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Template:
+    """One user turn of a chat.
+
+    Attributes:
+        before: what comes before the user's content.
+        after: what comes behind it, up to where the assistant answers.
+        stops: tokens that end an answer, the usual one first.
+        marked_slices: each slice stands between its own markers; otherwise one pair encloses all slices.
+    """
+
+    before: str
+    after: str
+    stops: tuple[str, ...]
+    marked_slices: bool
+
+
+def _chatml(system: str = "", opening: str = "", *, end: str) -> Template:
+    """ChatML: a system turn if there is one, and how the answer opens."""
+    first = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
+    return Template(
+        f"{first}{TURN_START}user\n", f"{TURN_END}\n{TURN_START}assistant\n{opening}", (TURN_END, end), True
+    )  # fmt: skip
+
+
+MINICPM = Template("<s><用户>", "<AI>", ("</s>",), marked_slices=False)
+LLAMA3 = Template(
+    f"{BEGIN}{HEADER_START}user{HEADER_END}\n\n",
+    f"{END_OF_TURN}{HEADER_START}assistant{HEADER_END}\n\n",
+    (END_OF_TURN,),
+    marked_slices=False,
+)
+CHATML_SYSTEM = _chatml("You are a helpful assistant.", end="<|endoftext|>")
+_MINICPM4 = _chatml(end="</s>")
+CHATML = Template(f"<s>{_MINICPM4.before}", _MINICPM4.after, _MINICPM4.stops, marked_slices=True)
+QWEN3 = _chatml(opening="<think>\n\n</think>\n\n", end="<|endoftext|>")  # thinking is off, as published
 
 
 @dataclass(frozen=True)
@@ -29,31 +69,43 @@ class EncodedPrompt:
     spans: list[Span]
 
 
-def image_placeholder(query_num: int, grid: tuple[int, int] | None) -> str:
-    """The text that stands for one image: the overview, then `grid` (columns, rows) of slices by rows."""
-    view = IMAGE_START + UNKNOWN * query_num + IMAGE_END
+def image_placeholder(
+    query_num: int, grid: tuple[int, int] | None, *, template: Template = LLAMA3, image_id: int | None = None
+) -> str:
+    """The text that stands for one image: its number, the overview, then `grid` (columns, rows) of slices by rows."""
+    unknown = UNKNOWN * query_num
+    view = IMAGE_START + unknown + IMAGE_END
+    number = "" if image_id is None else f"{IMAGE_ID_START}{image_id}{IMAGE_ID_END}"
     if grid is None:
-        return view
+        return number + view
     columns, rows = grid
-    return view + SLICE_START + "\n".join([view * columns] * rows) + SLICE_END
+    if template.marked_slices:
+        return number + view + "\n".join([(SLICE_START + unknown + SLICE_END) * columns] * rows)
+    return number + view + SLICE_START + "\n".join([view * columns] * rows) + SLICE_END
 
 
-def chat_text(question: str, placeholder: str = "") -> str:
-    """One user turn, in Llama 3's template, up to where the assistant answers."""
+def chat_text(question: str, placeholder: str = "", template: Template = LLAMA3) -> str:
+    """One user turn up to where the assistant answers."""
     content = f"{placeholder}\n{question}" if placeholder else question
-    user = f"{HEADER_START}user{HEADER_END}\n\n{content}{END_OF_TURN}"
-    return f"{BEGIN}{user}{HEADER_START}assistant{HEADER_END}\n\n"
+    return template.before + content + template.after
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, question: str, *, query_num: int, grid: tuple[int, int] | None
+    tokenizer: Tokenizer,
+    question: str,
+    *,
+    query_num: int,
+    grid: tuple[int, int] | None,
+    template: Template = LLAMA3,
+    image_id: int | None = None,
 ) -> EncodedPrompt:
     """Tokenize `question` about one image that was cut into `grid`."""
-    text = chat_text(question, image_placeholder(query_num, grid))
+    text = chat_text(question, image_placeholder(query_num, grid, template=template, image_id=image_id), template)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    start_id, end_id = tokenizer.token_to_id(IMAGE_START), tokenizer.token_to_id(IMAGE_END)
-    starts = [index + 1 for index, token in enumerate(ids) if token == start_id]
-    ends = [index for index, token in enumerate(ids) if token == end_id]
+    marks = [(IMAGE_START, IMAGE_END)] + ([(SLICE_START, SLICE_END)] if template.marked_slices else [])
+    opening, closing = ({tokenizer.token_to_id(pair[side]) for pair in marks} for side in (0, 1))
+    starts = [index + 1 for index, token in enumerate(ids) if token in opening]
+    ends = [index for index, token in enumerate(ids) if token in closing]
     return EncodedPrompt(ids, list(zip(starts, ends, strict=True)))
 
 
@@ -68,8 +120,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
         ) from error
 
 
-def decode_answer(tokenizer: Tokenizer, tokens: list[int]) -> str:
+def stop_tokens(tokenizer: Tokenizer, template: Template = LLAMA3) -> list[int]:
+    """The ids of the tokens that end an answer, the usual one first; one that the tokenizer lacks is left out."""
+    ids = (tokenizer.token_to_id(stop) for stop in template.stops)
+    return [token for token in ids if token is not None]
+
+
+def decode_answer(tokenizer: Tokenizer, tokens: list[int], template: Template = LLAMA3) -> str:
     """Text of generated `tokens`, up to the end of the turn."""
-    stop = tokenizer.token_to_id(END_OF_TURN)
-    kept = tokens[: tokens.index(stop)] if stop in tokens else tokens
-    return str(tokenizer.decode(kept, skip_special_tokens=True))
+    stops = stop_tokens(tokenizer, template)
+    end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
+    return str(tokenizer.decode(tokens[:end], skip_special_tokens=True))

@@ -5,32 +5,30 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pocketport.compress.executor import Arrays, Executor
+from pocketport.compress.families.decoder.host import MASKED, DecoderHost
+from pocketport.compress.families.decoder.rope import FloatArray
+from pocketport.compress.families.decoder.session import DecoderSession
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.minicpmv.prompt import (
-    END_OF_TURN,
     EncodedPrompt,
     decode_answer,
     encode_prompt,
     load_tokenizer,
+    stop_tokens,
 )
-from pocketport.compress.families.minicpmv.slicing import (
-    position_ids,
-    sincos_positions,
-    slice_image,
-    to_patches,
-)
+from pocketport.compress.families.minicpmv.slicing import to_patches
+from pocketport.compress.families.minicpmv.versions import decoder_of, version_of
+from pocketport.compress.families.minicpmv.views import connector_positions, views_of, vision_positions
 from pocketport.errors import InputError, UsageError
 
-FloatArray: TypeAlias = NDArray[np.float32]
-
-MASKED = -100.0  # added to scores that attention must not see: finite, so that it has an encoding
+DECODER = ("embed", "prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,18 @@ class MultimodalRunner:
         self.files = files
         self.config = MiniCPMVConfig.model_validate(config["model"])
         self.patches, self.prompt, self.cache = (int(config[key]) for key in ("patches", "prompt", "cache"))
+        self._template = version_of(self.config).template
         self._tokenizer = load_tokenizer(files["tokenizer.json"])
-        stop = self._tokenizer.token_to_id(END_OF_TURN)
-        if stop is None:
+        self._stops = stop_tokens(self._tokenizer, self._template)
+        if self._tokenizer.token_to_id(self._template.stops[0]) is None:
             raise InputError(
-                f"it has no {END_OF_TURN} token",
+                f"it has no {self._template.stops[0]} token",
                 where=str(files["tokenizer.json"]),
                 fix="give the checkpoint's tokenizer",
             )
-        self._stop = stop
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        host = DecoderHost(decoder_of(self.config), self.prompt, self.cache)
+        self._session = DecoderSession({name: _Timed(name, self._run) for name in DECODER}, host)
 
     @property
     def max_new_tokens(self) -> int:
@@ -100,7 +100,7 @@ class MultimodalRunner:
 
     def answer_tokens(self, answer: str) -> list[int]:
         """The tokens of `answer` and the end of the turn, as far as the cache has room."""
-        return [*self._tokenizer.encode(answer, add_special_tokens=False).ids, self._stop][: self.max_new_tokens]
+        return [*self._tokenizer.encode(answer, add_special_tokens=False).ids, self._stops[0]][: self.max_new_tokens]
 
     def force_tokens(self, image: Image.Image, question: str, tokens: Sequence[int]) -> Generation:
         """As `read`, but the answer is given as its tokens: each step is fed the next one (teacher forcing)."""
@@ -118,16 +118,19 @@ class MultimodalRunner:
         self._seconds.clear()
         start = time.perf_counter()
         vision, grid = self.encode_image(image)
-        prompt = encode_prompt(self._tokenizer, question, query_num=self.config.query_num, grid=grid)
-        logits, cache, padding = self._prefill(prompt, vision)
+        prompt = encode_prompt(
+            self._tokenizer, question, query_num=self.config.query_num, grid=grid, template=self._template,
+            image_id=0 if self.config.use_image_id else None,
+        )  # fmt: skip
+        logits = self._prefill(prompt, vision)
         first = time.perf_counter() - start
         tokens = [self._next(logits, forced, 0)]
-        while len(tokens) < limit and tokens[-1] != self._stop:
-            logits = self._decode(tokens[-1], cache, padding, column=self.prompt + len(tokens) - 1)
+        while len(tokens) < limit and tokens[-1] not in self._stops:
+            logits = self._session.step(tokens[-1])
             tokens.append(self._next(logits, forced, len(tokens)))
         seconds = dict(self._seconds)
         seconds["host"] = time.perf_counter() - start - sum(seconds.values())
-        text = decode_answer(self._tokenizer, tokens)
+        text = decode_answer(self._tokenizer, tokens, self._template)
         return Generation(text, tokens, seconds, first, len(vision), len(prompt.input_ids))
 
     def _next(self, logits: FloatArray, forced: Sequence[int] | None, index: int) -> int:
@@ -141,10 +144,7 @@ class MultimodalRunner:
 
     def encode_image(self, image: Image.Image) -> tuple[list[FloatArray], tuple[int, int] | None]:
         """Vision tokens [Q,H] of every view, overview first, and the grid (columns, rows) of the slices."""
-        slicing = self.config.slice_config
-        views, grid = (
-            slice_image(image.convert("RGB"), slicing) if self.config.slice_mode else ([image.convert("RGB")], None)
-        )
+        views, grid = views_of(image, self.config)
         return [self._encode_view(view) for view in views], grid
 
     def _encode_view(self, view: Image.Image) -> FloatArray:
@@ -160,69 +160,36 @@ class MultimodalRunner:
         bias[..., :count] = 0
         features = self._run("vision", {
             "pixel_values": _padded(strip, self.patches * patch, axis=2)[None],
-            "position_ids": _padded(
-                position_ids(target, self.config.vision_config.buckets_per_side).astype(np.int32), self.patches, axis=0
-            ),
+            **self._positions(vision_positions(target, self.config)),
             "attention_bias": bias,
         })["vision_features"]  # fmt: skip
-        positions = _padded(sincos_positions(self.config.hidden_size, target), self.patches, axis=0)
-        feeds = {"vision_features": features, "position_embeds": positions, "attention_bias": bias}
-        return self._run("connector", feeds)["vision_tokens"]
+        positions = self._positions(connector_positions(target, self.config))
+        return self._run("connector", {"vision_features": features, **positions, "attention_bias": bias})[
+            "vision_tokens"
+        ]
 
-    def _prefill(
-        self, prompt: EncodedPrompt, vision: Sequence[FloatArray]
-    ) -> tuple[FloatArray, dict[str, FloatArray], int]:
-        """Logits [1,V] of the last token, the cache as decode's feeds, and how many columns at its left are padding."""
+    def _positions(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {name: _padded(array, self.patches, axis=0) for name, array in feeds.items()}
+
+    def _prefill(self, prompt: EncodedPrompt, vision: Sequence[FloatArray]) -> FloatArray:
+        """Logits [1,V] of the last token; the session keeps the cache."""
         length = len(prompt.input_ids)
+        embeds = self._session.embed(prompt.input_ids)
         padding = self.prompt - length
-        if padding < 0:
-            raise InputError(
-                f"the prompt has {length} tokens, the graphs take {self.prompt}",
-                where="prompt",
-                fix="ask a shorter question",
-            )
-        ids = np.zeros(self.prompt, np.int32)
-        ids[padding:] = prompt.input_ids
-        embeds = np.array(self._run("embed", {"input_ids": ids})["embeds"])
         for (first, last), tokens in zip(prompt.spans, vision, strict=True):
             embeds[padding + first : padding + last] = tokens
-        cos, sin = self.rope(np.maximum(np.arange(self.prompt) - padding, 0))
-        rows, columns = np.ogrid[: self.prompt, : self.prompt]
-        allowed = ((columns <= rows) & (columns >= padding)) | (columns == rows)  # padding sees itself: no empty row
-        bias = np.where(allowed, 0, MASKED).astype(np.float32)[None]
-        results = self._run(
-            "prefill", {"inputs_embeds": embeds, "rope_cos": cos, "rope_sin": sin, "attention_bias": bias}
-        )
-        shape = (1, self.config.num_key_value_heads, self.cache, self.config.head_dim)
-        cache = {}
-        for i in range(self.config.num_hidden_layers):
-            for kind in ("key", "value"):
-                cache[f"past_{kind}_{i}"] = np.zeros(shape, np.float32)
-                cache[f"past_{kind}_{i}"][:, :, padding : self.prompt] = results[f"present_{kind}_{i}"][:, :, padding:]
-        return results["logits"], cache, padding
+        return self._session.start(embeds, length)
 
-    def _decode(self, token: int, cache: dict[str, FloatArray], padding: int, column: int) -> FloatArray:
-        """Logits [1,V] after `token`; its key and value are written into `column` of the cache."""
-        ids = np.zeros(self.prompt, np.int32)
-        ids[0] = token
-        embeds = self._run("embed", {"input_ids": ids})["embeds"][:1]
-        cos, sin = self.rope(np.array([column - padding]))
-        bias = np.full((1, 1, self.cache + 1), MASKED, np.float32)
-        bias[..., padding:column] = 0
-        bias[..., -1] = 0  # the token itself
-        feeds = {"inputs_embeds": embeds, "rope_cos": cos, "rope_sin": sin, "attention_bias": bias}
-        results = self._run("decode", {**feeds, **cache})
-        for name, past in cache.items():
-            past[:, :, column] = results[name.replace("past", "present")][:, :, 0]
-        return results["logits"]
 
-    def rope(self, positions: NDArray[np.integer[Any]]) -> tuple[FloatArray, FloatArray]:
-        """Cosines and signed sines ([−sin, +sin]) of integer positions, each [len(positions), d]."""
-        half = self.config.head_dim // 2
-        frequencies = 1.0 / self.config.rope_theta ** (np.arange(half) / half)
-        angles = positions[:, None] * frequencies
-        cos, sin = np.cos(angles), np.sin(angles)
-        return np.concatenate([cos, cos], -1).astype(np.float32), np.concatenate([-sin, sin], -1).astype(np.float32)
+@dataclass(frozen=True)
+class _Timed:
+    """One executor of the decoder, run by the runner's clock."""
+
+    component: str
+    run_timed: Callable[[str, Arrays], dict[str, NDArray[Any]]]
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        return self.run_timed(self.component, feeds)
 
 
 def _padded(array: NDArray[Any], length: int, *, axis: int) -> NDArray[Any]:

@@ -9,10 +9,15 @@ from numpy.typing import NDArray
 
 from pocketport.compress.builder import Weight
 from pocketport.compress.families.minicpmv.parts import Parts
+from pocketport.compress.families.minicpmv.timm_graphs import build_timm_vision
+from pocketport.compress.families.minicpmv.versions import version_of
 
 
 def build_vision(parts: Parts) -> None:
     """SigLIP ViT over one slice whose patches lie side by side in a strip (Zhai et al. 2023, arXiv 2303.15343)."""
+    if version_of(parts.config).timm:
+        build_timm_vision(parts)
+        return
     g, config, length = parts.g, parts.config.vision_config, parts.shape.patches
     width, patch = config.hidden_size, config.patch_size
     table = (config.image_size // patch) ** 2
@@ -29,7 +34,7 @@ def build_vision(parts: Parts) -> None:
     path = "vpm.embeddings.position_embedding"
     positions = g.node("Gather", [parts.weight(f"{path}.weight", table, width), position_ids], path, axis=0)
     x = g.node("Add", [x, positions], "vpm.embeddings")
-    for i in range(config.num_hidden_layers):
+    for i in range(parts.config.vision_layers):
         x = _vision_layer(parts, x, bias, f"vpm.encoder.layers.{i}")
     g.output(parts.layer_norm(x, "vpm.post_layernorm", width, config.layer_norm_eps, output="vision_features"))
 
@@ -58,13 +63,21 @@ def _vision_layer(parts: Parts, x: ir.Value, bias: ir.Value, path: str) -> ir.Va
 
 
 def build_connector(parts: Parts) -> None:
-    """Perceiver resampler: learned queries attend to one slice's features, positions are added to the keys only."""
+    """Perceiver resampler: learned queries attend to one slice's features, positions are added to the keys only.
+
+    Version 1.0 takes `position_weights` [L,Q] instead of `position_embeds`: they resample the queries' own positions.
+    """
     g, config, rows = parts.g, parts.config, parts.shape.patches
     width, queries, features_width = config.hidden_size, config.query_num, config.vision_config.hidden_size
     heads, path, eps = config.resampler_heads, "resampler.attn", config.vision_config.layer_norm_eps
     head = width // heads
     features = g.input("vision_features", (rows, features_width))
-    positions = g.input("position_embeds", (rows, width))
+    if version_of(config).resampled_positions:
+        own = parts.weight("resampler.pos_embed", queries, width)
+        mixing = g.input("position_weights", (rows, queries))
+        positions = g.node("MatMul", [mixing, own], "resampler.pos_embed.resampled")
+    else:
+        positions = g.input("position_embeds", (rows, width))
     bias = g.input("attention_bias", (1, 1, rows))
     kv = parts.linear(features, "resampler.kv_proj", width, features_width, bias=False)
     kv = parts.layer_norm(kv, "resampler.ln_kv", width, eps)
@@ -102,13 +115,16 @@ def _projected_queries(parts: Parts, heads: int) -> Weight:
         "resampler.attn.in_proj_weight": (3 * width, width), "resampler.attn.in_proj_bias": (3 * width,),
     }  # fmt: skip
     tensors = [parts.tensor(name, *shape) for name, shape in names.items()]
+    positioned = version_of(config).positioned_queries
+    own = parts.tensor("resampler.pos_embed", queries, width) if positioned else np.zeros(1, np.float32)
     head = width // heads
 
     def fold() -> NDArray[np.float32]:
         query, gamma, beta, weight, offset = (np.asarray(_array(t), np.float64) for t in tensors)
         centred = query - query.mean(-1, keepdims=True)
         normed = centred / np.sqrt(centred.var(-1, keepdims=True) + eps) * gamma + beta
-        projected = (normed @ weight[:width].T + offset[:width]) * head**-0.5
+        placed = normed + np.asarray(_array(own), np.float64)
+        projected = (placed @ weight[:width].T + offset[:width]) * head**-0.5
         return np.asarray(projected.reshape(queries, heads, head).transpose(1, 0, 2), np.float32)
 
     return ir.LazyTensor(

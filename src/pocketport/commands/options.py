@@ -1,5 +1,6 @@
 """Options that several commands share, and the Context they make."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,14 @@ RunDirectory = Annotated[
     Path, typer.Argument(help="A run's directory, as made by `ingest` or `port`.", file_okay=False)
 ]
 Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help="vendor/soc[@sdk]; repeat for several.")]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", "-f", help="Checkpoint format, name[:variant], e.g. gguf:q4_k_m; repeat for several."),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", help="Memory for quantizing, e.g. 8GB (default: 70 % of what is free)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Cache = Annotated[
     Path | None,
@@ -41,6 +50,16 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, list[int]]:
         if not name or not shapes[name] or min(shapes[name]) < 1:
             raise UsageError(f"{text!r} is not a shape", where="--shape", fix="write it as name=1,3,48,320")
     return shapes
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """``8GB``, ``900 MB`` or a number of bytes → bytes; UsageError otherwise."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?\s*", text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a size", where="--memory-limit", fix="write it as 8GB or 900MB")
+    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
 
 
 @contextmanager

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from pocketport.commands.console import err, out, print_json
-from pocketport.commands.options import Cache, Json, Out, Shapes, Targets, opened, parse_shapes
+from pocketport.commands.formats import write_formats
+from pocketport.commands.options import (
+    Cache,
+    Formats,
+    Json,
+    MemoryLimit,
+    Out,
+    Shapes,
+    Targets,
+    opened,
+    parse_bytes,
+    parse_shapes,
+)
 from pocketport.commands.summary import print_run
 from pocketport.pipeline import run_until
 from pocketport.report.document import finish_run
@@ -19,12 +31,15 @@ def register(app: typer.Typer) -> None:
 
 
 def port(
-    source: Annotated[str, typer.Argument(help="`reference`, a Hugging Face folder, or an .onnx file.")],
+    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint's folder, a .gguf or an .onnx file.")],
     out_dir: Out,
     target: Targets = None,
+    format_: Formats = None,
     data: Annotated[
         str | None,
-        typer.Option(help=".npz file or folder, or a folder of images, to calibrate and verify on."),
+        typer.Option(
+            help=".npz file or folder, a folder of images, or (for formats) a text, to calibrate and verify on."
+        ),
     ] = None,
     shape: Shapes = None,
     recipe: Annotated[str, typer.Option(help="A named recipe or a YAML file.")] = "default",
@@ -40,6 +55,10 @@ def port(
     ] = 200,
     emulated_task_samples: Annotated[int, typer.Option(min=1, help="The same on slow emulators.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    sequence_length: Annotated[
+        int, typer.Option(min=8, help="Tokens of a calibration sequence, where weights are calibrated block by block.")
+    ] = 512,
+    limit: MemoryLimit = None,
     cache: Cache = None,
     json_output: Json = False,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
@@ -48,8 +67,15 @@ def port(
     request = Request(
         source=source, shapes=parse_shapes(shape), recipe=recipe, targets=list(dict.fromkeys(target or [])), data=data, task=task,
         budget=budget, calibration_samples=calibration_samples, task_samples=task_samples,
-        emulated_task_samples=emulated_task_samples, seed=seed,
+        emulated_task_samples=emulated_task_samples, seed=seed, formats=list(dict.fromkeys(format_ or [])),
+        sequence_length=sequence_length, memory_limit=parse_bytes(limit),
     )  # fmt: skip
+    if request.formats:
+        written = write_formats(request, out_dir, cache, quiet=json_output)
+        if not request.targets:
+            if json_output:
+                print_json({"schema": "pocketport.formats/1", "formats": written})
+            raise typer.Exit
     with opened(request, out_dir, cache, quiet=json_output) as context:
         document = finish_run(run_until(context, "profile"))
     if json_output:

@@ -6,10 +6,12 @@ from pathlib import Path
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs
+from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.plan import Plan, make_plan
 from pocketport.compress.recipe import load_recipe
 from pocketport.diagnostics import Diagnostic
 from pocketport.files import write_json
+from pocketport.request import Request
 from pocketport.stages.calibrate import load_statistics
 from pocketport.stages.context import Context
 from pocketport.stages.held_out import load_held_out
@@ -21,15 +23,20 @@ from pocketport.targets.registry import backend_for
 MOST_TENSORS = 400
 
 
-def make_plans(context: Context, bundle: ModelBundle) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]]]:
+def plan_targets(request: Request) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]]]:
+    """As `make_plans`, on the source itself: nothing is written."""
+    return make_plans(request, ingest_source(request.source, shapes=request.shapes))
+
+
+def make_plans(request: Request, bundle: ModelBundle) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]]]:
     """Plan and legality findings of every target, before anything slow happens.
 
     Raises:
         UsageError: an unknown target, or a recipe that asks for what a chip does not take.
     """
-    recipe = load_recipe(context.request.recipe)
+    recipe = load_recipe(request.recipe)
     plans, findings = {}, {}
-    for text in context.request.targets:
+    for text in request.targets:
         target = Target.parse(text)
         backend = backend_for(target)
         legality = backend.legality(target)

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_named(tiny_minicpmv: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": "2.6"}, "2.6"), ({"max_position_embeddings": 225}, "max_position_embeddings"), ({"model_type": "llava"}, "llava"),
+    [({"version": "3.1"}, "3.1"), ({"max_position_embeddings": 225}, "max_position_embeddings"), ({"model_type": "llava"}, "llava"),
      ({"hidden_size": None}, "hidden_size")],
 )  # fmt: skip
 def test_configurations_that_are_refused(tiny_minicpmv: Path, change: dict[str, object], message: str) -> None:

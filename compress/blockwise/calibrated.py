@@ -1,0 +1,253 @@
+"""Weights that need calibration data: layer after layer, each on what the quantized layers before it give.
+
+Each layer runs once over all samples, in stages: up to the input of some weights, whose statistics are summed on the
+way; those weights are quantized and take their new values; then on from there (Frantar et al. 2022, section 3: true
+sequential). What the next stage needs is kept, see `Activations`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from pocketport.compress.blockwise.activations import Activations
+from pocketport.compress.blockwise.gptq import DAMPING, Hessian, solve
+from pocketport.compress.blockwise.grids import Form, dequantized
+from pocketport.compress.blockwise.journal import Journal
+from pocketport.compress.blockwise.rounding import as_weight, pack_ggml
+from pocketport.compress.blockwise.segments import Segment, Stage, segments, stages
+from pocketport.compress.blockwise.timing import Timing
+from pocketport.compress.executor import Arrays
+from pocketport.compress.formats.contract import WeightPlan
+from pocketport.compress.quantized_weights import Quantized
+from pocketport.compress.structure import weight_operand
+from pocketport.compress.torch_executor import Values, WeightCache, last_uses, run_nodes
+from pocketport.errors import UsageError
+
+ROWS = 2048  # of inputs that a Hessian takes in at once
+SPILL_NAME = ".spill"
+STREAM = "inputs_embeds"  # differs from sample to sample, even if there is one only
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a calibrated run is done.
+
+    Attributes:
+        device: where it computes.
+        budget: bytes of activations kept in memory.
+        advance: called with the number of tensors done.
+    """
+
+    device: torch.device
+    budget: int
+    advance: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration samples on their way through the graph.
+
+    Attributes:
+        count: how many.
+        shared: what is the same for all of them.
+        activations: what is not.
+    """
+
+    count: int
+    shared: Values
+    activations: Activations
+
+    def values(self, sample: int, device: torch.device) -> Values:
+        """What a sample starts a stage with."""
+        own = self.activations.names(sample)
+        return {**self.shared, **{name: self.activations.get(name, sample, device) for name in own}}
+
+
+def calibrate(
+    graph: ir.Model,
+    plans: Sequence[WeightPlan],
+    feeds: Iterator[Arrays],
+    journal: Journal,
+    settings: Settings,
+    timing: Timing,
+) -> None:
+    """Quantize the weights of one component that need data, and write a part for each layer.
+
+    Args:
+        graph: the component.
+        plans: of its weights, with the algorithms ``gptq`` or ``importance``.
+        feeds: the component's inputs, sample after sample.
+        journal: of the parts; layers that it has are not done again.
+        settings: see `Settings`.
+        timing: takes the seconds.
+
+    Raises:
+        UsageError: there are no samples.
+        InputError: an op can't be run in torch.
+        VerificationError: a Hessian is not positive definite.
+    """
+    wanted = {plan.tensor: plan for plan in plans}
+    with Activations(journal.directory / SPILL_NAME, settings.budget) as activations:
+        timing.start("samples")
+        with timing.phase("load"):
+            samples, varying = _taken_in(graph, feeds, activations, settings.device)
+        cuts = segments(varying)
+        while not _uses(cuts[-1].nodes, wanted):
+            cuts.pop()
+        parts = [f"{graph.graph.name}-{cut.layer:04}" for cut in cuts]
+        first = _resumed(journal, parts, samples, settings)
+        for index in range(first, len(cuts)):
+            timing.start(f"layer {cuts[index].layer}")
+            quantized = _Layer(cuts[index], wanted, samples, settings, timing).run()
+            with timing.phase("write"):
+                if index + 1 < len(cuts):
+                    journal.save_state(parts[index], activations, samples.count)
+                journal.write(parts[index], quantized)
+                if index:
+                    journal.drop_state(parts[index - 1])
+            settings.advance(len(quantized))
+
+
+def _uses(nodes: Iterable[ir.Node], wanted: Mapping[str, WeightPlan]) -> dict[str, list[tuple[ir.Value, WeightPlan]]]:
+    """Weights that are to be quantized, by the activation that meets them, in topological order."""
+    found: dict[str, list[tuple[ir.Value, WeightPlan]]] = {}
+    for node in nodes:
+        operand = weight_operand(node)
+        plan = None if operand is None else wanted.get(operand.value.name or "")
+        if operand is not None and plan is not None and operand.activation is not None:
+            found.setdefault(operand.activation.name or "", []).append((operand.value, plan))
+    return found
+
+
+def _taken_in(
+    graph: ir.Model, feeds: Iterator[Arrays], activations: Activations, device: torch.device
+) -> tuple[Samples, list[ir.Node]]:
+    """Read all samples; what is the same for all of them, and what follows from that alone, is computed once.
+
+    Returns:
+        The samples, and the nodes that depend on what differs.
+    """
+    shared: Values = {}
+    differing: set[str] = set()
+    count = 0
+    for arrays in feeds:
+        for name, array in arrays.items():
+            value = torch.from_numpy(np.asarray(array))
+            if name not in shared:
+                shared[name] = value
+            if name not in differing and (name == STREAM or not torch.equal(value, shared[name])):
+                differing.add(name)
+                for earlier in range(count):
+                    activations.put(name, earlier, shared[name])
+            if name in differing:
+                activations.put(name, count, value)
+        count += 1
+    if not count:
+        raise UsageError("there are no calibration samples", where="calibration", fix="give data, or use rtn or mse")
+    values = {name: value.to(device) for name, value in shared.items() if name not in differing}
+    constant: list[ir.Node] = []
+    varying: list[ir.Node] = []
+    for node in graph.graph:
+        depends = any(v is not None and v.name in differing for v in node.inputs)
+        (varying if depends else constant).append(node)
+        if depends:
+            differing |= {v.name or "" for v in node.outputs}
+    run_nodes(constant, values, WeightCache(device), {})
+    return Samples(count, values, activations), varying
+
+
+def _resumed(journal: Journal, parts: Sequence[str], samples: Samples, settings: Settings) -> int:
+    """The first layer that is to be done; activations are then those that it starts with."""
+    first = next((i for i, part in enumerate(parts) if not journal.done(part)), len(parts))
+    while 0 < first < len(parts) and not journal.has_state(parts[first - 1]):
+        first -= 1  # its activations are gone: the layers before it are run again
+    if 0 < first < len(parts):
+        for sample in range(samples.count):
+            for name in samples.activations.names(sample):
+                samples.activations.drop(name, sample)
+        journal.load_state(parts[first - 1], samples.activations)
+    for part in parts[:first]:
+        settings.advance(journal.tensors(part))
+    return first
+
+
+class _Layer:
+    """One segment on its way through its stages."""
+
+    def __init__(
+        self, cut: Segment, wanted: Mapping[str, WeightPlan], samples: Samples, settings: Settings, timing: Timing
+    ) -> None:
+        self.samples, self.settings, self.timing = samples, settings, timing
+        self.uses = _uses(cut.nodes, wanted)
+        self.weights = WeightCache(settings.device)
+        self.squares: dict[str, Tensor] = {}
+        self.rows = 0
+        solved = [name for name, uses in self.uses.items() if any(plan.algorithm == "gptq" for _, plan in uses)]
+        self.stages = stages(cut, solved, [name for name in self.uses if name not in solved])
+
+    def run(self) -> dict[str, Quantized]:
+        """Every weight of the segment, quantized."""
+        quantized: dict[str, Quantized] = {}
+        for stage in self.stages:
+            hessian = self._forward(stage)
+            if hessian is not None:
+                quantized |= self._solved(stage.observed, hessian)
+        for name, squares in self.squares.items():
+            importance = squares / (self.samples.count * self.rows)
+            for value, plan in self.uses[name]:
+                with self.timing.phase("pack"):
+                    quantized[plan.tensor] = pack_ggml(plan, self.weights.get(value).cpu(), importance.cpu())
+        return quantized
+
+    def _forward(self, stage: Stage) -> Hessian | None:
+        """All samples through a stage; the Hessian of what it observes."""
+        hessian: Hessian | None = None
+        waiting: list[Tensor] = []
+        extra = {stage.observed, *stage.watched} - {""}
+        uses = last_uses(stage.nodes, set(stage.kept) | extra | self.samples.shared.keys())
+        for sample in range(self.samples.count):
+            with self.timing.phase("load"):
+                before = self.samples.activations.names(sample)
+                values = self.samples.values(sample, self.settings.device)
+            with self.timing.phase("forward"):
+                run_nodes(stage.nodes, values, self.weights, uses)
+            for name in stage.watched:
+                with self.timing.phase("statistics"):
+                    self._add_squares(name, values[name])
+            with self.timing.phase("load"):
+                for name in stage.kept - before - self.samples.shared.keys():
+                    self.samples.activations.put(name, sample, values[name])
+                for name in before - stage.kept:
+                    self.samples.activations.drop(name, sample)
+            if stage.observed:
+                waiting.append(values[stage.observed].reshape(-1, values[stage.observed].shape[-1]))
+                if sum(map(len, waiting)) >= ROWS or sample + 1 == self.samples.count:
+                    with self.timing.phase("hessian"):
+                        hessian = hessian or Hessian(waiting[0].shape[1], self.settings.device)
+                        hessian.add(torch.cat(waiting))
+                        waiting.clear()
+        return hessian
+
+    def _add_squares(self, name: str, value: Tensor) -> None:
+        rows = value.reshape(-1, value.shape[-1])
+        self.rows = len(rows)
+        squares = rows.square().sum(0)
+        self.squares[name] = squares if name not in self.squares else self.squares[name] + squares
+
+    def _solved(self, observed: str, hessian: Hessian) -> dict[str, Quantized]:
+        """All weights that meet one activation; they take their new values."""
+        uses = self.uses[observed]
+        with self.timing.phase("factor"):
+            factor = hessian.factor(float(uses[0][1].options.get("damping", DAMPING)))
+        quantized: dict[str, Quantized] = {}
+        for value, plan in uses:
+            form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
+            with self.timing.phase("solve"):
+                integers, grid = solve(self.weights.get(value), factor, form)
+                self.weights.replace(plan.tensor, dequantized(integers, grid, form))
+            quantized[plan.tensor] = as_weight(integers, grid, form)
+        return quantized

@@ -1,0 +1,136 @@
+"""How long quantizing will take and how much memory, from the plan and a second of measuring this machine."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
+from pocketport.compress.blockwise.rounding import RUN_ELEMENTS
+from pocketport.compress.blockwise.segments import layer_number
+from pocketport.compress.formats.contract import WeightPlan
+from pocketport.compress.torch_device import best_device
+from pocketport.compress.torch_executor import linear
+
+BASE_BYTES = 700 << 20  # interpreter, torch and the graphs
+WRITE_BYTES_PER_SECOND = 500e6
+LEAST_BUDGET = 256 << 20
+PROBE_ROWS, PROBE_COLUMNS = 1024, 2048
+# Of one K × K matrix in flops: Cholesky K³/3 and triangular inverse K³, twice as slow as a product.
+FACTOR_FLOPS = 2 * (1 / 3 + 1)
+HESSIAN_COPIES = 4  # sums, reordered, factor, inverse
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        seconds: wall time.
+        peak_bytes: resident memory at most, mapped pages of the checkpoint included.
+        basis: what was measured, in words.
+    """
+
+    seconds: float
+    peak_bytes: int
+    basis: str
+
+
+def estimate(plans: Sequence[WeightPlan], tokens: int, memory_limit: int) -> Estimate:
+    """Estimate `quantize_weights` over these plans.
+
+    Args:
+        plans: of tensors that become integers.
+        tokens: of all calibration samples together.
+        memory_limit: bytes.
+    """
+    gptq = [p for p in plans if p.algorithm == "gptq"]
+    watched = [p for p in plans if p.algorithm == "importance"]
+    free = [p for p in plans if p.algorithm not in ("gptq", "importance")]
+    speeds = _measured({p.algorithm for p in plans})
+    seconds = sum(p.bytes_after for p in plans) / WRITE_BYTES_PER_SECOND
+    for plan in (*free, *watched):
+        seconds += prod(plan.shape) / speeds.get(plan.algorithm, speeds["mse"])
+    for plan in (*gptq, *watched):
+        seconds += 2.0 * prod(plan.shape) * tokens / speeds["flops"]
+    for columns in _inputs(gptq):
+        seconds += columns**2 * tokens / speeds["flops"] + FACTOR_FLOPS * columns**3 / speeds["flops"]
+    for plan in gptq:
+        n, k = plan.shape
+        seconds += n * k * k / speeds["flops"] + n * k / speeds["mse"]
+    return Estimate(seconds, _peak(plans, gptq, watched, tokens, memory_limit), _basis(speeds))
+
+
+def activation_budget(plans: Sequence[WeightPlan], memory_limit: int) -> int:
+    """Bytes that activations may keep in memory: what the limit leaves beside weights and Hessians."""
+    return max(LEAST_BUDGET, memory_limit - BASE_BYTES - _working_bytes(plans))
+
+
+def _working_bytes(plans: Sequence[WeightPlan]) -> int:
+    """One layer's weights in float32, and the largest Hessian with its factor."""
+    layers: dict[int, int] = {}
+    for plan in plans:
+        number = layer_number(plan.tensor) or 0
+        layers[number] = layers.get(number, 0) + 4 * prod(plan.shape)
+    hessians = [p.shape[-1] for p in plans if p.algorithm == "gptq"]
+    largest = max((4 * prod(p.shape) for p in plans), default=0)
+    return max(layers.values(), default=0) + 3 * largest + HESSIAN_COPIES * 4 * max(hessians, default=0) ** 2
+
+
+def _peak(
+    plans: Sequence[WeightPlan], gptq: Sequence[WeightPlan], watched: Sequence[WeightPlan], tokens: int, limit: int
+) -> int:
+    calibrated = [*gptq, *watched]
+    widest = max((p.shape[-1] for p in calibrated), default=0)
+    narrowest = min((p.shape[-1] for p in calibrated), default=0)
+    activations = 4 * tokens * (widest + narrowest)
+    held = min(activations, activation_budget(calibrated, limit)) + _working_bytes(calibrated) if calibrated else 0
+    largest = max(plans, key=lambda p: prod(p.shape))
+    free = prod(largest.shape) * 2 + largest.bytes_after * 4 + RUN_ELEMENTS * 16
+    return BASE_BYTES + max(held, free)
+
+
+def _inputs(gptq: Sequence[WeightPlan]) -> list[int]:
+    """The width of every activation that has a Hessian."""
+    return list({(p.component, p.activation): p.shape[-1] for p in gptq}.values())
+
+
+def _measured(algorithms: set[str]) -> dict[str, float]:
+    """Weights rounded a second by algorithm, and flops of matrix products."""
+    generator = torch.Generator().manual_seed(0)
+    device = best_device()
+    weight = torch.randn(PROBE_ROWS, PROBE_COLUMNS, generator=generator).to(device)
+    form = Form(4, 128, True, True)
+    with torch.inference_mode():
+        speeds = {"mse": weight.numel() / _seconds(lambda: round_to(weight, searched_grid(weight, form), form))}
+        if "rtn" in algorithms:
+            speeds["rtn"] = weight.numel() / _seconds(lambda: round_to(weight, extreme_grid(weight, form), form))
+        if algorithms & {"ggml", "importance"}:
+            speeds["ggml"] = speeds["importance"] = weight.numel() / _seconds(lambda: _pack(weight))
+        product = _seconds(lambda: linear(weight, weight))
+    speeds["flops"] = 2.0 * PROBE_ROWS * PROBE_ROWS * PROBE_COLUMNS / product
+    return speeds
+
+
+def _pack(weight: torch.Tensor) -> None:
+    from pocketport.compress.ggml.quantize import quantize
+
+    quantize("q4_k", weight.cpu().numpy(), None)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The better of two runs."""
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _basis(speeds: dict[str, float]) -> str:
+    rates = [f"{speeds['flops'] / 1e9:.0f} GFLOP/s"]
+    rates += [f"{name} {speeds[name] / 1e6:.0f} M weights/s" for name in ("rtn", "mse", "ggml") if name in speeds]
+    return "measured here: " + ", ".join(rates)

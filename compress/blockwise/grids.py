@@ -1,0 +1,156 @@
+"""Scales and zero points of grouped weights, and rounding to them, in torch: for matrices that fill a cache many times.
+
+The same definitions as `pocketport.compress.algorithms` has for whole graphs (extremes, or the clipping ratio of least
+weighted squared error); scales are rounded to float16 first where that is what files will hold.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pocketport.compress.schemes import Granularity, Scheme
+from pocketport.compress.torch_device import row_runs
+
+RATIOS = tuple(1 - 0.06 * step for step in range(8))  # of clipping, tried everywhere
+REFINEMENTS = (-0.02, 0.02)  # tried around the best of them
+CHUNK_ELEMENTS = 1 << 18  # what the caches of two cores hold
+LEAST_IMPORTANCE = 1e-4  # of the mean: inputs that were never seen still must not be thrown away
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a matrix [N, K] is written.
+
+    Attributes:
+        bits: of one weight.
+        group: columns that share a scale.
+        symmetric: the zero point is 2^(bits−1).
+        half: scales are float16 numbers.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool
+    half: bool
+
+    @classmethod
+    def of(cls, scheme: str, symmetric: bool, columns: int) -> "Form":
+        """The form that a scheme asks for in a matrix of K columns."""
+        parsed = Scheme.parse(scheme)
+        group = parsed.block if parsed.granularity is Granularity.BLOCK else columns
+        return cls(int(parsed.weight_bits or 0), group, symmetric, parsed.float_bits == 16)
+
+    @property
+    def highest(self) -> int:
+        """The greatest integer; the least is 0."""
+        return int(2**self.bits - 1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scale float32 [N, G] and zero point float32 [N, G] (whole numbers)."""
+
+    scale: Tensor
+    zero: Tensor
+
+
+def extreme_grid(weight: Tensor, form: Form) -> Grid:
+    """The grid of each group's extremes: nothing is clipped (but for the last half of float16's rounding)."""
+    return _joined([_grid(*_extremes(part, form), form) for part in _chunks(weight)])
+
+
+def searched_grid(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid:
+    """The grid of least Σ importance · (w − ŵ)² a group, over clipping ratios from 1 down to 0.56.
+
+    Args:
+        weight: float32 [N, K].
+        form: see `Form`.
+        importance: float32 [K] ≥ 0, the mean square of each input; None: all the same.
+    """
+    heed = None
+    if importance is not None:
+        mean = float(importance.mean()) or 1.0
+        heed = (importance / mean).clamp_min(LEAST_IMPORTANCE).reshape(-1, form.group)
+    return _joined([_searched(part, form, heed) for part in _chunks(weight)])
+
+
+def round_to(weight: Tensor, grid: Grid, form: Form) -> Tensor:
+    """Nearest integers, uint8 [N, K]."""
+    integers = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    rows = _rows(weight)
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        scaled = weight[part].reshape(-1, weight.shape[1] // form.group, form.group) / grid.scale[part, :, None]
+        scaled.round_().add_(grid.zero[part, :, None]).clamp_(0, form.highest)
+        integers[part] = scaled.reshape(-1, weight.shape[1]).to(torch.uint8)
+    return integers
+
+
+def dequantized(integers: Tensor, grid: Grid, form: Form) -> Tensor:
+    """(integers − zero) · scale, float32 [N, K]."""
+    n, k = integers.shape
+    grouped = integers.reshape(n, k // form.group, form.group).float()
+    return grouped.sub_(grid.zero[..., None]).mul_(grid.scale[..., None]).reshape(n, k)
+
+
+def _rows(weight: Tensor) -> int:
+    return max(1, CHUNK_ELEMENTS // weight.shape[1])
+
+
+def _chunks(weight: Tensor) -> list[Tensor]:
+    return row_runs(weight, _rows(weight))
+
+
+def _joined(grids: list[Grid]) -> Grid:
+    return Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
+
+
+def _extremes(weight: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Least and greatest of each group, both [n, G], zero among them."""
+    grouped = weight.reshape(len(weight), -1, form.group)
+    return grouped.amin(-1).clamp_max_(0), grouped.amax(-1).clamp_min_(0)
+
+
+def _grid(low: Tensor, high: Tensor, form: Form) -> Grid:
+    middle = 2 ** (form.bits - 1)
+    scale = torch.maximum(-low, high) / (form.highest - middle) if form.symmetric else (high - low) / form.highest
+    if form.half:
+        scale = scale.half().float()
+    scale = torch.where(scale > 0, scale, 1.0)
+    if form.symmetric:
+        return Grid(scale, torch.full_like(scale, middle))
+    return Grid(scale, (-low / scale).round().clamp_(0, form.highest))
+
+
+def _searched(weight: Tensor, form: Form, heed: Tensor | None) -> Grid:
+    low, high = _extremes(weight, form)
+    grouped = weight.reshape(len(weight), -1, form.group)
+    best = torch.full_like(low, torch.inf)
+    ratio = torch.ones_like(low)
+    chosen = _grid(low, high, form)
+    work = torch.empty_like(grouped)
+    for tried in (*RATIOS, *REFINEMENTS):
+        candidate = torch.full_like(low, tried) if tried > 0.5 else torch.clamp(ratio + tried, max=1.0)
+        grid = _grid(low * candidate, high * candidate, form)
+        error = _error(grouped, grid, form, heed, work)
+        better = error < best
+        best, ratio = torch.where(better, error, best), torch.where(better, candidate, ratio)
+        chosen = Grid(torch.where(better, grid.scale, chosen.scale), torch.where(better, grid.zero, chosen.zero))
+    return chosen
+
+
+def _error(grouped: Tensor, grid: Grid, form: Form, heed: Tensor | None, work: Tensor) -> Tensor:
+    """Σ importance · (w − ŵ)² of each group, [n, G]; `work` is overwritten."""
+    scale = grid.scale[..., None]
+    torch.mul(grouped, 1 / scale, out=work)
+    work.round_()
+    if form.symmetric:
+        middle = 2 ** (form.bits - 1)
+        work.clamp_(-middle, middle - 1)
+    else:
+        zero = grid.zero[..., None]
+        work.add_(zero).clamp_(0, form.highest).sub_(zero)
+    work.mul_(scale).sub_(grouped)
+    error: Tensor = torch.linalg.vecdot(work, work if heed is None else work * heed)
+    return error

@@ -1,0 +1,1 @@
+"""ggml: its block formats and its files."""

@@ -1,0 +1,1 @@
+"""Checkpoints of published shapes with random weights: what full-size tests and benchmarks use."""

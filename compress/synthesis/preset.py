@@ -1,0 +1,129 @@
+"""Presets: the published configuration of a model, at any scale."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from pocketport.errors import UsageError
+from pocketport.suggest import nearest
+
+WIDTH_STEP = 128  # widths stay multiples of it: resampler heads and quantization groups need that
+LEAST_VOCABULARY = 512
+DEPTH_KEYS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "depth")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a published checkpoint's folder holds besides weights.
+
+    Attributes:
+        name: of the preset.
+        published_as: the name under which the original is published.
+        config: ``config.json``.
+        files: other JSON files by name.
+        special_tokens: token → id; empty for models without a tokenizer.
+    """
+
+    name: str
+    published_as: str
+    config: Mapping[str, Any]
+    files: Mapping[str, Any]
+    special_tokens: Mapping[str, int]
+
+
+def preset_names() -> list[str]:
+    """All presets, in order."""
+    folder = resources.files("pocketport.compress.synthesis.presets")
+    return sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset; UsageError with the nearest name when there is none."""
+    file = resources.files("pocketport.compress.synthesis.presets") / f"{name}.json"
+    if name not in preset_names():
+        raise UsageError(f"there is no preset {name!r}", where="synth", fix=nearest(name, preset_names()))
+    document = json.loads(file.read_text("utf-8"))
+    return Preset(
+        name,
+        document["published_as"],
+        document["config"],
+        document.get("files", {}),
+        document.get("special_tokens", {}),
+    )
+
+
+def scaled(preset: Preset, scale: float, layers: int | None) -> Preset:
+    """The same architecture with widths, depth and vocabulary times `scale`; at most `layers` layers in every stack.
+
+    Head widths are kept and the number of heads shrinks, so that every layer keeps its form.
+
+    Raises:
+        UsageError: `scale` is not in (0, 4], or `layers` is under 1.
+    """
+    if not 0 < scale <= 4:
+        raise UsageError(f"{scale} is not a scale", where="--scale", fix="give a number above 0, at most 4")
+    if layers is not None and layers < 1:
+        raise UsageError(f"{layers} is not a number of layers", where="--layers", fix="give at least 1")
+    config = _scaled_section(preset.config, scale, layers)
+    special = dict(preset.special_tokens)
+    vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if special and vocabulary and max(special.values()) >= vocabulary:
+        first = vocabulary - len(special)
+        special = {token: first + index for index, token in enumerate(sorted(special, key=special.__getitem__))}
+    moved = {preset.special_tokens[token]: index for token, index in special.items()}
+    return Preset(
+        preset.name, preset.published_as, _with_ids(config, moved), _with_ids(preset.files, moved), special
+    )  # fmt: skip
+
+
+def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    heads = section.get("num_attention_heads")
+    for key, value in section.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            result[key] = _scaled_section(value, scale, layers)
+        elif key in DEPTH_KEYS:
+            depth = max(2, round(value * scale))
+            result[key] = depth if layers is None else min(depth, layers)
+        elif scale != 1 and key == "vocab_size":
+            result[key] = max(LEAST_VOCABULARY, round(value * scale / 64) * 64)
+        elif scale != 1 and key == "intermediate_size":
+            result[key] = max(WIDTH_STEP, round(value * scale / WIDTH_STEP) * WIDTH_STEP)
+        else:
+            result[key] = value
+    if scale != 1 and heads and "hidden_size" in section:
+        result |= _scaled_heads(section, scale)
+    return result
+
+
+def _scaled_heads(section: Mapping[str, Any], scale: float) -> dict[str, int]:
+    """Heads of the published width; the grouping of key-value heads stays as far as the numbers allow."""
+    heads = int(section["num_attention_heads"])
+    head_dim = int(section.get("head_dim") or section["hidden_size"] // heads)
+    kv = int(section.get("num_key_value_heads") or heads)
+    text = "num_key_value_heads" in section
+    step = WIDTH_STEP // head_dim if text and WIDTH_STEP % head_dim == 0 else 1
+    fewer = max(step, round(heads * scale / step) * step)
+    group = next(g for g in range(min(heads // kv, fewer), 0, -1) if fewer % g == 0)
+    result = {"num_attention_heads": fewer}
+    if "head_dim" in section:
+        result["head_dim"] = head_dim
+        result["hidden_size"] = max(WIDTH_STEP, round(section["hidden_size"] * scale / WIDTH_STEP) * WIDTH_STEP)
+    else:
+        result["hidden_size"] = fewer * head_dim
+    if text:
+        result["num_key_value_heads"] = fewer // group
+    return result
+
+
+def _with_ids(value: Any, moved: Mapping[int, int], key: str = "") -> Any:
+    """`value` with the ids of special tokens replaced where its keys say that they are ids of tokens."""
+    if isinstance(value, dict):
+        return {k: _with_ids(v, moved, k) for k, v in value.items()}
+    if key.endswith(("token_id", "_id_list")):
+        if isinstance(value, list):
+            return [moved.get(v, v) for v in value]
+        return moved.get(value, value)
+    return value

@@ -1,0 +1,1 @@
+"""Published configurations by preset name, one JSON file each."""
