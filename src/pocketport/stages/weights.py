@@ -13,7 +13,6 @@ from pocketport.compress.blockwise.engine import quantize_weights
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.formats.contract import Format, WeightPlan
-from pocketport.compress.formats.registry import format_named
 from pocketport.compress.ingest import path_of
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import load_recipe
@@ -23,6 +22,7 @@ from pocketport.compress.sources.source import Source
 from pocketport.compress.weight_planning import CALIBRATED, plan_weights
 from pocketport.errors import UsageError
 from pocketport.files import atomic_directory, sha256_file, write_json
+from pocketport.formats import format_named
 from pocketport.request import Request
 from pocketport.stages.context import Context
 from pocketport.stages.sequences import Sequences, sequences_for
@@ -144,7 +144,7 @@ def _write(context: Context, job: WeightJob, quantized: StageResult) -> Path:
         "format": job.label,
         "weights": quantized.digest,
         "source": job.source.sha256(),
-        "code": code_digest(CODE),
+        "code": code_digest((*CODE, _folder_of(job.form))),
         "plan": hashlib.sha256(json.dumps([asdict(p) for p in job.plans], sort_keys=True).encode()).hexdigest(),
     }
     if _finished(directory, identity):
@@ -171,6 +171,11 @@ def _write(context: Context, job: WeightJob, quantized: StageResult) -> Path:
         write_json(temporary / RECORD_FILE, {"schema": "pocketport.format/1", **identity, "files": hashes})
     context.progress.finish(key, f"{sum(sizes) / 1e9:.2f} GB")
     return directory
+
+
+def _folder_of(form: Format) -> str:
+    """Where its module lies, as `code_digest` names folders: ``targets/x86``."""
+    return "/".join(type(form).__module__.split(".")[1:-1])
 
 
 def _check_written(files: Sequence[Path], job: WeightJob) -> None:

@@ -1,16 +1,16 @@
-"""Every checkpoint format by name."""
+"""Every checkpoint format by name, those of a vendor's runtime in the vendor's folder."""
 
 from collections.abc import Mapping
-from importlib import import_module
+from pkgutil import resolve_name
 
 from pocketport.compress.formats.contract import Format
 from pocketport.errors import UsageError
 from pocketport.suggest import nearest
 
-# Name → module and class: a format is imported when it is asked for, with whatever packages it needs.
-FORMATS: Mapping[str, tuple[str, str]] = {
-    "compressed-tensors": ("compressed_tensors", "CompressedTensorsFormat"),
-    "gptq": ("gptq", "GptqFormat"),
+# A format's module is imported when it is asked for, with whatever packages it needs.
+FORMATS: Mapping[str, str] = {
+    "compressed-tensors": "pocketport.compress.formats.compressed_tensors:CompressedTensorsFormat",
+    "gptq": "pocketport.compress.formats.gptq:GptqFormat",
 }
 
 
@@ -23,8 +23,7 @@ def format_named(text: str) -> tuple[Format, str]:
     name, _, variant = text.partition(":")
     if name not in FORMATS:
         raise UsageError(f"there is no format {name!r}", where="--format", fix=nearest(name, FORMATS))
-    module, kind = FORMATS[name]
-    form: Format = getattr(import_module(f"pocketport.compress.formats.{module}"), kind)()
+    form: Format = resolve_name(FORMATS[name])()
     if variant and variant not in form.variants:
         fix = nearest(variant, form.variants) if form.variants else f"write {name} alone"
         raise UsageError(f"{name} has no variant {variant!r}", where="--format", fix=fix)
