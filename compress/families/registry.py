@@ -1,6 +1,6 @@
 """Model families: which loader and which parity check a checkpoint's config.json asks for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.families.decoder.host import DecoderHost
+from pocketport.compress.executor import Arrays
+from pocketport.compress.families.chat import ChatFactory
+from pocketport.compress.families.decoder.host import DecoderHost, Rows, prompt_rows
 from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError, UsageError
 
@@ -47,6 +49,9 @@ class Family:
         compare: the parity gate: bundle and Source → pairs of the original's outputs and the graphs'.
         accepts: a further look at config.json, where families share a ``model_type``.
         host: what the host computes for the language model of a bundle, where there is one.
+        chat: answers about images, of models that do.
+        meaningful_rows: component, feeds and names of its outputs → which rows of an output are no padding; outputs
+            that are not named are used whole.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Family:
     compare: Callable[[ModelBundle, Source], Iterator[Pair]]
     accepts: Callable[[Mapping[str, Any]], bool] = _always
     host: Callable[[ModelBundle], DecoderHost] | None = None
+    chat: ChatFactory | None = None
+    meaningful_rows: Callable[[str, Arrays, Iterable[str]], Rows] = prompt_rows
 
 
 PACKAGES = ("minicpmv", "bert", "language")
@@ -103,3 +110,9 @@ def host_of(bundle: ModelBundle) -> DecoderHost:
             fix="use an algorithm that needs no data (rtn, mse)",
         )
     return family.host(bundle)
+
+
+def chat_of(bundle: ModelBundle) -> ChatFactory | None:
+    """What answers about images, over executors of the bundle's components; None for models that don't."""
+    family = family_named(bundle.family)
+    return family.chat if family else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -16,8 +17,9 @@ from pocketport.calibration.sources.rendered_text import PROMPT, RenderedText
 from pocketport.calibration.storage import read_npz
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.families.minicpmv.runner import MultimodalRunner, chain_feeds
-from pocketport.compress.graph import shape_of
+from pocketport.compress.families.chat import ChatFactory, chain_feeds
+from pocketport.compress.families.registry import chat_of
+from pocketport.compress.graph import shape_of, static_shape
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_path
 from pocketport.request import Request
@@ -56,35 +58,55 @@ def load_data(bundle: ModelBundle, request: Request) -> RunData:
         UsageError: no data was given for a model that has no generator of its own.
         InputError: the folder is empty, or an array does not fit the model's inputs.
     """
-    if request.data is None and bundle.family != "minicpmv":
-        names = ", ".join(f"{v.name} {list(v.shape or ())}" for v in bundle["main"].graph.graph.inputs)
-        raise UsageError(
-            f"this model needs calibration data for its inputs: {names}",
-            where="--data",
-            fix="give an .npz file, or a folder of them, with one array per input",
-        )
+    chat = chat_of(bundle)
     if request.data is None:
-        return _generated(bundle, request)
+        if chat is None:
+            names = ", ".join(f"{name} {list(value.shape or ())}" for name, value in _inputs(bundle).items())
+            raise UsageError(
+                f"this model needs calibration data for its inputs: {names}",
+                where="--data",
+                fix="give an .npz file, or a folder of them, with one array per input",
+            )
+        return _generated(bundle, chat, request)
     path = Path(request.data)
     if not path.exists():
         raise UsageError("no such file or folder", where=f"--data {path}", fix="check the path")
-    return _images(bundle, request, path) if bundle.family == "minicpmv" else _arrays(bundle, request, path)
+    return _arrays(bundle, request, path) if chat is None else _images(bundle, chat, request, path)
 
 
-def _generated(bundle: ModelBundle, request: Request) -> RunData:
+def _inputs(bundle: ModelBundle) -> Mapping[str, ir.Value]:
+    """Every component's inputs; components share what they name alike.
+
+    Raises:
+        UsageError: two of them give one name to different things, as a chain of components does.
+    """
+    inputs: dict[str, ir.Value] = {}
+    for component in bundle:
+        for value in component.graph.graph.inputs:
+            known = inputs.setdefault(str(value.name), value)
+            if static_shape(known) != static_shape(value):
+                raise UsageError(
+                    f"its components take different arrays of the name {value.name}",
+                    where=f"bundle {bundle.name}",
+                    fix="quantize it to a format of weights, which takes token sequences",
+                )
+    return inputs
+
+
+def _generated(bundle: ModelBundle, chat: ChatFactory, request: Request) -> RunData:
     def samples(seed: int, count: int) -> list[PromptSample]:
         source = RenderedText(seed=seed + request.seed, fonts="train")
         return [(s.image, s.prompt, s.answer) for s in source.take(count)]
 
     return RunData(
         fingerprint=f"rendered-text/{request.seed}/{request.calibration_samples}",
-        calibration=lambda: _chain(bundle, samples(CALIBRATION_SEED, request.calibration_samples)),
-        held_out=lambda: _chain(bundle, samples(VERIFICATION_SEED, 4)),
+        calibration=lambda: _chain(bundle, chat, samples(CALIBRATION_SEED, request.calibration_samples)),
+        held_out=lambda: _chain(bundle, chat, samples(VERIFICATION_SEED, 4)),
         count=request.calibration_samples,
     )
 
 
-def _images(bundle: ModelBundle, request: Request, folder: Path) -> RunData:
+def _images(bundle: ModelBundle, chat: ChatFactory, request: Request, folder: Path) -> RunData:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else [folder]
     if not files:
         raise InputError(
@@ -105,15 +127,15 @@ def _images(bundle: ModelBundle, request: Request, folder: Path) -> RunData:
 
     return RunData(
         fingerprint=f"images/{sha256_path(folder)}/{len(chosen)}",
-        calibration=lambda: _chain(bundle, samples(chosen)),
-        held_out=lambda: _chain(bundle, samples(held[:4])),
+        calibration=lambda: _chain(bundle, chat, samples(chosen)),
+        held_out=lambda: _chain(bundle, chat, samples(held[:4])),
         count=len(chosen),
     )
 
 
-def _chain(bundle: ModelBundle, samples: Iterable[PromptSample]) -> Iterator[tuple[str, Feeds]]:
+def _chain(bundle: ModelBundle, chat: ChatFactory, samples: Iterable[PromptSample]) -> Iterator[tuple[str, Feeds]]:
     executors = {component.name: OrtExecutor(component.graph) for component in bundle}
-    return chain_feeds(MultimodalRunner(executors, bundle.config, bundle.files), samples)
+    return chain_feeds(chat(executors, bundle.config, bundle.files), samples)
 
 
 def _arrays(bundle: ModelBundle, request: Request, path: Path) -> RunData:
@@ -132,18 +154,24 @@ def _arrays(bundle: ModelBundle, request: Request, path: Path) -> RunData:
             fix="give at least 2 samples, better 32",
         )
     chosen, held = _split(rows, request.calibration_samples)
+
+    def feeds(samples: Sequence[Feeds]) -> Iterator[tuple[str, Feeds]]:
+        for sample in samples:
+            for component in bundle:
+                yield component.name, {str(v.name): sample[str(v.name)] for v in component.graph.graph.inputs}
+
     return RunData(
         fingerprint=f"arrays/{sha256_path(path)}/{len(chosen)}",
-        calibration=lambda: (("main", row) for row in chosen),
-        held_out=lambda: (("main", row) for row in held),
+        calibration=lambda: feeds(chosen),
+        held_out=lambda: feeds(held),
         count=len(chosen),
     )
 
 
 def _rows(bundle: ModelBundle, file: Path) -> Iterator[Feeds]:
-    """Cut a file's arrays [n, ...] into n feeds of the graph's static shapes."""
+    """Cut a file's arrays [n, ...] into n feeds of the graphs' static shapes."""
     arrays = read_npz(file)
-    inputs = {str(v.name): v for v in bundle["main"].graph.graph.inputs}
+    inputs = _inputs(bundle)
     if missing := sorted(set(inputs) - set(arrays)):
         raise InputError(
             f"no array for the model's inputs {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'none'}",

@@ -4,9 +4,9 @@ The prompt is left-padded: the last token is always the last row. Padding column
 each padding row by itself, so that no row of the softmax is empty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.errors import InputError
 
 MASKED = -100.0  # added to scores that attention must not see: finite, so that it has an encoding
+Rows: TypeAlias = Mapping[str, tuple[int, int, int]]
+"""Output → (axis, first, last) of the rows that are used of it."""
 
 
 @dataclass
@@ -182,3 +184,15 @@ class DecoderHost:
         for name, past in state.cache.items():
             past[:, :, state.column] = results[name.replace("past", "present")][:, :, 0]
         state.column += 1
+
+
+def prompt_rows(component: str, feeds: Mapping[str, NDArray[Any]], outputs: Iterable[str]) -> Rows:
+    """Which rows of prefill's keys and values are a prompt's own: those behind the padding. Other components have none.
+
+    A padding row is seen by itself alone, every other one by the row behind it too.
+    """
+    if component != "prefill":
+        return {}
+    bias = np.asarray(feeds["attention_bias"], np.float32)[0]
+    padding = int((np.diagonal(bias, -1) < MASKED / 2).sum())
+    return {name: (2, padding, len(bias)) for name in outputs if name.startswith(("present_key_", "present_value_"))}

@@ -2,6 +2,10 @@
 
 from pocketport.compress.families.minicpmv.load import host_of, load_minicpmv
 from pocketport.compress.families.minicpmv.parity import compare
+from pocketport.compress.families.minicpmv.runner import MultimodalRunner, meaningful_rows
 from pocketport.compress.families.registry import Family
 
-FAMILY = Family("minicpmv", ("minicpmv",), load_minicpmv, compare, host=host_of)
+FAMILY = Family(
+    "minicpmv", ("minicpmv",), load_minicpmv, compare, host=host_of, chat=MultimodalRunner,
+    meaningful_rows=meaningful_rows,
+)  # fmt: skip

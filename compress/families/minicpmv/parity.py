@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.chat import recorded
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.minicpmv.modeling import MiniCPMV
 from pocketport.compress.families.minicpmv.prompt import END_OF_TURN, encode_prompt, load_tokenizer
-from pocketport.compress.families.minicpmv.runner import MultimodalRunner, recorded
+from pocketport.compress.families.minicpmv.runner import MultimodalRunner
 from pocketport.compress.families.minicpmv.slicing import (
     position_ids,
     sincos_positions,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.storage import read_npz, write_npz
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.families.minicpmv.runner import meaningful_rows
+from pocketport.compress.families.registry import family_named
 from pocketport.data import Feeds, load_data
 from pocketport.stages.context import Context
 from pocketport.stages.ingest import load_bundle
@@ -48,6 +48,7 @@ def collect_held_out(context: Context, ingested: StageResult) -> StageResult:
     context.progress.start("held-out", "run float on held-out samples", None)
 
     def produce(directory: Path) -> None:
+        family = family_named(bundle.family)
         feeds: dict[str, list[Feeds]] = {}
         for name, values in data.held_out():
             if len(feeds.setdefault(name, [])) < FEEDS_PER_COMPONENT:
@@ -57,9 +58,10 @@ def collect_held_out(context: Context, ingested: StageResult) -> StageResult:
             arrays: dict[str, NDArray[np.generic]] = {}
             for index, values in enumerate(samples):
                 arrays |= {f"{index}|in|{key}": np.asarray(value) for key, value in values.items()}
-                arrays |= {f"{index}|out|{key}": value for key, value in executor.run(values).items()}
-                if bundle.family == "minicpmv":
-                    rows = meaningful_rows(name, values)
+                results = executor.run(values)
+                arrays |= {f"{index}|out|{key}": value for key, value in results.items()}
+                if family is not None:
+                    rows = family.meaningful_rows(name, values, results)
                     arrays |= {f"{index}|rows|{key}": np.array(cut, np.int32) for key, cut in rows.items()}
             write_npz(directory / f"{name}.npz", arrays)
 

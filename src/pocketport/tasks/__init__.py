@@ -2,6 +2,7 @@
 
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.registry import chat_of
 from pocketport.data import load_data
 from pocketport.errors import UsageError
 from pocketport.request import Request
@@ -16,22 +17,23 @@ TASKS = ("read-text", "ctc-recognition", *AGAINST_FLOAT)
 
 
 def choose_task(bundle: ModelBundle, request: Request) -> Task:
-    """The task that was asked for, or the family's own: reading for multimodal models, agreement for the others.
+    """The task that was asked for, or the family's own: reading for models that answer about images, agreement for the others.
 
     Raises:
         UsageError: no such task, or one that this model can't do.
     """
-    name = request.task or ("read-text" if bundle.family == "minicpmv" else "agreement")
-    if name == "read-text" and bundle.family == "minicpmv":
-        return ReadText(bundle)
+    chat = chat_of(bundle)
+    name = request.task or ("agreement" if chat is None else "read-text")
+    if name == "read-text" and chat is not None:
+        return ReadText(bundle, chat)
     if name == "ctc-recognition" and "main" in bundle.components:
         return CtcRecognition(bundle)
-    if name in AGAINST_FLOAT and "main" in bundle.components:
+    if name in AGAINST_FLOAT and chat is None:
         data = load_data(bundle, request)
-        graph = bundle["main"].graph
-        output = str(bundle.config.get("task_output") or graph.graph.outputs[-1].name)
-        feeds = [values for _, values in data.held_out()]
-        return AGAINST_FLOAT[name](OrtExecutor(graph), feeds, output, data.fingerprint)
+        named = bundle.config.get("task_output")
+        outputs = {c.name: str(named or c.graph.graph.outputs[-1].name) for c in bundle}
+        executors = {c.name: OrtExecutor(c.graph) for c in bundle}
+        return AGAINST_FLOAT[name](executors, list(data.held_out()), outputs, data.fingerprint)
     raise UsageError(
         f"{name!r} is not a task for a {bundle.family} model",
         where="--task",

@@ -10,12 +10,12 @@ from pocketport.tasks.base import Answer
 
 
 class Agreement:
-    """Cosine between what a target and the float graph compute for one output, averaged over held-out samples.
+    """Cosine between what a target and the float graphs compute, averaged over held-out samples.
 
     Args:
-        float_executor: runs the float graph.
-        feeds: held-out inputs of the only component, ``main``.
-        output: which output is compared.
+        float_executors: run the float graphs, by component.
+        samples: held-out inputs: component and feeds.
+        outputs: which output of each component is compared.
         fingerprint: of the data.
     """
 
@@ -24,18 +24,18 @@ class Agreement:
 
     def __init__(
         self,
-        float_executor: Executor,
-        feeds: Sequence[Mapping[str, NDArray[np.generic]]],
-        output: str,
+        float_executors: Mapping[str, Executor],
+        samples: Sequence[tuple[str, Mapping[str, NDArray[np.generic]]]],
+        outputs: Mapping[str, str],
         fingerprint: str,
     ) -> None:
-        self._float = float_executor
-        self._feeds = feeds
-        self._output = output
-        self.fingerprint = f"{self.name}/{output}/{fingerprint}"
+        self._float = float_executors
+        self._samples = samples
+        self._outputs = outputs
+        self.fingerprint = f"{self.name}/{','.join(outputs.values())}/{fingerprint}"
 
     def __len__(self) -> int:
-        return len(self._feeds)
+        return len(self._samples)
 
     @staticmethod
     def score(ours: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
@@ -47,12 +47,16 @@ class Agreement:
         self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None = None
     ) -> Sequence[Answer]:
         """One score a sample."""
-        return list(self._answers(executors["main"], count, progress))
+        return list(self._answers(executors, count, progress))
 
-    def _answers(self, executor: Executor, count: int, progress: Callable[[int], None] | None) -> Iterator[Answer]:
-        for index, feeds in enumerate(self._feeds[:count]):
-            ours = np.asarray(executor.run(feeds)[self._output], np.float64).ravel()
-            reference = np.asarray(self._float.run(feeds)[self._output], np.float64).ravel()
+    def _answers(
+        self, executors: Mapping[str, Executor], count: int, progress: Callable[[int], None] | None
+    ) -> Iterator[Answer]:
+        for index, (component, feeds) in enumerate(self._samples[:count]):
+            ours, reference = (
+                np.asarray(side[component].run(feeds)[self._outputs[component]], np.float64).ravel()
+                for side in (executors, self._float)
+            )
             yield Answer(index, self.score(ours, reference))
             if progress:
                 progress(index + 1)

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.chat import chain_feeds
+from pocketport.compress.families.decoder.host import MASKED
 from pocketport.compress.families.minicpmv.parity import load_torch, read_with_torch
 from pocketport.compress.families.minicpmv.prompt import load_tokenizer
-from pocketport.compress.families.minicpmv.runner import MASKED, MultimodalRunner, chain_feeds
+from pocketport.compress.families.minicpmv.runner import MultimodalRunner
 from pocketport.compress.ingest import ingest
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
