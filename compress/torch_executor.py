@@ -128,6 +128,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product if bias is None else product + bias
 
 
+def _conv(node: ir.Node, inputs: Inputs) -> Tensor:
+    """Convolution in float32: the patch embedding of a vision tower, a small part of the work."""
+    x, weight = inputs[:2]
+    spatial = x.dim() - 2
+    pads = list(node.attributes.get_ints("pads") or (0,) * 2 * spatial)
+    # ONNX has all starts, then all ends; torch wants (start, end) of the last dimension first.
+    x = functional.pad(x, [pad for axis in reversed(range(spatial)) for pad in (pads[axis], pads[axis + spatial])])
+    ones = (1,) * spatial
+    return torch.convolution(
+        x, weight, inputs[2] if len(inputs) > 2 else None,
+        list(node.attributes.get_ints("strides") or ones), [0] * spatial,
+        list(node.attributes.get_ints("dilations") or ones), False, [0] * spatial, _int(node, "group", 1),
+    )  # fmt: skip
+
+
 def _gather(node: ir.Node, inputs: Inputs) -> Tensor:
     table, indices = inputs
     axis = _int(node, "axis", 0)
@@ -182,6 +197,7 @@ def _gelu(node: ir.Node, inputs: Inputs) -> Tensor:
 
 OPS: Mapping[str, Callable[[ir.Node, Inputs], Any]] = {
     "Add": lambda node, inputs: inputs[0] + inputs[1],
+    "Conv": _conv,
     "Concat": lambda node, inputs: torch.cat(inputs, _int(node, "axis", 0)),
     "Div": lambda node, inputs: inputs[0] / inputs[1],
     "Gather": _gather,

@@ -1,0 +1,212 @@
+"""A whole small language model, quantized layer by layer: what comes out, and that kills and limits do not change it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from decoder_models import save_decoder
+
+from pocketport.compress.blockwise import calibrated, engine
+from pocketport.compress.blockwise.engine import quantize_weights
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.families.registry import Lengths, family_of, host_of
+from pocketport.compress.formats.compressed_tensors import CompressedTensorsFormat
+from pocketport.compress.formats.contract import WeightPlan
+from pocketport.compress.graph import clone_graph
+from pocketport.compress.quantized_weights import PackedWeight, QuantizedWeight, QuantizedWeights
+from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.sources.open import open_source
+from pocketport.compress.sources.source import Source
+from pocketport.compress.weight_planning import plan_weights
+from pocketport.errors import UsageError, VerificationError
+from pocketport.files import sha256_path
+
+TOKENS, COUNT = 24, 12
+
+
+class Model:
+    """A checkpoint, its graphs, and calibration sequences."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source: Source = open_source(folder)
+        self.bundle: ModelBundle = family_of(self.source).load(self.source, "small", Lengths(prompt=TOKENS))
+        self.host = host_of(self.bundle)
+        table = np.asarray(self.source.tensors["model.embed_tokens.weight"].numpy())
+        tokens = np.random.default_rng(0).integers(0, len(table), (COUNT, TOKENS))
+        self.embeds = [np.asarray(table[row], np.float32) for row in tokens]
+
+    def feeds(self) -> Iterator[Arrays]:
+        return (self.host.prefill_feeds(embeds, TOKENS) for embeds in self.embeds)
+
+    def plans(self, algorithm: str) -> list[WeightPlan]:
+        recipe = Recipe(name="test", rules=[Rule(algorithm=algorithm, scheme="w4b32fp16")])  # type: ignore[arg-type]
+        return [p for p in plan_weights(self.source, self.bundle, recipe, CompressedTensorsFormat(), "") if p.quantized]
+
+    def quantize(self, directory: Path, algorithm: str = "gptq", limit: int = 1 << 34) -> QuantizedWeights:
+        directory.mkdir(exist_ok=True)
+        quantize_weights(
+            self.source, self.bundle, self.plans(algorithm), directory,
+            feeds={"prefill": self.feeds()}, memory_limit=limit,
+        )  # fmt: skip
+        return QuantizedWeights(directory)
+
+    def logits(self, weights: QuantizedWeights | None) -> np.ndarray:
+        """Of every calibration sequence, in onnxruntime, with the quantized weights in place."""
+        graph = clone_graph(self.bundle["prefill"].graph)
+        for name in weights or ():
+            weight = (weights or {})[name]
+            assert isinstance(weight, QuantizedWeight)
+            graph.graph.initializers[name].const_value = ir.Tensor(weight.dequantized(), name=name)
+        executor = OrtExecutor(graph)
+        return np.stack([executor.run(feeds)["logits"] for feeds in self.feeds()])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.manual_seed(0)
+    return Model(save_decoder(tmp_path_factory.mktemp("llama"), "llama3-rope"))
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
+    model.quantize(directory)
+    return directory
+
+
+def test_every_planned_weight_comes_out_in_its_form(model: Model, whole: Path) -> None:
+    weights = QuantizedWeights(whole)
+    plans = {p.tensor: p for p in model.plans("gptq")}
+    assert set(weights) == plans.keys() and len(plans) == 2 * 7  # seven linear layers in each of two blocks
+    for name, plan in plans.items():
+        weight = weights[name]
+        assert isinstance(weight, QuantizedWeight)
+        assert (weight.shape, weight.bits, weight.block) == (plan.shape, 4, 32)
+
+
+def test_calibrated_weights_serve_the_model_better_than_rounded_ones(model: Model, whole: Path, tmp_path: Path) -> None:
+    expected = model.logits(None)
+
+    def noise(weights: QuantizedWeights) -> float:
+        return float(np.square(model.logits(weights) - expected).mean())
+
+    assert noise(QuantizedWeights(whole)) < 0.7 * noise(model.quantize(tmp_path / "rtn", "rtn"))
+
+
+def test_the_memory_limit_does_not_change_a_bit(
+    model: Model, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spilled = []
+    closing = calibrated.Activations.__exit__
+
+    def watched(self: calibrated.Activations, *arguments: object) -> None:
+        spilled.append(self.spilled)
+        closing(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibrated.Activations, "__exit__", watched)
+    monkeypatch.setattr(engine, "activation_budget", lambda plans, limit: limit)
+    model.quantize(tmp_path / "spilled", limit=2000)
+    assert spilled[0] > COUNT * TOKENS * 64 * 4  # all hidden states at least
+    assert sha256_path(tmp_path / "spilled") == sha256_path(whole)
+
+
+def test_threads_do_not_change_a_bit(model: Model, whole: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            model.quantize(tmp_path / str(count))
+            assert sha256_path(tmp_path / str(count)) == sha256_path(whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Killed(BaseException):
+    """What a kill is to a test: nobody catches it."""
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "importance"])
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_bytes(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, writes: int
+) -> None:
+    plans = [_packed(p) if algorithm == "importance" else p for p in model.plans("gptq")]
+    expected, directory = tmp_path / "expected", tmp_path / "killed"
+    _quantize(model, plans, expected)
+    allowed = iter(range(writes))
+    written = engine.Journal.write, engine.Journal.save_state
+
+    def stopping(method: object) -> object:
+        def call(self: object, *arguments: object) -> None:
+            if next(allowed, None) is None:
+                raise Killed
+            method(self, *arguments)  # type: ignore[operator]
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.Journal, "write", stopping(written[0]))
+        patched.setattr(engine.Journal, "save_state", stopping(written[1]))
+        if writes < 3:  # one layer's activations and two parts
+            with pytest.raises(Killed):
+                _quantize(model, plans, directory)
+        else:
+            _quantize(model, plans, directory)
+    done: list[int] = []
+    _quantize(model, plans, directory, done)
+    assert done[-1] == len(plans)
+    assert sha256_path(directory) == sha256_path(expected)
+
+
+def _quantize(model: Model, plans: list[WeightPlan], directory: Path, done: list[int] | None = None) -> None:
+    directory.mkdir(exist_ok=True)
+    quantize_weights(
+        model.source, model.bundle, plans, directory, feeds={"prefill": model.feeds()}, memory_limit=1 << 34,
+        progress=lambda count, total: done.append(count) if done is not None else None,
+    )  # fmt: skip
+
+
+def _packed(plan: WeightPlan) -> WeightPlan:
+    changes = {"scheme": "q4_0", "algorithm": "importance", "options": {}}
+    return WeightPlan(**{**plan.__dict__, **changes})  # type: ignore[arg-type]
+
+
+def test_importance_is_the_mean_square_of_each_input(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, np.ndarray] = {}
+
+    def noted(plan: WeightPlan, stored: torch.Tensor, importance: torch.Tensor) -> PackedWeight:
+        found[plan.tensor] = importance.numpy().copy()
+        return PackedWeight(plan.scheme, plan.shape, np.zeros((plan.shape[0], 1), np.uint8))
+
+    monkeypatch.setattr(calibrated, "pack_ggml", noted)
+    plans = {p.tensor: p for p in map(_packed, model.plans("gptq"))}
+    _quantize(model, list(plans.values()), tmp_path / "watched")
+    graph = clone_graph(model.bundle["prefill"].graph)
+    values = {v.name: v for node in graph.graph for v in node.outputs}
+    names = sorted({p.activation for p in plans.values()})
+    graph.graph.outputs.extend(values[name] for name in names if values[name] not in graph.graph.outputs)
+    executor = OrtExecutor(graph)
+    runs = [executor.run(feeds) for feeds in model.feeds()]
+    squares = {name: np.mean([np.square(run[name]).mean(0) for run in runs], axis=0) for name in names}
+    for tensor, plan in plans.items():
+        tolerance = 0.05 * float(squares[plan.activation].max())  # products may be in bfloat16
+        np.testing.assert_allclose(found[tensor], squares[plan.activation], rtol=0.05, atol=tolerance)
+
+
+def test_no_data_and_numbers_that_are_not_finite_are_errors(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UsageError, match="calibration data"):
+        quantize_weights(model.source, model.bundle, model.plans("gptq"), tmp_path / "a", memory_limit=1 << 30)
+    (tmp_path / "b").mkdir()
+    feeds = [{**f, "inputs_embeds": np.full((TOKENS, 64), np.nan, np.float32)} for f in model.feeds()]
+    with pytest.raises(VerificationError, match="not finite"):
+        quantize_weights(
+            model.source, model.bundle, model.plans("gptq"), tmp_path / "b",
+            feeds={"prefill": iter(feeds)}, memory_limit=1 << 30,
+        )  # fmt: skip
