@@ -44,6 +44,12 @@ class ImagePrompt:
     positions: NDArray[np.integer[Any]] | None = None
     extra: Arrays = field(default_factory=dict)
 
+    def place(self, embeds: FloatArray) -> None:
+        """Write the vision tokens over those rows of left-padded embeddings [S,H] that stand for them."""
+        padding = len(embeds) - len(self.input_ids)
+        for (first, last), tokens in zip(self.spans, self.vision, strict=True):
+            embeds[padding + first : padding + last] = tokens
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -164,12 +170,9 @@ class ImageChat(ABC):
 
     def _prefill(self, session: DecoderSession, prompt: ImagePrompt) -> FloatArray:
         """Logits [1,V] of the last token; the session keeps the cache."""
-        length = len(prompt.input_ids)
         embeds = session.embed(prompt.input_ids)
-        padding = self.host.prompt - length
-        for (first, last), tokens in zip(prompt.spans, prompt.vision, strict=True):
-            embeds[padding + first : padding + last] = tokens
-        return session.start(embeds, length, prompt.positions, prompt.extra)
+        prompt.place(embeds)
+        return session.start(embeds, len(prompt.input_ids), prompt.positions, prompt.extra)
 
 
 ChatFactory: TypeAlias = Callable[[Mapping[str, Executor], Mapping[str, Any], Mapping[str, Path]], ImageChat]

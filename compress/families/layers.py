@@ -64,6 +64,20 @@ class Layers:
         scale = self.g.weight(f"attention_scale_{width}", np.array(width**-0.5, np.float32))
         return self.g.node("Mul", [x, scale], f"{path}.scale")
 
+    def rotated(self, x: ir.Value, cos: ir.Value, sin: ir.Value, width: int, path: str, still: int = 0) -> ir.Value:
+        """x·cos + swap_halves(x)·sin over the last axis; the sign of the rotation is in `sin` (arXiv 2104.09864).
+
+        The halves are those of the first `width` channels; `still` further ones stay in their places.
+        """
+        g, sizes, names = self.g, [width // 2] * 2, [f"{path}.first", f"{path}.second"]
+        if still:
+            sizes, names = [*sizes, still], [*names, f"{path}.still"]
+        first, second, *rest = g.split_node("Split", [x, g.integers(sizes)], f"{path}.halves", names, axis=-1)
+        swapped = g.node("Concat", [second, first, *rest], f"{path}.swapped", axis=-1)
+        straight = g.node("Mul", [x, cos], f"{path}.cos")
+        turned = g.node("Mul", [swapped, sin], f"{path}.sin")
+        return g.node("Add", [straight, turned], f"{path}.rotated")
+
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, path: str) -> ir.Value:
         """softmax(q·k + bias)·v over [heads, rows, width], [heads, width, columns], [heads, columns, width]."""
         scores = self.g.node("MatMul", [q, k], f"{path}.scores")

@@ -64,7 +64,7 @@ class Family:
     meaningful_rows: Callable[[str, Arrays, Iterable[str]], Rows] = prompt_rows
 
 
-PACKAGES = ("minicpmv", "bert", "language")
+PACKAGES = ("minicpmv", "bert", "language", "qwen_vl")
 
 
 def families() -> tuple[Family, ...]:

@@ -203,7 +203,7 @@ def _attention(parts: DecoderParts, h: ir.Value, attending: Attending, index: in
         q, k = (parts.rms_norm(x, f"{attn}.{n}_norm", head) for x, n in ((q, "q"), (k, "k")))
         q = parts.scaled(q, f"{attn}.q_norm", config.attention_scalar)
     if config.rotary[index]:
-        q, k = (_rotated(parts, x, attending, f"{attn}.{n}") for x, n in ((q, "q"), (k, "k")))
+        q, k = (parts.rotated(x, attending.cos, attending.sin, head, f"{attn}.{n}") for x, n in ((q, "q"), (k, "k")))
     for kind, value in (("key", k), ("value", v)):
         name = f"present_{kind}_{index}"
         g.output(g.reshape(value, (1, kv, rows, head), f"{attn}.{name}", output=name))
@@ -227,18 +227,6 @@ def _gated_mlp(parts: DecoderParts, h: ir.Value, mlp: str) -> ir.Value:
         gate = g.node("Gelu", [gate], f"{mlp}.gelu", approximate="tanh")
     h = g.node("Mul", [gate, parts.linear(h, f"{mlp}.up_proj", inner, width, bias=bias)], f"{mlp}.gated")
     return parts.linear(h, f"{mlp}.down_proj", width, inner, bias=bias)
-
-
-def _rotated(parts: DecoderParts, x: ir.Value, attending: Attending, path: str) -> ir.Value:
-    """x·cos + swap_halves(x)·sin; the sign of the rotation is in `sin` (Su et al. 2021, arXiv 2104.09864)."""
-    g, half = parts.g, parts.config.head_dim // 2
-    halves = g.split_node(
-        "Split", [x, g.integers([half, half])], f"{path}.halves", [f"{path}.first", f"{path}.second"], axis=-1
-    )
-    swapped = g.node("Concat", halves[::-1], f"{path}.swapped", axis=-1)
-    straight = g.node("Mul", [x, attending.cos], f"{path}.cos")
-    turned = g.node("Mul", [swapped, attending.sin], f"{path}.sin")
-    return g.node("Add", [straight, turned], f"{path}.rotated")
 
 
 def _extended(parts: DecoderParts, past: ir.Value, new: ir.Value, attn: str, kind: str) -> ir.Value:

@@ -87,18 +87,27 @@ class DecoderHost:
             feeds[f"{self.config.input_prefix(kind)}attention_bias"] = bias
         return feeds
 
+    def padding(self, length: int) -> int:
+        """Rows in front of a prompt of `length` tokens.
+
+        Raises:
+            InputError: it is empty, or longer than the graphs take.
+        """
+        if not 1 <= length <= self.prompt:
+            raise InputError(
+                f"the prompt has {length} tokens, the graphs take 1 to {self.prompt}",
+                where="prompt",
+                fix="shorten it, or build the bundle with a longer prompt",
+            )
+        return self.prompt - length
+
     def prompt_ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         """`tokens` behind zeros, [S]: the input of ``embed``.
 
         Raises:
             InputError: there are none, or more than the graphs take, or one is not in the vocabulary.
         """
-        if not 1 <= len(tokens) <= self.prompt:
-            raise InputError(
-                f"the prompt has {len(tokens)} tokens, the graphs take 1 to {self.prompt}",
-                where="prompt",
-                fix="shorten it, or build the bundle with a longer prompt",
-            )
+        padding = self.padding(len(tokens))
         if not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
             raise InputError(
                 f"it holds tokens outside the vocabulary of {self.config.vocab_size}",
@@ -106,7 +115,7 @@ class DecoderHost:
                 fix="use the model's own tokenizer",
             )
         ids = np.zeros(self.prompt, np.int32)
-        ids[self.prompt - len(tokens) :] = tokens
+        ids[padding:] = tokens
         return ids
 
     def one_id(self, token: int) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.chat import ImagePrompt
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.registry import Pair
@@ -54,19 +55,32 @@ def compare_decoder(
             is held in memory is one of them.
     """
     lengths = sorted({_long(host), min(7, host.prompt)}, reverse=True)
-    steps = min(DECODE_STEPS, host.cache - host.prompt)
     rng = np.random.default_rng(SAMPLE_SEED)
-    prompts = [rng.integers(0, host.config.vocab_size, length).tolist() for length in lengths]
-    expected = _expected(reference(), prompts, steps)
+    texts = [rng.integers(0, host.config.vocab_size, length).tolist() for length in lengths]
+    prompts = [ImagePrompt(text, [], [], 0) for text in texts]
+    yield from compare_prompts(graphs, host, prompts, lambda: [reference()] * len(prompts))
+
+
+def compare_prompts(
+    graphs: Mapping[str, ir.Model],
+    host: DecoderHost,
+    prompts: Sequence[ImagePrompt],
+    references: Callable[[], Sequence[Reference]],
+) -> Iterator[Pair]:
+    """As `compare_decoder`, over given prompts, each with a reference of its own (which may know its images)."""
+    steps = min(DECODE_STEPS, host.cache - host.prompt)
+    expected = _expected(references(), prompts, steps)
     embed, prefill = OrtExecutor(graphs["embed"]), OrtExecutor(graphs["prefill"])
     states, chosen = [], []
     for prompt, computed in zip(prompts, expected, strict=True):
-        embeds = np.array(embed.run({"input_ids": host.prompt_ids(prompt)})["embeds"], np.float32)
-        results = prefill.run(host.prefill_feeds(embeds, len(prompt)))
-        padding = host.prompt - len(prompt)
+        length = len(prompt.input_ids)
+        embeds = np.array(embed.run({"input_ids": host.prompt_ids(prompt.input_ids)})["embeds"], np.float32)
+        prompt.place(embeds)
+        results = prefill.run({**host.prefill_feeds(embeds, length, prompt.positions), **prompt.extra})
+        padding = host.padding(length)
         yield "prefill", "logits", computed[0].logits, results["logits"][0]
         yield from _columns("prefill", computed[0], results, slice(None), slice(padding, None))
-        states.append(host.started(results, len(prompt)))
+        states.append(host.started(results, length, prompt.positions))
         chosen.append([int(results["logits"][0].argmax())])
     prefill.close()
     decode = OrtExecutor(graphs["decode"])
@@ -86,11 +100,11 @@ def _long(host: DecoderHost) -> int:
     return min(host.prompt, max(LONG_ENOUGH, 2 * (host.config.sliding_window or 0)))
 
 
-def _expected(reference: Reference, prompts: Sequence[Sequence[int]], steps: int) -> list[list[Computed]]:
-    """Per prompt what the reference computes behind it and behind each token that it then chooses."""
+def _expected(references: Sequence[Reference], prompts: Sequence[ImagePrompt], steps: int) -> list[list[Computed]]:
+    """Per prompt what its reference computes behind it and behind each token that it then chooses."""
     found = []
-    for prompt in prompts:
-        tokens, computed = list(prompt), [reference(prompt)]
+    for reference, prompt in zip(references, prompts, strict=True):
+        tokens, computed = list(prompt.input_ids), [reference(prompt.input_ids)]
         for _ in range(steps):
             tokens.append(int(computed[-1].logits.argmax()))
             computed.append(reference(tokens))

@@ -50,7 +50,7 @@ def load_language(source: Source, name: str, lengths: Lengths) -> ModelBundle:
         files={file: source.files[file] for file in BUNDLED_FILES if file in source.files},
         config={
             "model": dict(source.config), "prompt": prompt, "cache": cache, "max_new_tokens": cache - prompt + 1,
-            "stop_tokens": _stop_tokens(source), "left_out": ["vision"] if sees else [],
+            "stop_tokens": stop_tokens(source), "left_out": ["vision"] if sees else [],
         },
         shared=shared_caches(config),
     )  # fmt: skip
@@ -80,7 +80,7 @@ def static_lengths(config: DecoderConfig, lengths: Lengths) -> tuple[int, int]:
     return prompt, cache
 
 
-def _stop_tokens(source: Source) -> list[int]:
+def stop_tokens(source: Source) -> list[int]:
     """The tokens that end an answer: those of generation_config.json, else of config.json."""
     name = "generation_config.json"
     generation = read_json_object(source.files[name]) if name in source.files else {}
