@@ -1,10 +1,12 @@
 """The layers that transformer families share, made from a checkpoint's tensors by the path of their module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pocketport.compress.builder import GraphBuilder, Weight
 from pocketport.errors import InputError
@@ -78,13 +80,24 @@ class Layers:
         turned = g.node("Mul", [swapped, sin], f"{path}.sin")
         return g.node("Add", [straight, turned], f"{path}.rotated")
 
-    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value, path: str) -> ir.Value:
+    def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, bias: ir.Value | None, path: str) -> ir.Value:
         """softmax(q·k + bias)·v over [heads, rows, width], [heads, width, columns], [heads, columns, width]."""
         scores = self.g.node("MatMul", [q, k], f"{path}.scores")
-        masked = self.g.node("Add", [scores, bias], f"{path}.masked_scores")
-        weights = self.g.node("Softmax", [masked], f"{path}.weights", axis=-1)
+        if bias is not None:
+            scores = self.g.node("Add", [scores, bias], f"{path}.masked_scores")
+        weights = self.g.node("Softmax", [scores], f"{path}.weights", axis=-1)
         return self.g.node("MatMul", [weights, v], f"{path}.context")
 
     def merged(self, x: ir.Value, path: str, rows: int, columns: int) -> ir.Value:
         """[heads, rows, width] → [rows, heads·width]."""
         return self.g.reshape(self.g.transpose(x, (1, 0, 2), f"{path}.rows"), (rows, columns), f"{path}.merged")
+
+
+def derived(change: Callable[..., NDArray[Any]], *tensors: Weight, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """`change` of tensors, a float32 weight of this shape: they are read, and it is computed, when it is asked for."""
+
+    def compute() -> ir.TensorProtocol:
+        arrays = (tensor if isinstance(tensor, np.ndarray) else tensor.numpy() for tensor in tensors)
+        return ir.Tensor(np.ascontiguousarray(change(*arrays), dtype=np.float32))
+
+    return ir.LazyTensor(compute, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape))

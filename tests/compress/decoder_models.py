@@ -17,6 +17,12 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_fre
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
             "short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [1.0 + 0.3 * i for i in range(8)]}  # fmt: skip
+HYBRID = {
+    "num_hidden_layers": 4, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1],
+                        "mrope_interleaved": True},
+}  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama-multi-head": {"model_type": "llama", "num_key_value_heads": 4, "tie_word_embeddings": True},
@@ -34,6 +40,9 @@ MODELS: dict[str, dict[str, Any]] = {
                     "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                                         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "smollm3": {"model_type": "smollm3", "num_hidden_layers": 4},
+    "qwen3_5": {"model_type": "qwen3_5_text", **HYBRID},
+    "qwen3_5-shared-keys": {"model_type": "qwen3_5_text", **HYBRID, "linear_num_value_heads": 4, "tie_word_embeddings": True,
+                            "layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3},
 }  # fmt: skip
 
 

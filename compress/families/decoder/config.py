@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pocketport.compress.families.decoder.rope import RopeConfig
 from pocketport.errors import InputError
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 ACTIVATIONS: Mapping[str, str] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # Per model_type: the defaults of keys that a published config.json may leave out.
@@ -25,6 +25,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
                       "rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_key_value_heads": 8},
     "qwen3": {"max_position_embeddings": 32768, "sliding_window": 4096, "head_dim": 128},
     "qwen3_vl_text": {"max_position_embeddings": 128000, "head_dim": 128, "rope_theta": 5e5},
+    "qwen3_5_text": {"max_position_embeddings": 32768, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256,
+                     "vocab_size": 248320, "partial_rotary_factor": 0.25, "full_attention_interval": 4},
     "minicpm": {"tie_word_embeddings": True, "scale_emb": 1.0, "dim_model_base": 1, "scale_depth": 1.0},
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
                     "max_position_embeddings": 131072, "tie_word_embeddings": True, "rope_theta": 1e6,
@@ -34,7 +36,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 SAME_TEXT: Mapping[str, str] = {
     "qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_vl_text", "qwen2_5_vl_text": "qwen2_vl_text",
-    "qwen3_vl": "qwen3_vl_text", "gemma3": "gemma3_text",
+    "qwen3_vl": "qwen3_vl_text", "qwen3_5": "qwen3_5_text", "gemma3": "gemma3_text",
 }  # fmt: skip
 
 
@@ -84,7 +86,35 @@ class Published(BaseModel):
     query_pre_attn_scalar: int | None = Field(None, gt=0)
     final_logit_softcapping: float | None = None
     attn_logit_softcapping: float | None = None
+    full_attention_interval: int = Field(4, gt=0)
+    linear_conv_kernel_dim: int = Field(4, gt=1)
+    linear_key_head_dim: int = Field(128, gt=0)
+    linear_value_head_dim: int = Field(128, gt=0)
+    linear_num_key_heads: int = Field(16, gt=0)
+    linear_num_value_heads: int = Field(32, gt=0)
     use_bidirectional_attention: bool | None = None
+
+
+@dataclass(frozen=True)
+class DeltaConfig:
+    """Linear attention by the gated delta rule (Yang et al. 2024, arXiv 2412.06464), as Qwen3.5 has it.
+
+    Attributes:
+        key_heads, value_heads: each key head serves as many value heads in a row as come on it.
+        key_width, value_width: channels of one head.
+        kernel: tokens that the convolution before it sees, the token itself among them.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+    kernel: int
+
+    @property
+    def mixed_width(self) -> int:
+        """Channels that pass the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_width + self.value_heads * self.value_width
 
 
 @dataclass(frozen=True)
@@ -99,7 +129,7 @@ class DecoderConfig:
         max_position_embeddings: the longest context that this model's graphs may have.
         rope: rotary positions of the layers that attend to everything, or of all where there is one kind only.
         sliding_rope: those of the sliding layers, where they have their own.
-        layer_types: per layer ``full_attention`` or ``sliding_attention``.
+        layer_types: per layer ``full_attention``, ``sliding_attention`` or ``linear_attention``.
         rotary: per layer whether it rotates queries and keys at all.
         sliding_window: how many tokens a sliding layer sees, the token itself among them.
         qkv_bias, output_bias, mlp_bias: which linear layers have a bias.
@@ -112,6 +142,8 @@ class DecoderConfig:
         residual_scale: what attention and MLP add is multiplied by it.
         logits_scale: the last hidden state is multiplied by it before the vocabulary projection.
         tie_word_embeddings: the projection may be the embedding table.
+        delta: of the layers with linear attention, where there are some.
+        gated_attention: attention's output is multiplied by a sigmoid that the query projection gives too.
     """
 
     hidden_size: int
@@ -140,11 +172,20 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logits_scale: float = 1.0
     tie_word_embeddings: bool = False
+    delta: DeltaConfig | None = None
+    gated_attention: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of attention among the layers, ``full_attention`` first."""
+        """The kinds of attention to a cache of keys and values among the layers, ``full_attention`` first."""
         return tuple(kind for kind in (FULL, SLIDING) if kind in self.layer_types)
+
+    def state_names(self) -> tuple[str, ...]:
+        """What decode takes as ``past_<name>`` and gives as ``present_<name>``, layer by layer."""
+        kinds = {LINEAR: ("conv", "state")}
+        return tuple(
+            f"{name}_{i}" for i, kind in enumerate(self.layer_types) for name in kinds.get(kind, ("key", "value"))
+        )
 
     def input_prefix(self, kind: str) -> str:
         """What the graph inputs of this kind of layer begin with: ``sliding_`` only beside full attention."""
@@ -200,7 +241,7 @@ def _decoder(kind: str, p: Published) -> DecoderConfig:
     """The published keys in this module's terms."""
     heads = p.num_attention_heads
     head_dim = p.head_dim or p.hidden_size // heads
-    qwen, gemma = kind.startswith("qwen"), kind == "gemma3_text"
+    qwen, gemma, hybrid = kind.startswith("qwen"), kind == "gemma3_text", kind == "qwen3_5_text"
     layer_types = _layer_types(kind, p)
     rope, sliding_rope = _ropes(kind, p, head_dim)
     old_qwen = kind in ("qwen2", "qwen2_vl_text")
@@ -218,11 +259,19 @@ def _decoder(kind: str, p: Published) -> DecoderConfig:
         output_bias=p.attention_bias and not old_qwen and kind != "mistral",
         mlp_bias=p.mlp_bias and kind in ("llama", "smollm3"), qk_norm=gemma or (qwen and not old_qwen),
         activation=ACTIVATIONS.get(p.hidden_activation if gemma and p.hidden_activation else p.hidden_act, ""),
-        unit_offset_norm=gemma, sandwich_norms=gemma,
+        unit_offset_norm=gemma or hybrid, sandwich_norms=gemma,
         embedding_scale=math.sqrt(p.hidden_size) if gemma else p.scale_emb if kind == "minicpm" else 1.0,
         residual_scale=p.scale_depth / math.sqrt(p.num_hidden_layers) if kind == "minicpm" else 1.0,
         logits_scale=p.dim_model_base / p.hidden_size if kind == "minicpm" else 1.0,
-        tie_word_embeddings=p.tie_word_embeddings,
+        tie_word_embeddings=p.tie_word_embeddings, delta=_delta(p) if hybrid and LINEAR in layer_types else None,
+        gated_attention=hybrid,
+    )  # fmt: skip
+
+
+def _delta(p: Published) -> DeltaConfig:
+    return DeltaConfig(
+        p.linear_num_key_heads, p.linear_num_value_heads, p.linear_key_head_dim, p.linear_value_head_dim,
+        p.linear_conv_kernel_dim,
     )  # fmt: skip
 
 
@@ -232,6 +281,8 @@ def _layer_types(kind: str, p: Published) -> tuple[str, ...]:
     windowed = p.sliding_window is not None and (kind in ("mistral", "gemma3_text") or p.use_sliding_window)
     if p.layer_types is not None and kind not in ("mistral", "llama", "minicpm"):
         return tuple(p.layer_types)
+    if kind == "qwen3_5_text":
+        return tuple(LINEAR if (i + 1) % p.full_attention_interval else FULL for i in range(count))
     if not windowed or kind in ("llama", "minicpm", "qwen3_vl_text"):
         return (FULL,) * count
     if kind == "mistral":
@@ -258,6 +309,10 @@ def _ropes(kind: str, p: Published, head_dim: int) -> tuple[RopeConfig, RopeConf
     if p.partial_rotary_factor is not None:
         common["partial_rotary_factor"] = p.partial_rotary_factor
     scaling = p.rope_parameters or p.rope_scaling or {}
+    if kind == "qwen3_5_text":
+        scaling = {**scaling, "mrope_interleaved": True}
+    elif {**common, **scaling}.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise _refused("it is not supported for this kind of model", "partial_rotary_factor", "export it to ONNX")
     longest = p.max_position_embeddings
     nested = {key: scaling[key] for key in (FULL, SLIDING) if isinstance(scaling.get(key), Mapping)}
     rope = RopeConfig.from_hf(
@@ -276,8 +331,10 @@ def _checked(config: DecoderConfig, p: Published) -> DecoderConfig:
     problems = {
         "hidden_act": "" if config.activation else f"the activation {p.hidden_activation or p.hidden_act!r} is not supported",
         "num_key_value_heads": "it does not divide num_attention_heads" if config.num_attention_heads % config.num_key_value_heads else "",
-        "head_dim": "rotary positions need an even width" if config.head_dim % 2 else "",
-        "layer_types": _unknown(config.layer_types) or _miscounted(config.layer_types, config),
+        "head_dim": "rotary positions need an even width" if config.head_dim % 2 or config.rope.width % 2 else "",
+        "layer_types": _unknown(config) or _miscounted(config.layer_types, config),
+        "linear_num_value_heads": "linear_num_key_heads does not divide it" if config.delta and config.delta.value_heads % config.delta.key_heads else "",
+        "attention_bias": "it is not supported beside linear attention, which needs padding rows that stay zero" if config.delta and p.attention_bias else "",
         "no_rope_layers": _miscounted(config.rotary, config),
         "sliding_window": "the sliding layers need it" if SLIDING in config.layer_types and not config.sliding_window else "",
         "final_logit_softcapping": "it is not supported" if p.final_logit_softcapping else "",
@@ -290,8 +347,9 @@ def _checked(config: DecoderConfig, p: Published) -> DecoderConfig:
     return config
 
 
-def _unknown(layer_types: tuple[str, ...]) -> str:
-    unknown = sorted(set(layer_types) - {FULL, SLIDING})
+def _unknown(config: DecoderConfig) -> str:
+    known = {FULL, SLIDING, LINEAR} if config.delta else {FULL, SLIDING}
+    unknown = sorted(set(config.layer_types) - known)
     return f"{unknown[0]!r} is not supported" if unknown else ""
 
 

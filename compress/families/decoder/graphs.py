@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.builder import Weight
-from pocketport.compress.families.decoder.config import DecoderConfig
+from pocketport.compress.families.decoder.config import LINEAR, DecoderConfig
+from pocketport.compress.families.decoder.delta import DeltaLayer
 from pocketport.compress.families.layers import Layers
 from pocketport.compress.graph import dimensions
 
@@ -105,7 +106,7 @@ def build_prefill(parts: DecoderParts) -> None:
     g, rows = parts.g, parts.prompt
     x, attending = _inputs(parts, rows, rows)
     for i in range(parts.config.num_hidden_layers):
-        x = _layer(parts, x, attending[parts.config.layer_types[i]], i, past=None)
+        x = _layer(parts, x, attending.get(parts.config.layer_types[i]), i, past=None)
         if i < parts.deepstack:
             seen = g.input(f"deepstack_embeds_{i}", (rows, parts.config.hidden_size))
             x = g.node("Add", [x, seen], f"{parts.prefix}.layers.{i}.deepstack")
@@ -118,10 +119,13 @@ def build_decode(parts: DecoderParts) -> None:
     g, config, columns = parts.g, parts.config, parts.cache
     x, attending = _inputs(parts, 1, columns + 1)
     shape = (1, config.num_key_value_heads, columns, config.head_dim)
-    layers = range(config.num_hidden_layers)
-    past = [(g.input(f"past_key_{i}", shape), g.input(f"past_value_{i}", shape)) for i in layers]
-    for i in layers:
-        x = _layer(parts, x, attending[config.layer_types[i]], i, past=past[i])
+    past = {
+        i: (g.input(f"past_key_{i}", shape), g.input(f"past_value_{i}", shape))
+        for i, kind in enumerate(config.layer_types)
+        if kind != LINEAR
+    }
+    for i, kind in enumerate(config.layer_types):
+        x = _layer(parts, x, attending.get(kind), i, past.get(i), decoding=True)
     _head(parts, x)
 
 
@@ -163,15 +167,23 @@ def _head(parts: DecoderParts, x: ir.Value) -> None:
     parts.g.output(logits, first=True)
 
 
-def _layer(parts: DecoderParts, x: ir.Value, attending: Attending, index: int, past: Past | None) -> ir.Value:
-    """One block: norm, attention, norm, gated MLP; each of the two adds to the residual stream."""
+def _layer(
+    parts: DecoderParts, x: ir.Value, attending: Attending | None, index: int, past: Past | None, decoding: bool = False
+) -> ir.Value:
+    """One block: norm, attention, norm, gated MLP; each of the two adds to the residual stream.
+
+    Without `attending` its attention is linear.
+    """
     g, config = parts.g, parts.config
     path = f"{parts.prefix}.layers.{index}"
     attn, mlp = f"{path}.self_attn", f"{path}.mlp"
     width, scale = config.hidden_size, config.residual_scale
     before_mlp = "pre_feedforward_layernorm" if config.sandwich_norms else "post_attention_layernorm"
     h = parts.rms_norm(x, f"{path}.input_layernorm", width)
-    h = _attention(parts, h, attending, index, past)
+    if attending is not None:
+        h = _attention(parts, h, attending, index, past)
+    else:
+        h = _linear_attention(parts, h, index, decoding)
     if config.sandwich_norms:
         h = parts.rms_norm(h, f"{path}.post_attention_layernorm", width)
     h = parts.times(h, "residual_scale", scale, f"{attn}.residual.scale")
@@ -184,6 +196,15 @@ def _layer(parts: DecoderParts, x: ir.Value, attending: Attending, index: int, p
     return g.node("Add", [x, h], f"{mlp}.residual")
 
 
+def _linear_attention(parts: DecoderParts, h: ir.Value, index: int, decoding: bool) -> ir.Value:
+    """The gated delta rule; its states become outputs, and inputs of decode."""
+    config = parts.config
+    assert config.delta is not None
+    path = f"{parts.prefix}.layers.{index}.linear_attn"
+    layer = DeltaLayer(parts, config.delta, path, index, config.hidden_size, config.norm_eps)
+    return layer.decode(h) if decoding else layer.prefill(h, parts.prompt)
+
+
 def _attention(parts: DecoderParts, h: ir.Value, attending: Attending, index: int, past: Past | None) -> ir.Value:
     """Grouped-query attention with rotary positions; the new keys and values become outputs."""
     g, config = parts.g, parts.config
@@ -191,7 +212,11 @@ def _attention(parts: DecoderParts, h: ir.Value, attending: Attending, index: in
     width, head = config.hidden_size, config.head_dim
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     attn = f"{parts.prefix}.layers.{index}.self_attn"
-    q = parts.linear(h, f"{attn}.q_proj", heads * head, width, bias=config.qkv_bias)
+    gate = None
+    if config.gated_attention:
+        q, gate = _gated_queries(parts, h, attn, rows)
+    else:
+        q = parts.linear(h, f"{attn}.q_proj", heads * head, width, bias=config.qkv_bias)
     k = parts.linear(h, f"{attn}.k_proj", kv * head, width, bias=config.qkv_bias)
     v = parts.linear(h, f"{attn}.v_proj", kv * head, width, bias=config.qkv_bias)
     if not config.qk_norm:  # a norm would undo the scale
@@ -203,7 +228,11 @@ def _attention(parts: DecoderParts, h: ir.Value, attending: Attending, index: in
         q, k = (parts.rms_norm(x, f"{attn}.{n}_norm", head) for x, n in ((q, "q"), (k, "k")))
         q = parts.scaled(q, f"{attn}.q_norm", config.attention_scalar)
     if config.rotary[index]:
-        q, k = (parts.rotated(x, attending.cos, attending.sin, head, f"{attn}.{n}") for x, n in ((q, "q"), (k, "k")))
+        turning = config.rope.width
+        q, k = (
+            parts.rotated(x, attending.cos, attending.sin, turning, f"{attn}.{n}", head - turning)
+            for x, n in ((q, "q"), (k, "k"))
+        )
     for kind, value in (("key", k), ("value", v)):
         name = f"present_{kind}_{index}"
         g.output(g.reshape(value, (1, kv, rows, head), f"{attn}.{name}", output=name))
@@ -213,7 +242,21 @@ def _attention(parts: DecoderParts, h: ir.Value, attending: Attending, index: in
     context = parts.attention(q, g.transpose(k, (0, 2, 1), f"{attn}.k.transposed"), v, attending.bias, attn)
     context = g.reshape(context, (heads, rows, head), f"{attn}.context.heads")
     context = parts.merged(context, f"{attn}.context", rows, heads * head)
+    if gate is not None:
+        context = g.node("Mul", [context, gate], f"{attn}.gated")
     return parts.linear(context, f"{attn}.o_proj", width, heads * head, bias=config.output_bias)
+
+
+def _gated_queries(parts: DecoderParts, h: ir.Value, attn: str, rows: int) -> tuple[ir.Value, ir.Value]:
+    """Queries and the gate of attention's output, each [rows, heads·d]: one projection gives both, head by head."""
+    g, config = parts.g, parts.config
+    heads, head = config.num_attention_heads, config.head_dim
+    both = parts.linear(h, f"{attn}.q_proj", 2 * heads * head, config.hidden_size, bias=config.qkv_bias)
+    both = g.reshape(both, (rows, heads, 2 * head), f"{attn}.q_proj.heads")
+    names = [f"{attn}.q_proj.queries", f"{attn}.q_proj.gate"]
+    q, gate = g.split_node("Split", [both, g.integers([head, head])], f"{attn}.q_proj.split", names, axis=2)
+    q, gate = (g.reshape(x, (rows, heads * head), f"{x.name}.flat") for x in (q, gate))
+    return q, g.node("Sigmoid", [gate], f"{attn}.gate")
 
 
 def _gated_mlp(parts: DecoderParts, h: ir.Value, mlp: str) -> ir.Value:

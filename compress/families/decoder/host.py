@@ -1,7 +1,8 @@
 """The host's part of a decoder: rotary tables, attention bias, KV cache, and so the feeds of prefill and decode.
 
 The prompt is left-padded: the last token is always the last row. Padding columns are never attended to, but for
-each padding row by itself, so that no row of the softmax is empty.
+each padding row by itself, so that no row of the softmax is empty. Before layers with linear attention, which mask
+nothing, the embeddings of padding rows are zero, and stay so.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pocketport.compress.families.decoder.config import SLIDING, DecoderConfig
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.errors import InputError
 
+COLUMNS = ("key_", "value_")  # states with a column a token
 MASKED = -100.0  # added to scores that attention must not see: finite, so that it has an encoding
 Rows: TypeAlias = Mapping[str, tuple[int, int, int]]
 """Output → (axis, first, last) of the rows that are used of it."""
@@ -29,7 +31,8 @@ class DecoderState:
         column: the next free column of the cache.
         offset: what is added to a token's distance from `padding` to give its position: 0 unless vision tokens take
             fewer positions than columns (multimodal rotary positions).
-        cache: ``past_key_i`` and ``past_value_i``, float32 [1,kv,C,d], as decode takes them.
+        cache: ``past_key_i`` and ``past_value_i``, float32 [1,kv,C,d], as decode takes them; of layers with linear
+            attention ``past_conv_i`` and ``past_state_i``.
     """
 
     padding: int
@@ -138,6 +141,8 @@ class DecoderHost:
         places = np.arange(length) if positions is None else positions
         before = np.zeros((*places.shape[:-1], padding), places.dtype)
         columns = np.arange(self.prompt)
+        if self.config.delta is not None:
+            embeds = np.concatenate([np.zeros_like(embeds[:padding]), embeds[padding:]])
         return {
             "inputs_embeds": embeds,
             **self.rope(np.concatenate([before, places], axis=-1)),
@@ -158,11 +163,13 @@ class DecoderHost:
         offset = 0 if positions is None else int(positions.max()) + 1 - length
         state = DecoderState(padding, self.prompt, offset)
         shape = (1, self.config.num_key_value_heads, self.cache, self.config.head_dim)
-        for i in range(self.config.num_hidden_layers):
-            for kind in ("key", "value"):
+        for name in self.config.state_names():
+            present = results[f"present_{name}"]
+            if name.startswith(COLUMNS):
                 past = np.zeros(shape, np.float32)
-                past[:, :, padding : self.prompt] = results[f"present_{kind}_{i}"][:, :, padding:]
-                state.cache[f"past_{kind}_{i}"] = past
+                past[:, :, padding : self.prompt] = present[:, :, padding:]
+                present = past
+            state.cache[f"past_{name}"] = np.array(present, np.float32)
         return state
 
     def decode_feeds(self, embeds: FloatArray, state: DecoderState) -> dict[str, FloatArray]:
@@ -189,9 +196,13 @@ class DecoderHost:
         }
 
     def store(self, results: Mapping[str, NDArray[Any]], state: DecoderState) -> None:
-        """Write what ``decode`` gave into the cache."""
-        for name, past in state.cache.items():
-            past[:, :, state.column] = results[name.replace("past", "present")][:, :, 0]
+        """Write what ``decode`` gave into the cache: a column of keys and values, other states whole."""
+        for name in self.config.state_names():
+            past, present = state.cache[f"past_{name}"], results[f"present_{name}"]
+            if name.startswith(COLUMNS):
+                past[:, :, state.column] = present[:, :, 0]
+            else:
+                past[:] = present
         state.column += 1
 
 

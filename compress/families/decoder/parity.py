@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.chat import ImagePrompt
+from pocketport.compress.families.decoder.config import LINEAR
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.registry import Pair
@@ -28,12 +29,14 @@ class Computed:
 
     Attributes:
         logits: behind the last token, [V].
-        keys, values: of each layer, [kv,T,d], keys rotated.
+        keys, values: of each layer that has them, [kv,T,d], keys rotated.
+        states: of the other layers, by `DecoderConfig.state_names`.
     """
 
     logits: FloatArray
     keys: Sequence[FloatArray]
     values: Sequence[FloatArray]
+    states: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 Reference: TypeAlias = Callable[[Sequence[int]], Computed]
@@ -46,7 +49,7 @@ def compare_decoder(
     """(component, tensor, the reference's numbers, the graphs' numbers) over a long and a short prompt of random tokens.
 
     Prefill's logits and every key and value where there is no padding; then decode's logits and new keys and values
-    along the tokens that the reference chooses; at last the tokens that each would have chosen.
+    along the tokens that the reference chooses; at last the tokens that each would have chosen. Other states whole.
 
     Args:
         graphs: ``embed``, ``prefill`` and ``decode``.
@@ -79,7 +82,7 @@ def compare_prompts(
         results = prefill.run({**host.prefill_feeds(embeds, length, prompt.positions), **prompt.extra})
         padding = host.padding(length)
         yield "prefill", "logits", computed[0].logits, results["logits"][0]
-        yield from _columns("prefill", computed[0], results, slice(None), slice(padding, None))
+        yield from _states("prefill", host, computed[0], results, slice(None), slice(padding, None))
         states.append(host.started(results, length, prompt.positions))
         chosen.append([int(results["logits"][0].argmax())])
     prefill.close()
@@ -91,7 +94,7 @@ def compare_prompts(
             host.store(results, state)
             tokens.append(int(results["logits"][0].argmax()))
             yield "decode", "logits", after.logits, results["logits"][0]
-            yield from _columns("decode", after, results, slice(-1, None), slice(None))
+            yield from _states("decode", host, after, results, slice(-1, None), slice(None))
         yield "decode", "token_ids", np.array([int(c.logits.argmax()) for c in computed]), np.array(tokens)
 
 
@@ -112,27 +115,55 @@ def _expected(references: Sequence[Reference], prompts: Sequence[ImagePrompt], s
     return found
 
 
-def _columns(
-    component: str, computed: Computed, results: Mapping[str, NDArray[Any]], expected: slice, found: slice
+def _states(
+    component: str,
+    host: DecoderHost,
+    computed: Computed,
+    results: Mapping[str, NDArray[Any]],
+    expected: slice,
+    found: slice,
 ) -> Iterator[Pair]:
-    for kind, arrays in (("key", computed.keys), ("value", computed.values)):
-        for i, array in enumerate(arrays):
-            name = f"present_{kind}_{i}"
-            yield component, name, array[:, expected], results[name][0][:, found]
+    arrays = {"key": iter(computed.keys), "value": iter(computed.values)}
+    for name in host.config.state_names():
+        kind, present = name.partition("_")[0], f"present_{name}"
+        if kind in arrays:
+            yield component, present, next(arrays[kind])[:, expected], results[present][0][:, found]
+        else:
+            yield component, present, computed.states[name], results[present][0]
 
 
 def from_transformers(model: nn.Module) -> Reference:
     """A causal language model of transformers as a reference."""
+    return lambda tokens: computed_by(model, input_ids=torch.tensor([list(tokens)]))
+
+
+@torch.inference_mode()
+def computed_by(model: nn.Module, **inputs: torch.Tensor) -> Computed:
+    """What a causal language model of transformers gives for one sequence: ``input_ids`` [1,T] or ``inputs_embeds``."""
+    cache = empty_cache(model)
+    result = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return computed_of(result.logits[0, -1], cache)
+
+
+def empty_cache(model: nn.Module) -> Any:
+    """A cache of transformers, fit for the model; sliding layers keep every column too, which it does not know of."""
     from transformers import DynamicCache
 
-    @torch.inference_mode()
-    def compute(tokens: Sequence[int]) -> Computed:
-        cache = DynamicCache()  # without a configuration: sliding layers keep every column too
-        result = model(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return Computed(
-            result.logits[0, -1].numpy(),
-            [layer.keys[0].numpy() for layer in cache.layers],
-            [layer.values[0].numpy() for layer in cache.layers],
-        )  # fmt: skip
+    text: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    return DynamicCache(config=text) if LINEAR in (getattr(text, "layer_types", None) or ()) else DynamicCache()
 
-    return compute
+
+def computed_of(logits: torch.Tensor, cache: Any) -> Computed:
+    """Logits [V] and everything that a cache of transformers holds."""
+    columns = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    states = {}
+    for i, layer in enumerate(cache.layers):
+        if not hasattr(layer, "keys"):
+            states[f"conv_{i}"] = layer.conv_states[0][0].numpy()[:, 1:]  # one column more than the next token sees
+            states[f"state_{i}"] = layer.recurrent_states[0][0].numpy()
+    return Computed(
+        logits.numpy(),
+        [layer.keys[0].numpy() for layer in columns],
+        [layer.values[0].numpy() for layer in columns],
+        states,
+    )

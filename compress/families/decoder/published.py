@@ -16,6 +16,7 @@ from pocketport.errors import InputError
 # (decoder, vocabulary projection), as plain checkpoints, older and newer composites have them
 PATHS = (("model", "lm_head"), ("language_model.model", "language_model.lm_head"), ("model.language_model", "lm_head"))
 PER_LAYER = ("layer_types", "no_rope_layers")
+PERIODS = ("full_attention_interval",)  # what may stand for them, and means nothing among layers counted anew
 
 
 def decoder_paths(names: Iterable[str]) -> tuple[str, str]:
@@ -37,11 +38,9 @@ def decoder_paths(names: Iterable[str]) -> tuple[str, str]:
 
 
 def shared_caches(config: DecoderConfig) -> list[list[str]]:
-    """For a bundle's `shared`: keys and values go from prefill into the cache that decode reads and adds to."""
+    """For a bundle's `shared`: states go from prefill into decode, which reads them and adds to them."""
     return [
-        [f"prefill/present_{kind}_{i}", f"decode/past_{kind}_{i}", f"decode/present_{kind}_{i}"]
-        for i in range(config.num_hidden_layers)
-        for kind in ("key", "value")
+        [f"prefill/present_{name}", f"decode/past_{name}", f"decode/present_{name}"] for name in config.state_names()
     ]
 
 
@@ -68,6 +67,8 @@ def cut_out(source: Source, prefix: str, head: str, layers: Sequence[int], vocab
     nested = isinstance(config.get("text_config"), Mapping)
     text = dict(config["text_config"]) if nested else config
     words = min(vocabulary, dimensions(source.tensors[f"{prefix}.embed_tokens.weight"])[0])
+    if any(text.get(key) is not None for key in PERIODS):
+        text["layer_types"] = DecoderConfig.from_hf(config).layer_types
     text |= {key: [text[key][i] for i in layers] for key in PER_LAYER if text.get(key) is not None}
     if text.get("scale_depth") is not None:  # MiniCPM divides it by the square root of the number of layers
         text["scale_depth"] *= math.sqrt(len(layers) / text["num_hidden_layers"])

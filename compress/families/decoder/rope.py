@@ -8,7 +8,7 @@ the low ones and blends in between (Llama 3.1); ``yarn`` blends by the number of
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,7 +35,7 @@ class RopeConfig:
     """How positions become angles.
 
     Attributes:
-        width: channels of one head; pairs (i, i + width/2) turn together.
+        width: channels of one head that turn, its first ones; pairs (i, i + width/2) turn together.
         theta: base of the frequencies.
         kind: ``default``, ``linear``, ``llama3``, ``yarn`` or ``longrope``.
         factor: how much longer the context is than the one trained at first.
@@ -49,6 +49,7 @@ class RopeConfig:
         sections: how many pairs follow the temporal, vertical and horizontal position (multimodal rotary positions,
             Qwen2-VL, arXiv 2409.12191); empty where positions are plain.
         interleaved: the three alternate from pair to pair (Qwen3-VL) rather than lying one behind another.
+        still: channels of one head that do not turn, its last ones.
     """
 
     width: int
@@ -67,6 +68,7 @@ class RopeConfig:
     amplitude: float = 1.0
     sections: tuple[int, ...] = ()
     interleaved: bool = False
+    still: int = 0
 
     @classmethod
     def from_hf(cls, parameters: Mapping[str, Any], *, width: int, longest: int) -> "RopeConfig":
@@ -89,12 +91,12 @@ class RopeConfig:
         lacking = [key for key in REQUIRED[kind] if parameters.get(key) is None]
         if lacking:
             raise _refused(f"{kind} rotary positions need it", lacking[0], "give the published config.json")
-        if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise _refused(
-                "only a part of each head is rotated: not supported", "partial_rotary_factor", "give another model"
-            )
+        share = parameters.get("partial_rotary_factor")
         try:
-            return _from_hf(parameters, kind, width, longest)
+            turning = width if share is None else int(width * float(share))
+            if not 0 < turning <= width:
+                raise ValueError(f"partial_rotary_factor is {share}")
+            return replace(_from_hf(parameters, kind, turning, longest), still=width - turning)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise _refused(
                 f"not rotary parameters: {error}", "rope_scaling", "give the published config.json"
@@ -118,7 +120,7 @@ class RopeConfig:
         return plain
 
     def tables(self, positions: NDArray[np.integer[Any]], context: int) -> tuple[FloatArray, FloatArray]:
-        """Cosines and signed sines ([−sin, +sin]), each [T, width].
+        """Cosines and signed sines ([−sin, +sin]), each [T, width + still]: 1 and 0 where nothing turns.
 
         Args:
             positions: integers [T]; with `sections` also [3, T] (temporal, vertical, horizontal).
@@ -131,7 +133,11 @@ class RopeConfig:
         else:
             angles = positions[:, None] * frequencies
         cos, sin = np.cos(angles) * self.amplitude, np.sin(angles) * self.amplitude
-        return np.concatenate([cos, cos], -1).astype(np.float32), np.concatenate([-sin, sin], -1).astype(np.float32)
+        rest = np.ones((len(cos), self.still))
+        return (
+            np.concatenate([cos, cos, rest], -1).astype(np.float32),
+            np.concatenate([-sin, sin, 0 * rest], -1).astype(np.float32),
+        )
 
     def _axes(self) -> NDArray[np.int64]:
         """Which of the three positions each pair of channels follows [width/2]."""

@@ -14,20 +14,20 @@ from pocketport.compress.sources.folder import read_json_object
 from pocketport.compress.sources.source import Source
 from pocketport.errors import UsageError
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "minicpm", "gemma3_text", "gemma3", "smollm3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "qwen3_5", "minicpm", "gemma3_text", "gemma3", "smollm3")
 PROMPT, CACHE = 512, 1024  # tokens, where neither the user nor the model's own limit says otherwise
 BUNDLED_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-IGNORED_TENSORS = ("*.rotary_emb.inv_freq",)  # the host computes them
-VISION_TENSORS = (  # of a Gemma 3 that sees: this family is its language model alone
-    "vision_tower.*", "multi_modal_projector.*", "model.vision_tower.*", "model.multi_modal_projector.*",
+IGNORED_TENSORS = ("*.rotary_emb.inv_freq", "mtp.*")  # the host computes them; drafts of further tokens
+VISION_TENSORS = (  # of a model that sees: this family is its language model alone
+    "vision_tower.*", "multi_modal_projector.*", "model.vision_tower.*", "model.multi_modal_projector.*", "model.visual.*",
 )  # fmt: skip
 
 
 def load_language(source: Source, name: str, lengths: Lengths) -> ModelBundle:
-    """Build the bundle; no weight is read. Of a Gemma 3 with a vision tower only the language model is taken.
+    """Build the bundle; no weight is read. Of a model with a vision tower only the language model is taken.
 
     Raises:
         InputError: the decoder is not supported, or tensors and configuration disagree.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketport.compress.families.decoder.config import FULL, SLIDING, DecoderConfig
+from pocketport.compress.families.decoder.config import FULL, LINEAR, SLIDING, DecoderConfig, DeltaConfig
 from pocketport.errors import InputError
 
 LLAMA3_8B: dict[str, Any] = {
@@ -41,6 +41,15 @@ MISTRAL_7B: dict[str, Any] = {
     "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
     "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
     "sliding_window": 4096, "tie_word_embeddings": False, "vocab_size": 32000,
+}  # fmt: skip
+QWEN35_08B: dict[str, Any] = {
+    "model_type": "qwen3_5_text", "attention_bias": False, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu",
+    "hidden_size": 1024, "intermediate_size": 3584, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_value_head_dim": 128, "max_position_embeddings": 262144,
+    "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+    "rope_parameters": {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+                        "rope_theta": 10000000, "rope_type": "default"},
+    "tie_word_embeddings": True, "vocab_size": 248320,
 }  # fmt: skip
 
 
@@ -85,6 +94,17 @@ def test_minicpm() -> None:
     assert sparse.max_position_embeddings == 1024, "attention is full up to there"
 
 
+def test_qwen35() -> None:
+    config = DecoderConfig.from_hf(QWEN35_08B)
+    assert config.layer_types[:5] == (LINEAR, LINEAR, LINEAR, FULL, LINEAR)
+    assert config.delta == DeltaConfig(key_heads=16, value_heads=16, key_width=128, value_width=128, kernel=4)
+    assert (config.rope.width, config.rope.still) == (64, 192)
+    assert config.kinds == (FULL,)
+    assert config.state_names()[:8] == (
+        "conv_0", "state_0", "conv_1", "state_1", "conv_2", "state_2", "key_3", "value_3",
+    )  # fmt: skip
+
+
 def test_mistral() -> None:
     assert DecoderConfig.from_hf(MISTRAL_7B).kinds == (SLIDING,)
     assert DecoderConfig.from_hf(MISTRAL_7B).input_prefix(SLIDING) == ""
@@ -110,6 +130,9 @@ def test_the_decoder_of_a_composite_with_its_keys_at_the_top() -> None:
      (LLAMA3_8B, {"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers"),
      (GEMMA3_4B["text_config"], {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
      (GEMMA3_4B["text_config"], {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+     (QWEN35_08B, {"layer_types": ["mamba"] * 24}, "mamba"), (QWEN35_08B, {"attention_bias": True}, "attention_bias"),
+     (QWEN35_08B, {"linear_num_value_heads": 17}, "linear_num_value_heads"), (QWEN35_08B, {"linear_conv_kernel_dim": 1}, "kernel"),
+     (LLAMA3_8B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
      (MINICPM_2B, {"sparse_config": {"dense_len": "all"}}, "sparse_config")],
 )  # fmt: skip
 def test_configurations_that_are_refused(base: dict[str, Any], change: dict[str, Any], key: str) -> None:
@@ -125,8 +148,8 @@ JSON = st.recursive(
 
 
 @given(
-    base=st.sampled_from([LLAMA3_8B, GEMMA3_4B, QWEN25_VL_3B, QWEN3_VL_4B, MINICPM_2B, MISTRAL_7B]),
-    changes=st.dictionaries(st.sampled_from(sorted({*LLAMA3_8B, *QWEN25_VL_3B, *MINICPM_2B, "text_config", "layer_types", "rope_parameters"})), JSON),
+    base=st.sampled_from([LLAMA3_8B, GEMMA3_4B, QWEN25_VL_3B, QWEN3_VL_4B, MINICPM_2B, MISTRAL_7B, QWEN35_08B]),
+    changes=st.dictionaries(st.sampled_from(sorted({*LLAMA3_8B, *QWEN25_VL_3B, *MINICPM_2B, *QWEN35_08B, "text_config", "layer_types", "rope_parameters"})), JSON),
 )  # fmt: skip
 def test_any_configuration_gives_a_decoder_or_a_typed_error(base: dict[str, Any], changes: dict[str, Any]) -> None:
     try:

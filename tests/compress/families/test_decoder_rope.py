@@ -77,7 +77,7 @@ def test_multimodal_tables(interleaved: bool) -> None:
 @pytest.mark.parametrize(
     ("parameters", "key"),
     [({"rope_type": "spiral"}, "rope_type"), ({"rope_type": "linear"}, "factor"), ({**LLAMA3, "low_freq_factor": None}, "low_freq_factor"),
-     ({"partial_rotary_factor": 0.25}, "partial_rotary_factor"), ({"mrope_section": [4, 4]}, "mrope_section"),
+     ({"partial_rotary_factor": 1.25}, "partial_rotary_factor"), ({"mrope_section": [4, 4]}, "mrope_section"),
      ({**LONGROPE, "short_factor": [1.0]}, "short_factor"), ({"rope_type": "linear", "factor": 0}, "finite"),
      ({**LLAMA3, "factor": "eight"}, "eight"), ({"rope_theta": -3.0}, "finite"), ({**LONGROPE, "long_factor": [0.0] * 8}, "finite")],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from decoder_models import MODELS, save_decoder, save_minicpm
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.families.language.load import load_language
+from pocketport.compress.families.language.load import language_host, load_language
 from pocketport.compress.families.language.parity import compare
 from pocketport.compress.families.registry import Lengths
 from pocketport.compress.sources.open import open_source
@@ -61,6 +61,6 @@ def test_it_computes_what_the_reference_computes(saved: dict[str, Path], name: s
         worst[kind] = min(worst.get(kind, np.inf), sqnr_db(expected, found))
     print(name, {kind: round(value, 1) for kind, value in worst.items()})
     assert min(worst.values()) >= LEAST_SQNR_DB
-    layers = int(open_source(saved[name]).config["num_hidden_layers"])
-    caches = {(c, f"present_{k}_{i}") for c in ("prefill", "decode") for k in ("key", "value") for i in range(layers)}
+    states = language_host(load_language(open_source(saved[name]), name, LENGTHS)).config.state_names()
+    caches = {(c, f"present_{state}") for c in ("prefill", "decode") for state in states}
     assert seen == caches | {("prefill", "logits"), ("decode", "logits"), ("decode", "token_ids")}
