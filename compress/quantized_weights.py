@@ -120,6 +120,10 @@ class QuantizedWeights(Mapping[str, Quantized]):
     def __len__(self) -> int:
         return len(self._index)
 
+    def part(self, name: str, part: str) -> NDArray[Any]:
+        """One array of a matrix in integers, memory-mapped: ``scale``, ``zero_point``, or ``integers`` as on disk."""
+        return self._stored[f"{name}.{part}"].mapped()
+
     def form(self, name: str) -> Mapping[str, Any]:
         """What the index says of a tensor, without reading it: ``form`` and the form's own fields."""
         return self._index[name]
@@ -141,6 +145,7 @@ def write_part(path: Path, weights: Mapping[str, Quantized]) -> dict[str, dict[s
         entries[name] = {
             "part": path.name, "form": "integers", "bits": weight.bits, "block": weight.block,
             "symmetric": weight.symmetric, "rows": weight.integers.shape[0], "columns": weight.integers.shape[1],
+            "reordered": weight.group_index is not None,
         }  # fmt: skip
     with atomic_file(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)

@@ -1,7 +1,7 @@
 """What every tensor of a checkpoint becomes in a checkpoint format, settled before anything is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import onnx_ir as ir
@@ -21,6 +21,7 @@ FLOAT_SCHEMES = frozenset({"f32", "f16", "bf16", "source"})
 DEFAULT_ALGORITHM = "mse"  # needs no data
 CALIBRATED = frozenset({"gptq", "importance"})
 CALIBRATED_COMPONENT = "prefill"  # the one that calibration sequences go through
+REORDERING = frozenset({"gptq"})  # formats that can say which group each column belongs to
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def find_uses(bundle: ModelBundle) -> dict[str, Use]:
 
 
 def stored_bytes(tensor: ir.TensorProtocol) -> int:
-    """Bytes of a tensor where it lies, or in float16 where its publisher packed it."""
+    """Bytes of a tensor where it lies; in float16 if it is none of the file's."""
     if isinstance(tensor, StoredTensor):
         return tensor.stored_nbytes
+    if isinstance(tensor, QuantizedTensor) and tensor.parts:
+        return sum(part.stored_nbytes for part in tensor.parts)
     return prod(dimensions(tensor)) * 2
 
 
@@ -90,8 +93,9 @@ def _plan(
 ) -> WeightPlan:
     shape, before = dimensions(tensor), stored_bytes(tensor)
     matching = [r for r in rules if r.matches(use.component, use.op, use.node or name)]
-    choice = _chosen(name, shape, use, matching, form, variant)
-    algorithm, options = _algorithm(choice, use, matching, tensor)
+    own = _own_form(tensor, form)
+    choice = _chosen(name, shape, use, matching, form, variant, own)
+    algorithm, options = _algorithm(choice, use, matching, own)
     return WeightPlan(
         tensor=name, shape=shape, component=use.component, scheme=choice.scheme, algorithm=algorithm,
         symmetric=choice.symmetric, options=options, activation=use.activation, why=choice.why, bytes_before=before,
@@ -99,25 +103,56 @@ def _plan(
     )  # fmt: skip
 
 
+def _own_form(tensor: ir.TensorProtocol, form: Format) -> QuantizedTensor | None:
+    """The tensor, if its publisher's integers could be taken over into the format."""
+    if not isinstance(tensor, QuantizedTensor) or (form.name not in REORDERING and tensor.reordered):
+        return None
+    return tensor
+
+
 def _chosen(
-    name: str, shape: tuple[int, ...], use: Use, rules: Sequence[Rule], form: Format, variant: str
+    name: str,
+    shape: tuple[int, ...],
+    use: Use,
+    rules: Sequence[Rule],
+    form: Format,
+    variant: str,
+    own: QuantizedTensor | None,
 ) -> SchemeChoice:
-    """The last rule's scheme, its fall-backs in order, or the format's own choice where no rule names one."""
+    """The last rule's scheme, its fall-backs in order; where no rule names one the publisher's, or the format's own."""
     rule = next((r for r in reversed(rules) if r.scheme is not None), None)
-    if rule is None or use.role != "linear":
+    if use.role != "linear":
         return form.choose(name, shape, use.component, use.role, variant, None)
+    if rule is None:
+        published = _published(name, shape, use, form, variant, own)
+        return published or form.choose(name, shape, use.component, use.role, variant, None)
     refusal: UsageError | None = None
     for wanted in (str(rule.scheme), *rule.fallback):
         try:
-            return form.choose(name, shape, use.component, use.role, variant, wanted)
+            choice = form.choose(name, shape, use.component, use.role, variant, wanted)
         except UsageError as error:
             refusal = refusal or error
+        else:
+            return replace(choice, symmetric=own.symmetric) if own and choice.scheme == own.scheme else choice
     assert refusal is not None
     raise refusal
 
 
+def _published(
+    name: str, shape: tuple[int, ...], use: Use, form: Format, variant: str, own: QuantizedTensor | None
+) -> SchemeChoice | None:
+    """The scheme that a weight was published in, None where it was not or where the format does not take it."""
+    if own is None or not own.scheme:
+        return None
+    try:
+        choice = form.choose(name, shape, use.component, use.role, variant, own.scheme)
+    except UsageError:
+        return None
+    return SchemeChoice(own.scheme, "as it was published", own.symmetric) if choice.scheme == own.scheme else None
+
+
 def _algorithm(
-    choice: SchemeChoice, use: Use, rules: Sequence[Rule], tensor: ir.TensorProtocol
+    choice: SchemeChoice, use: Use, rules: Sequence[Rule], own: QuantizedTensor | None
 ) -> tuple[str, Mapping[str, float]]:
     if choice.scheme in FLOAT_SCHEMES or choice.scheme == "float":
         return "cast", {}
@@ -125,7 +160,7 @@ def _algorithm(
     wanted = rule.algorithm if rule is not None and (_calibrated(use) or rule.algorithm not in CALIBRATED) else None
     if choice.scheme in GGML_BLOCKS:
         return "importance" if wanted in CALIBRATED else "ggml", {}
-    if isinstance(tensor, QuantizedTensor) and tensor.fits(Scheme.parse(choice.scheme), choice.symmetric):
+    if own is not None and own.fits(Scheme.parse(choice.scheme), choice.symmetric):
         return "stored", {}
     if rule is None or wanted is None or wanted == "importance":
         return DEFAULT_ALGORITHM, {}

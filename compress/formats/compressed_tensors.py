@@ -28,7 +28,7 @@ from pocketport.compress.quantized_weights import QuantizedWeight, QuantizedWeig
 from pocketport.compress.safetensors_writer import CODES, TensorEntry, write_checkpoint
 from pocketport.compress.sources.source import Source
 
-BITS = (4, 8)
+BITS = (2, 4, 8)
 
 
 class CompressedTensorsFormat:
@@ -45,7 +45,7 @@ class CompressedTensorsFormat:
     def choose(
         self, tensor: str, shape: tuple[int, ...], component: str, role: str, variant: str, wanted: str | None
     ) -> SchemeChoice:
-        """Linear layers of the language model, 4 or 8 bits."""
+        """Linear layers of the language model, 2, 4 or 8 bits."""
         return choose_linear(self.name, self.default_scheme, BITS, tensor, shape, component, role, wanted)
 
     def write(

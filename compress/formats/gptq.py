@@ -1,7 +1,9 @@
-"""GPTQ checkpoints as AutoGPTQ and GPTQModel write them (``checkpoint_format: gptq``).
+"""GPTQ checkpoints as AutoGPTQ and GPTQModel write them.
 
 For a linear layer [N, K] in b bits: ``qweight`` int32 [K·b/32, N], packed along K; ``qzeros`` int32 [G, N·b/32], packed
-along N, each zero point less 1 (modulo 2^b); ``scales`` float16 [G, N]; ``g_idx`` int32 [K], the group of each column.
+along N; ``scales`` float16 [G, N]; ``g_idx`` int32 [K], the group of each column. In the ``checkpoint_format: gptq`` each
+zero point is stored less 1. Weights whose zero points vary are written as ``gptq_v2``, where they are stored as they are:
+readers of the older format disagree about a zero point of 0.
 """
 
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from pocketport.compress.sources.source import Source
 from pocketport.errors import UsageError
 from pocketport.files import write_json
 
-BITS = (4, 8)
+BITS = (2, 3, 4, 8)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -47,7 +49,7 @@ class GptqFormat:
     def choose(
         self, tensor: str, shape: tuple[int, ...], component: str, role: str, variant: str, wanted: str | None
     ) -> SchemeChoice:
-        """Linear layers of the language model, 4 or 8 bits; rows and columns must fill words of 32 bits."""
+        """Linear layers of the language model, 2, 3, 4 or 8 bits; rows and columns must fill words of 32 bits."""
         choice = choose_linear(self.name, self.default_scheme, BITS, tensor, shape, component, role, wanted)
         if choice.scheme != "source" and (shape[0] % 32 or shape[1] % 32):
             if wanted is not None:
@@ -103,19 +105,21 @@ def _quantization(weights: QuantizedWeights) -> dict[str, Any]:
             fix="use one scheme for all linear layers, or the format compressed-tensors",
         )
     ((bits, block, symmetric),) = forms
+    reordered = any(weights.form(name)["reordered"] for name in weights)
     return {
-        "quant_method": "gptq", "checkpoint_format": "gptq", "bits": bits, "group_size": block, "sym": symmetric,
-        "desc_act": False, "static_groups": True, "true_sequential": True, "lm_head": False, "damp_percent": 0.01,
+        "quant_method": "gptq", "checkpoint_format": "gptq" if symmetric else "gptq_v2", "bits": bits,
+        "group_size": block, "sym": symmetric, "desc_act": reordered, "static_groups": not reordered,
+        "true_sequential": True, "lm_head": False, "damp_percent": 0.01,
         "meta": {"quantizer": [f"pocketport:{version('pocketport')}"]},
     }  # fmt: skip
 
 
 def _entries(name: str, form: Any) -> list[TensorEntry]:
-    rows, columns, per_word = form["rows"], form["columns"], 32 // form["bits"]
+    rows, columns, bits = form["rows"], form["columns"], form["bits"]
     groups, stem = columns // form["block"], name.removesuffix(".weight")
     return [
-        TensorEntry(f"{stem}.qweight", "I32", (columns // per_word, rows)),
-        TensorEntry(f"{stem}.qzeros", "I32", (groups, rows // per_word)),
+        TensorEntry(f"{stem}.qweight", "I32", (columns * bits // 32, rows)),
+        TensorEntry(f"{stem}.qzeros", "I32", (groups, rows * bits // 32)),
         TensorEntry(f"{stem}.scales", "F16", (groups, rows)),
         TensorEntry(f"{stem}.g_idx", "I32", (columns,)),
     ]
@@ -132,8 +136,8 @@ def _part(name: str, part: str, weights: QuantizedWeights, held: dict[str, Quant
     if part == "qweight":
         return np.ascontiguousarray(pack_words(weight.integers, weight.bits).T)
     if part == "qzeros":
-        less = (weight.zero_point - np.uint8(1)) & np.uint8(2**weight.bits - 1)
-        return pack_words(np.ascontiguousarray(less.T), weight.bits)
+        stored = weight.zero_point - np.uint8(weight.symmetric)
+        return pack_words(np.ascontiguousarray(stored.T), weight.bits)
     if part == "scales":
         return np.ascontiguousarray(weight.scale.T.astype(np.float16))
     if weight.group_index is not None:

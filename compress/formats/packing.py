@@ -1,31 +1,46 @@
-"""Small integers in 32-bit words."""
+"""Small integers in 32-bit words: an unbroken stream of bits, the first integer in the lowest ones."""
 
+from math import gcd
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+PER_BLOCK = 32  # integers of any width that fill whole words
+
 
 def pack_words(integers: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
-    """[N, K] of 0 … 2^bits − 1 → int32 [N, ⌈K·bits/32⌉], the first of a word in its lowest bits.
+    """[N, K] of 0 … 2^bits − 1 → int32 [N, ⌈K·bits/32⌉]; integers of 3 bits reach over the ends of words.
 
     Args:
         integers: see above.
-        bits: 2, 4 or 8.
+        bits: 1 to 8.
     """
-    per_byte, padding = 8 // bits, -integers.shape[1] % (32 // bits)
-    if padding:
-        integers = np.pad(integers, ((0, 0), (0, padding)))
-    packed = integers[:, ::per_byte].copy()
-    for place in range(1, per_byte):
-        packed |= integers[:, place::per_byte] << np.uint8(place * bits)
-    return packed.view("<i4")
+    n, k = integers.shape
+    if k % PER_BLOCK:
+        integers = np.pad(integers, ((0, 0), (0, -k % PER_BLOCK)))
+    grouped = integers.reshape(n, -1, 8 // gcd(bits, 8))
+    packed = np.zeros((n, grouped.shape[1], bits // gcd(bits, 8)), np.uint8)
+    for place in range(grouped.shape[2]):
+        byte, shift = divmod(place * bits, 8)
+        packed[..., byte] |= grouped[..., place] << np.uint8(shift)
+        if shift + bits > 8:
+            packed[..., byte + 1] |= grouped[..., place] >> np.uint8(8 - shift)
+    words: NDArray[np.int32] = packed.reshape(n, -1).view("<i4")
+    return words[:, : -(-k * bits // 32)]
 
 
 def unpack_words(words: NDArray[Any], bits: int, columns: int) -> NDArray[np.uint8]:
     """The inverse of `pack_words`: int32 [N, ⌈columns·bits/32⌉] → uint8 [N, columns]."""
-    packed, per_byte = np.ascontiguousarray(words).view(np.uint8), 8 // bits
-    integers = np.empty((len(packed), packed.shape[1] * per_byte), np.uint8)
-    for place in range(per_byte):
-        integers[:, place::per_byte] = (packed >> np.uint8(place * bits)) & np.uint8(2**bits - 1)
-    return integers[:, :columns]
+    if words.shape[1] % bits and 32 % bits:
+        words = np.pad(words, ((0, 0), (0, -words.shape[1] % bits)))
+    size, per_group = bits // gcd(bits, 8), 8 // gcd(bits, 8)
+    packed = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1, size)
+    integers = np.empty((*packed.shape[:2], per_group), np.uint8)
+    for place in range(per_group):
+        byte, shift = divmod(place * bits, 8)
+        value = packed[..., byte] >> np.uint8(shift)
+        if shift + bits > 8:
+            value |= packed[..., byte + 1] << np.uint8(8 - shift)
+        np.bitwise_and(value, np.uint8(2**bits - 1), out=integers[..., place])
+    return integers.reshape(len(words), -1)[:, :columns]

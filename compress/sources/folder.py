@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError
 
 FILE_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja"})
-WEIGHT_INDEX = ".safetensors.index.json"
 MOST_CONFIG_BYTES = 64 << 20
+QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # older than quantization_config
+NOT_COPIED = (".safetensors.index.json", *QUANTIZATION_FILES)  # they speak of this checkpoint's weights alone
+UNPACKERS: Mapping[str, tuple[str, str]] = {
+    "gptq": ("gptq", "gptq_tensors"),
+    "awq": ("awq", "awq_tensors"),
+    "compressed-tensors": ("compressed_tensors", "compressed_tensors"),
+}  # method → module and function
 
 
 def open_folder(folder: Path) -> Source:
@@ -31,30 +38,31 @@ def open_folder(folder: Path) -> Source:
     files = {
         p.name: p
         for p in sorted(folder.iterdir())
-        if p.suffix in FILE_SUFFIXES and p.is_file() and not p.name.endswith(WEIGHT_INDEX)
+        if p.suffix in FILE_SUFFIXES and p.is_file() and not p.name.endswith(NOT_COPIED)
     }
-    return Source(folder, config, _unpacked(folder, config, checkpoint), files, tuple(checkpoint.files))
+    weight_files = (*checkpoint.files, *(folder / name for name in QUANTIZATION_FILES if (folder / name).is_file()))
+    return Source(folder, config, _unpacked(folder, config, checkpoint), files, weight_files)
 
 
 def _unpacked(folder: Path, config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, ir.TensorProtocol]:
     """The tensors under their own names, whoever quantized them."""
     quantization = config.get("quantization_config")
+    for name, implied in QUANTIZATION_FILES.items():
+        if quantization is None and (folder / name).is_file():
+            quantization = {"quant_method": implied, **read_json_object(folder / name)}
     if quantization is None:
         return checkpoint
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method == "gptq":
-        from pocketport.compress.sources.gptq import gptq_tensors
-
-        return gptq_tensors(checkpoint, quantization, folder)
-    if method == "awq":
-        from pocketport.compress.sources.awq import awq_tensors
-
-        return awq_tensors(checkpoint, quantization, folder)
-    raise InputError(
-        f"weights quantized by the method {method!r} can't be read",
-        where=str(folder / "config.json"),
-        fix="give the float checkpoint, or one made by GPTQ or AWQ",
-    )
+    if not isinstance(method, str) or method not in UNPACKERS:
+        raise InputError(
+            f"weights quantized by the method {method!r} can't be read",
+            where=str(folder / "config.json"),
+            fix=f"give the float checkpoint, or one whose method is {', '.join(UNPACKERS)}",
+        )
+    module, function = UNPACKERS[method]
+    unpack = getattr(import_module(f"pocketport.compress.sources.{module}"), function)
+    tensors: Mapping[str, ir.TensorProtocol] = unpack(checkpoint, quantization, folder)
+    return tensors
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import onnx_ir as ir
+
 from pocketport.compress.checkpoint import StoredTensor, check_finite
-from pocketport.compress.sources.source import Source
+from pocketport.compress.sources.source import QuantizedTensor, Source
 from pocketport.files import cache_root, write_text
 
 THREADS = 2
@@ -26,7 +28,7 @@ def check_weights(source: Source, progress: Callable[[int], None] | None = None)
         InputError: names the first tensor that has one.
     """
     start = time.perf_counter()
-    tensors = [t for t in source.tensors.values() if isinstance(t, StoredTensor)]
+    tensors = [part for tensor in source.tensors.values() for part in _parts(tensor)]
     note = cache_root() / "finite" / source.sha256()
     if note.is_file():
         return time.perf_counter() - start
@@ -37,3 +39,9 @@ def check_weights(source: Source, progress: Callable[[int], None] | None = None)
     if sum(t.stored_nbytes for t in tensors) > REMEMBERED_BYTES:
         write_text(note, f"{len(tensors)} tensors\n")
     return time.perf_counter() - start
+
+
+def _parts(tensor: ir.TensorProtocol) -> tuple[StoredTensor, ...]:
+    if isinstance(tensor, QuantizedTensor):
+        return tensor.parts
+    return (tensor,) if isinstance(tensor, StoredTensor) else ()

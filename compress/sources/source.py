@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pocketport.compress.checkpoint import StoredTensor
 from pocketport.compress.quantized_weights import QuantizedWeight
 from pocketport.compress.schemes import Scheme
 from pocketport.files import sha256_files
@@ -23,7 +24,7 @@ class Source:
         config: ``config.json``; other formats' metadata is translated into its terms.
         tensors: by their published (Hugging Face) names, lazy; float types read as float32.
         files: tokenizer and processor files by file name.
-        weight_files: the files that hold the tensors.
+        weight_files: the files that hold the tensors, and say how they are packed.
     """
 
     path: Path
@@ -38,7 +39,19 @@ class Source:
 
 
 class QuantizedTensor(ir.LazyTensor):
-    """A weight that its publisher quantized: reads as float32, and can be had in its own integers."""
+    """A weight that its publisher quantized: reads as float32, and can be had in its own integers.
+
+    Attributes:
+        parts: the stored tensors that it is made of.
+        scheme: its own form in the grammar of `Scheme`, "" where that has no name for it.
+        symmetric: every zero point is in the middle of the integers.
+        reordered: its columns are not grouped in runs (`QuantizedWeight.group_index`).
+    """
+
+    parts: tuple[StoredTensor, ...] = ()
+    scheme: str = ""
+    symmetric: bool = True
+    reordered: bool = False
 
     def quantized(self) -> QuantizedWeight:
         """The published integers, scales and zero points of a matrix [N, K]."""
