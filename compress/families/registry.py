@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import Arrays
@@ -34,6 +35,14 @@ class Lengths:
     patches: int | None = None
 
 
+ImageFeeds: TypeAlias = Callable[[Image.Image], Iterable[tuple[str, Arrays]]]
+"""An image → components and their feeds."""
+
+
+def _none(bundle: ModelBundle) -> None:
+    return None
+
+
 def _always(config: Mapping[str, Any]) -> bool:
     return True
 
@@ -50,6 +59,7 @@ class Family:
         accepts: a further look at config.json, where families share a ``model_type``.
         host: what the host computes for the language model of a bundle, where there is one.
         chat: answers about images, of models that do.
+        image_feeds: what makes an image into the feeds of every component, of bundles that need nothing else.
         meaningful_rows: component, feeds and names of its outputs → which rows of an output are no padding; outputs
             that are not named are used whole.
     """
@@ -61,10 +71,11 @@ class Family:
     accepts: Callable[[Mapping[str, Any]], bool] = _always
     host: Callable[[ModelBundle], DecoderHost] | None = None
     chat: ChatFactory | None = None
+    image_feeds: Callable[[ModelBundle], ImageFeeds | None] = _none
     meaningful_rows: Callable[[str, Arrays, Iterable[str]], Rows] = prompt_rows
 
 
-PACKAGES = ("minicpmv", "bert", "language", "qwen_vl")
+PACKAGES = ("minicpmv", "bert", "language", "qwen_vl", "vision")
 
 
 def families() -> tuple[Family, ...]:
@@ -116,3 +127,9 @@ def chat_of(bundle: ModelBundle) -> ChatFactory | None:
     """What answers about images, over executors of the bundle's components; None for models that don't."""
     family = family_named(bundle.family)
     return family.chat if family else None
+
+
+def image_feeds_of(bundle: ModelBundle) -> ImageFeeds | None:
+    """What makes an image into the feeds of every component; None where images are not all that a bundle needs."""
+    family = family_named(bundle.family)
+    return family.image_feeds(bundle) if family else None

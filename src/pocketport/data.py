@@ -18,7 +18,7 @@ from pocketport.calibration.storage import read_npz
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.chat import ChatFactory, chain_feeds
-from pocketport.compress.families.registry import chat_of
+from pocketport.compress.families.registry import chat_of, image_feeds_of
 from pocketport.compress.graph import shape_of, static_shape
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_path
@@ -65,13 +65,19 @@ def load_data(bundle: ModelBundle, request: Request) -> RunData:
             raise UsageError(
                 f"this model needs calibration data for its inputs: {names}",
                 where="--data",
-                fix="give an .npz file, or a folder of them, with one array per input",
+                fix="give an .npz file, or a folder of them, with one array per input"
+                + (", or a folder of images" if image_feeds_of(bundle) else ""),
             )
         return _generated(bundle, chat, request)
     path = Path(request.data)
     if not path.exists():
         raise UsageError("no such file or folder", where=f"--data {path}", fix="check the path")
-    return _arrays(bundle, request, path) if chat is None else _images(bundle, chat, request, path)
+    if chat is not None:
+        return _images(request, path, lambda images: _chain(bundle, chat, ((image, PROMPT, None) for image in images)))
+    sees = image_feeds_of(bundle)
+    if sees is not None and _image_files(path):
+        return _images(request, path, lambda images: (feeds for image in images for feeds in sees(image)))
+    return _arrays(bundle, request, path)
 
 
 def _inputs(bundle: ModelBundle) -> Mapping[str, ir.Value]:
@@ -106,29 +112,36 @@ def _generated(bundle: ModelBundle, chat: ChatFactory, request: Request) -> RunD
     )
 
 
-def _images(bundle: ModelBundle, chat: ChatFactory, request: Request, folder: Path) -> RunData:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else [folder]
+def _image_files(path: Path) -> list[Path]:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _images(
+    request: Request, path: Path, run: Callable[[Iterator[Image.Image]], Iterator[tuple[str, Feeds]]]
+) -> RunData:
+    files = _image_files(path)
     if not files:
         raise InputError(
             "the calibration folder holds no images",
-            where=str(folder),
+            where=str(path),
             fix=f"put {', '.join(sorted(IMAGE_SUFFIXES))} files in it",
         )
     chosen, held = _split(files, request.calibration_samples)
 
-    def samples(paths: Sequence[Path]) -> Iterator[PromptSample]:
-        for path in paths:
+    def opened(paths: Sequence[Path]) -> Iterator[Image.Image]:
+        for file in paths:
             try:
-                yield Image.open(path).convert("RGB"), PROMPT, None
+                yield Image.open(file).convert("RGB")
             except (OSError, UnidentifiedImageError) as error:
                 raise InputError(
-                    f"not a readable image: {error}", where=str(path), fix="remove or replace the file"
+                    f"not a readable image: {error}", where=str(file), fix="remove or replace the file"
                 ) from error
 
     return RunData(
-        fingerprint=f"images/{sha256_path(folder)}/{len(chosen)}",
-        calibration=lambda: _chain(bundle, chat, samples(chosen)),
-        held_out=lambda: _chain(bundle, chat, samples(held[:4])),
+        fingerprint=f"images/{sha256_path(path)}/{len(chosen)}",
+        calibration=lambda: run(opened(chosen)),
+        held_out=lambda: run(opened(held[:4])),
         count=len(chosen),
     )
 
