@@ -35,14 +35,14 @@ def transformers_model(
         UsageError: transformers is not installed, or has no such model.
         InputError: names do not match, or the configuration is refused.
     """
-    transformers = _imported()
-    config = _config(transformers, source)
+    transformers = imported_transformers()
     tensors = {
         name: torch.from_numpy(tensor.numpy())
         for name, tensor in source.tensors.items()
         if not any(fnmatch(name, pattern) for pattern in ignored)
     }
-    with _quiet(transformers):
+    with quiet(transformers):
+        config = _config(transformers, source)
         try:
             with torch.device("meta"):
                 kind = type(getattr(transformers, auto_class).from_config(config, trust_remote_code=False))
@@ -91,21 +91,22 @@ def _config(transformers: Any, source: Source) -> Any:
         ) from error
 
 
-def _imported() -> Any:
+def imported_transformers() -> Any:
+    """The package; UsageError when it is not installed."""
     try:
         import transformers
     except ImportError as error:
         raise UsageError(
-            "transformers is not installed: the parity gate compares with it",
-            where="parity",
+            "transformers is not installed",
+            where="parity gate and synthetic checkpoints",
             fix='pip install "pocketport[llm]"',
         ) from error
     return transformers
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars and no load report: names are checked here."""
+def quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars, no advice and no load report: names are checked here."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -4,40 +4,51 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
+from pocketport.compress.families.decoder.config import DEFAULTS
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
-from pocketport.compress.families.minicpmv.modeling import MiniCPMV
-from pocketport.errors import InputError, UsageError
+from pocketport.compress.families.minicpmv.original import RESAMPLER, TOWER, Resampler, tower_of
+from pocketport.compress.families.minicpmv.published import language_config
+from pocketport.compress.families.transformers_reference import imported_transformers, quiet
+from pocketport.errors import InputError
 
-INSTALL = 'pip install "pocketport[llm]"'
+SAME_TENSORS: Mapping[str, str] = {"minicpm": "llama"}  # another arithmetic over tensors of the same names and shapes
 
 
 def layout_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Published tensor names and shapes, in the model's order; tied weights appear once.
 
-    The model is built without memory (on torch's meta device): our own modelling for MiniCPM-V, transformers' for
-    everything else.
+    The model is built without memory (on torch's meta device), out of what the parity gates compare with: transformers'
+    code, and for MiniCPM-V its parts.
 
     Raises:
-        UsageError: transformers is needed and not installed.
-        InputError: neither knows the architecture.
+        UsageError: transformers is not installed.
+        InputError: it does not know the architecture.
     """
-    with torch.device("meta"):
-        model = _model(config)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    if config.get("tie_word_embeddings"):
-        tied |= {name for name in model.state_dict() if name.endswith("lm_head.weight")}
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    with torch.device("meta"), quiet(imported_transformers()):
+        if config.get("model_type") == "minicpmv":
+            return _minicpmv(MiniCPMVConfig.model_validate(config))
+        return _shapes(_model(config, (config.get("architectures") or [""])[0]))
 
 
-def _model(config: Mapping[str, Any]) -> torch.nn.Module:
-    if config.get("model_type") == "minicpmv":
-        return MiniCPMV(MiniCPMVConfig.model_validate(config))
-    try:
-        import transformers
-    except ImportError as error:
-        raise UsageError("this preset needs transformers", where="synth", fix=INSTALL) from error
-    architecture = (config.get("architectures") or [""])[0]
+def _minicpmv(config: MiniCPMVConfig) -> dict[str, tuple[int, ...]]:
+    language = language_config(config)
+    parts = {"llm": _causal(language), TOWER: tower_of(config), RESAMPLER: Resampler(config)}
+    return {f"{part}.{name}": shape for part, module in parts.items() for name, shape in _shapes(module).items()}
+
+
+def _causal(config: Mapping[str, Any]) -> nn.Module:
+    """A language model of transformers by its ``model_type`` alone."""
+    transformers = imported_transformers()
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(_settings(transformers, config))
+    return model
+
+
+def _model(config: Mapping[str, Any], architecture: str) -> nn.Module:
+    if config.get("model_type") in SAME_TENSORS:
+        return _causal(config)
+    transformers = imported_transformers()
     kind = getattr(transformers, architecture, None)
     if kind is None:
         raise InputError(
@@ -45,6 +56,17 @@ def _model(config: Mapping[str, Any]) -> torch.nn.Module:
             where="preset, architectures",
             fix="install a newer transformers",
         )
-    settings = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
-    model: torch.nn.Module = kind(settings)
+    model: nn.Module = kind(_settings(transformers, config))
     return model
+
+
+def _settings(transformers: Any, config: Mapping[str, Any]) -> Any:
+    kind = SAME_TENSORS.get(str(config["model_type"]), config["model_type"])
+    kept = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    keys = {**DEFAULTS.get(str(config["model_type"]), {}), **kept} if kind != config["model_type"] else kept
+    return transformers.AutoConfig.for_model(kind, **keys)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}

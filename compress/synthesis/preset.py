@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -11,6 +11,7 @@ from pocketport.suggest import nearest
 
 WIDTH_STEP = 128  # widths stay multiples of it: resampler heads and quantization groups need that
 LEAST_VOCABULARY = 512
+PER_LAYER = ("layer_types", "no_rope_layers")
 DEPTH_KEYS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "depth")
 
 
@@ -22,6 +23,7 @@ class Preset:
         name: of the preset.
         published_as: the name under which the original is published.
         config: ``config.json``.
+        implied: keys that the published ``config.json`` leaves to other code; they are written when a scale changes them.
         files: other JSON files by name.
         special_tokens: token → id; empty for models without a tokenizer.
     """
@@ -29,6 +31,7 @@ class Preset:
     name: str
     published_as: str
     config: Mapping[str, Any]
+    implied: Mapping[str, Any]
     files: Mapping[str, Any]
     special_tokens: Mapping[str, int]
 
@@ -49,6 +52,7 @@ def load_preset(name: str) -> Preset:
         name,
         document["published_as"],
         document["config"],
+        document.get("implied", {}),
         document.get("files", {}),
         document.get("special_tokens", {}),
     )
@@ -66,27 +70,35 @@ def scaled(preset: Preset, scale: float, layers: int | None) -> Preset:
         raise UsageError(f"{scale} is not a scale", where="--scale", fix="give a number above 0, at most 4")
     if layers is not None and layers < 1:
         raise UsageError(f"{layers} is not a number of layers", where="--layers", fix="give at least 1")
-    config = _scaled_section(preset.config, scale, layers)
+    if scale == 1 and layers is None:
+        return preset
+    config = _scaled_section({**preset.config, **preset.implied}, scale, layers)
     special = dict(preset.special_tokens)
     vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     if special and vocabulary and max(special.values()) >= vocabulary:
         first = vocabulary - len(special)
         special = {token: first + index for index, token in enumerate(sorted(special, key=special.__getitem__))}
     moved = {preset.special_tokens[token]: index for token, index in special.items()}
-    return Preset(
-        preset.name, preset.published_as, _with_ids(config, moved), _with_ids(preset.files, moved), special
-    )  # fmt: skip
+    return replace(
+        preset, config=_with_ids(config, moved), implied={}, files=_with_ids(preset.files, moved), special_tokens=special
+    )
 
 
 def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     heads = section.get("num_attention_heads")
+
+    def depth(published: int) -> int:
+        fewer = max(2, round(published * scale))
+        return fewer if layers is None else min(fewer, layers)
+
     for key, value in section.items():
         if isinstance(value, dict) and key.endswith("_config"):
             result[key] = _scaled_section(value, scale, layers)
         elif key in DEPTH_KEYS:
-            depth = max(2, round(value * scale))
-            result[key] = depth if layers is None else min(depth, layers)
+            result[key] = depth(value)
+        elif key in PER_LAYER and value is not None:
+            result[key] = value[: depth(len(value))]
         elif scale != 1 and key == "vocab_size":
             result[key] = max(LEAST_VOCABULARY, round(value * scale / 64) * 64)
         elif scale != 1 and key == "intermediate_size":

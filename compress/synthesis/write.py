@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pocketport.compress.safetensors_writer import TensorEntry, write_checkpoint
 from pocketport.compress.synthesis.layout import layout_of
-from pocketport.compress.synthesis.preset import load_preset, scaled
+from pocketport.compress.synthesis.preset import Preset, load_preset, scaled
 from pocketport.compress.synthesis.tokenizer import synthetic_tokenizer
 from pocketport.compress.synthesis.weights import Run, random_runs
 from pocketport.errors import UsageError
@@ -45,7 +45,13 @@ def synthesize(
     Raises:
         UsageError: no such preset, a wrong scale, or a folder that holds something already.
     """
-    chosen = scaled(load_preset(preset), scale, layers)
+    return write_preset(scaled(load_preset(preset), scale, layers), directory, seed=seed, progress=progress)
+
+
+def write_preset(
+    chosen: Preset, directory: Path, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> list[Path]:
+    """Write the checkpoint that a preset describes; see `synthesize`."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError("there is something in it already", where=str(directory), fix="give a new folder")
     shapes = layout_of(chosen.config)

@@ -8,39 +8,61 @@ with the graphs: keys are repeated for every query head, rotations are complex p
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketport.compress.families.decoder.parity import Computed, Reference
+from pocketport.compress.families.decoder.parity import Computed
 from pocketport.compress.sources.source import Source
 
 
-def minicpm_reference(source: Source) -> Reference:
-    """The reference over the tensors of a MiniCPM checkpoint, read as float32."""
-    config = source.config
-    state = {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}
+@dataclass(frozen=True)
+class MiniCPMReference:
+    """A `Reference`; also over embeddings, among which there may be vision tokens.
+
+    Attributes:
+        config: ``config.json``.
+        state: tensors by published name, float32.
+    """
+
+    config: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+
+    def __call__(self, tokens: Sequence[int]) -> Computed:
+        """A whole sequence of tokens."""
+        return self.compute(self.embed(tokens))
 
     @torch.inference_mode()
-    def compute(tokens: Sequence[int]) -> Computed:
-        return _forward(state, config, torch.tensor(list(tokens)))
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Scaled embeddings [T,H]."""
+        return self.state["model.embed_tokens.weight"][list(tokens)] * self.config.get("scale_emb", 1.0)
 
-    return compute
+    @torch.inference_mode()
+    def compute(self, embeds: Tensor) -> Computed:
+        """A whole sequence of embeddings [T,H]."""
+        return _forward(self.state, self.config, embeds)
 
 
-def _forward(state: Mapping[str, Tensor], config: Mapping[str, Any], ids: Tensor) -> Computed:
+def minicpm_reference(source: Source) -> MiniCPMReference:
+    """The reference over the tensors of a MiniCPM checkpoint, read as float32."""
+    return MiniCPMReference(
+        source.config, {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}
+    )
+
+
+def _forward(state: Mapping[str, Tensor], config: Mapping[str, Any], x: Tensor) -> Computed:
     layers, width = config["num_hidden_layers"], config["hidden_size"]
     depth = config.get("scale_depth", 1.0) / math.sqrt(layers)
     eps = config.get("rms_norm_eps", 1e-6)
-    turns = _turns(config, len(ids))
+    turns = _turns(config, len(x))
     keys, values = [], []
 
     def norm(x: Tensor, name: str) -> Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * state[f"{name}.weight"]
 
-    x = state["model.embed_tokens.weight"][ids] * config.get("scale_emb", 1.0)
     for i in range(layers):
         path = f"model.layers.{i}"
         context, key, value = _attention(state, config, norm(x, f"{path}.input_layernorm"), f"{path}.self_attn", turns)

@@ -1,122 +1,151 @@
-"""The float component graphs against the torch model, over whole answers."""
+"""The float graphs and the host side of a MiniCPM-V against the published model in other people's code.
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+The tower and the resampler are compared view by view (see `original`), the language model along the tokens that its
+reference chooses, behind text and behind images: transformers' Llama, Qwen2 or Qwen3, and for MiniCPM its published
+equations in torch. How images are cut and prompts are laid out is compared elsewhere (``benchmarks/parity.py``).
+Large models are compared in part: first and last layer of both stacks and the first words of the vocabulary.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
+from torch import Tensor
 
-from pocketport.calibration.sources.rendered_text import RenderedText
+from pocketport.calibration.sources.rendered_text import SLICE_AREA, RenderedText
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.families.chat import recorded
+from pocketport.compress.families.chat import ImagePrompt, recorded
+from pocketport.compress.families.decoder.parity import Computed, Reference, compare_prompts, computed_by
+from pocketport.compress.families.decoder.rope import FloatArray
+from pocketport.compress.families.language.minicpm_reference import minicpm_reference
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
-from pocketport.compress.families.minicpmv.modeling import MiniCPMV
-from pocketport.compress.families.minicpmv.prompt import END_OF_TURN, encode_prompt, load_tokenizer
+from pocketport.compress.families.minicpmv.load import host_of, load_minicpmv
+from pocketport.compress.families.minicpmv.original import OriginalVision
+from pocketport.compress.families.minicpmv.published import language_part, part_of
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner
-from pocketport.compress.families.minicpmv.slicing import (
-    position_ids,
-    sincos_positions,
-    slice_image,
-    to_patches,
-)
-from pocketport.compress.families.registry import Pair
+from pocketport.compress.families.minicpmv.versions import decoder_of
+from pocketport.compress.families.minicpmv.views import views_of
+from pocketport.compress.families.registry import Lengths, Pair
+from pocketport.compress.families.transformers_reference import transformers_model
+from pocketport.compress.graph import dimensions
 from pocketport.compress.sources.source import Source
-from pocketport.errors import InputError
 
+SMALL = 64 << 20  # parameters; a model of so many is compared whole
+WORDS = 4096
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 4
+TEXT_TOKENS = 96
+VISUAL = ("vision", "connector")
+
+
+class Language(Protocol):
+    """A language model over embeddings."""
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Embeddings [T,H]."""
+        ...
+
+    def compute(self, embeds: Tensor) -> Computed:
+        """A whole sequence [T,H]."""
+        ...
 
 
 def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
-    """(component, tensor, torch's numbers, the graphs' numbers) over a few rendered images.
+    """(component, tensor, the original's numbers, the graphs' numbers) over a few rendered images and a random text.
 
-    Vision features are compared where there are patches, logits along the tokens that torch chose, and at last the
-    tokens that each chose by itself.
+    What is held in memory is the original's vision or language model, and one component.
     """
-    model = load_torch(source)
-    tokenizer = load_tokenizer(source.files["tokenizer.json"])
-    runner = MultimodalRunner({c.name: OrtExecutor(c.graph) for c in bundle}, bundle.config, bundle.files)
-    samples = RenderedText(SAMPLE_SEED, "held_out").take(SAMPLE_COUNT)
-    for image, question in ((sample.image, sample.prompt) for sample in samples):
-        limit = int(bundle.config["max_new_tokens"])
-        expected = read_with_torch(model, tokenizer, image, question, limit)
-        recording, log = recorded(runner)
-        recording.force_tokens(image, question, expected.tokens)
-        outputs: dict[str, list[Any]] = {
-            name: [c.results for c in log if c.component == name] for name in bundle.components
-        }
-        yield from _views(expected, outputs["vision"], outputs["connector"])
-        yield "prefill", "logits", expected.logits[0], outputs["prefill"][0]["logits"][0]
-        for reference, result in zip(expected.logits[1:], outputs["decode"], strict=False):
-            yield "decode", "logits", reference, result["logits"][0]
-        free = runner.read(image, question, limit).token_ids
-        yield "decode", "token_ids", np.array(expected.tokens), np.array(free)
+    images = SAMPLE_COUNT
+    if sum(prod(dimensions(tensor)) for tensor in source.tensors.values()) > SMALL:
+        source, images = part_of(source, WORDS), 1
+        lengths = Lengths(*(int(bundle.config[key]) for key in ("prompt", "cache", "patches")))
+        bundle = load_minicpmv(source, bundle.name, lengths)
+    host = host_of(bundle)
+    rng = np.random.default_rng(SAMPLE_SEED)
+    text = rng.integers(0, host.config.vocab_size, min(TEXT_TOKENS, host.prompt)).tolist()
+    prompts, originals = [ImagePrompt(text, [], [], 0)], [list[FloatArray]()]
+    chat = MultimodalRunner({n: OrtExecutor(bundle[n].graph) for n in VISUAL}, bundle.config, bundle.files)
+    original = OriginalVision.of(source)
+    for image, question in rendered(chat.config, images):
+        prompt, tokens = yield from _compare_views(chat, original, image, question)
+        words = [token % host.config.vocab_size for token in prompt.input_ids]  # of a part of the vocabulary
+        prompts.append(replace(prompt, input_ids=words))
+        originals.append(tokens)
+    del chat, original
+
+    def references() -> Sequence[Reference]:
+        language = original_language(source)
+        return [_behind(language, *pair) for pair in zip(prompts, originals, strict=True)]
+
+    yield from compare_prompts({c.name: c.graph for c in bundle}, host, prompts, references)
 
 
-def _views(expected: "TorchAnswer", vision: Iterable[Any], connector: Iterable[Any]) -> Iterator[Pair]:
-    for reference, result in zip(expected.features, vision, strict=True):
-        yield "vision", "vision_features", reference, result["vision_features"][: len(reference)]
-    for reference, result in zip(expected.vision_tokens, connector, strict=True):
-        yield "connector", "vision_tokens", reference, result["vision_tokens"]
+def rendered(config: MiniCPMVConfig, count: int) -> Iterator[tuple[Image.Image, str]]:
+    """Images and questions, enlarged to where this model would cut them."""
+    factor = config.slice_config.scale_resolution / SLICE_AREA**0.5
+    for sample in RenderedText(SAMPLE_SEED, "held_out").take(count):
+        width, height = (round(side * factor) for side in sample.image.size)
+        yield sample.image.resize((width, height)), sample.prompt
 
 
-def load_torch(source: Source) -> MiniCPMV:
-    """The source as a float32 torch model in evaluation mode; float32 weights stay memory-mapped."""
-    config = MiniCPMVConfig.of(source)
-    model = MiniCPMV(config)
-    weights = {name: torch.from_numpy(source.tensors[name].numpy()) for name in source.tensors}
-    if config.tie_word_embeddings:
-        weights.setdefault("llm.lm_head.weight", weights["llm.model.embed_tokens.weight"])
-    missing = model.load_state_dict(weights, strict=False, assign=True).missing_keys
-    if missing:
-        raise InputError("the checkpoint lacks it", where=f"tensor {missing[0]}", fix="give the whole checkpoint")
-    model.eval()
-    return model
+def _compare_views(
+    chat: MultimodalRunner, original: OriginalVision, image: Image.Image, question: str
+) -> Generator[Pair, None, tuple[ImagePrompt, list[FloatArray]]]:
+    """Every view of an image; returns the prompt about it, and the original's vision tokens [Q,H] of each view."""
+    recording, log = recorded(chat)
+    prompt = recording.encode(image, question)
+    tokens = []
+    outputs = ([call.results for call in log if call.component == name] for name in VISUAL)
+    for view, vision, connector in zip(views_of(image, chat.config)[0], *outputs, strict=True):
+        features, vision_tokens = original.encode(view)
+        yield "vision", "vision_features", features, vision["vision_features"][: len(features)]
+        yield "connector", "vision_tokens", vision_tokens, connector["vision_tokens"]
+        tokens.append(vision_tokens)
+    return prompt, tokens
 
 
-@dataclass
-class TorchAnswer:
-    """What torch computed on the way to one answer: per view features [L,D] and tokens [Q,H], per step logits [V]."""
+@dataclass(frozen=True)
+class _Transformers:
+    """A causal language model of transformers; `scale`: MiniCPM-V multiplies its embeddings by it."""
 
-    features: list[NDArray[Any]] = field(default_factory=list)
-    vision_tokens: list[NDArray[Any]] = field(default_factory=list)
-    logits: list[NDArray[Any]] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    model: Any
+    scale: float
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        embeds: Tensor = self.model.get_input_embeddings()(torch.tensor(tokens)) * self.scale
+        return embeds
+
+    def compute(self, embeds: Tensor) -> Computed:
+        return computed_by(self.model, inputs_embeds=embeds[None])
 
 
-@torch.inference_mode()
-def read_with_torch(
-    model: MiniCPMV, tokenizer: Tokenizer, image: Image.Image, question: str, limit: int
-) -> TorchAnswer:
-    """Greedy decoding of one prompt without any padding."""
-    config, answer = model.config, TorchAnswer()
-    views, grid = slice_image(image.convert("RGB"), config.slice_config)
-    for view in views:
-        strip, target = to_patches(view, config.vision_config.patch_size)
-        ids = position_ids(target, config.vision_config.buckets_per_side)
-        positions = sincos_positions(config.hidden_size, target)
-        tokens, features = model.encode_images(*(torch.from_numpy(a)[None] for a in (strip, ids, positions)))
-        answer.features.append(features[0].numpy())
-        answer.vision_tokens.append(tokens[0].numpy())
-    prompt = encode_prompt(tokenizer, question, query_num=config.query_num, grid=grid)
-    input_ids = torch.tensor([prompt.input_ids])
-    is_vision = torch.zeros(input_ids.shape, dtype=torch.bool)
-    for first, last in prompt.spans:
-        is_vision[0, first:last] = True
-    hidden, cache = model.llm(model.embed(input_ids, torch.from_numpy(np.stack(answer.vision_tokens)), is_vision))
-    stop = tokenizer.token_to_id(END_OF_TURN)
-    while True:
-        logits = model.llm.lm_head(hidden[0, -1])
-        answer.logits.append(logits.numpy())
-        answer.tokens.append(int(logits.argmax()))
-        if answer.tokens[-1] == stop or len(answer.tokens) == limit:
-            return answer
-        position = torch.tensor([[len(prompt.input_ids) + len(answer.tokens) - 1]])
-        mask = torch.ones(1, 1, 1, int(position) + 1, dtype=torch.bool)
-        embeds = model.llm.model.embed_tokens(torch.tensor([answer.tokens[-1:]]))
-        hidden, cache = model.llm(embeds, positions=position, mask=mask, past=cache)
+def original_language(source: Source) -> Language:
+    """The language model of a checkpoint in its reference, float32.
+
+    Raises:
+        UsageError: transformers is needed and not installed.
+        InputError: names do not match.
+    """
+    plain = language_part(source)
+    if plain.config["model_type"] == "minicpm":
+        return minicpm_reference(plain)
+    scale = decoder_of(MiniCPMVConfig.of(source)).embedding_scale
+    return _Transformers(transformers_model(plain, "AutoModelForCausalLM"), scale)
+
+
+def _behind(language: Language, prompt: ImagePrompt, vision: Sequence[FloatArray]) -> Reference:
+    """The reference for whatever begins with `prompt`, whose views became these tokens."""
+
+    def compute(tokens: Sequence[int]) -> Computed:
+        embeds = language.embed(tokens).clone()
+        for (first, last), seen in zip(prompt.spans, vision, strict=True):
+            embeds[first:last] = torch.from_numpy(seen)
+        return language.compute(embeds)
+
+    return compute

@@ -117,16 +117,11 @@ def to_patches(view: Image.Image, patch_size: int) -> tuple[NDArray[np.float32],
 def position_ids(target: Size, buckets: int) -> NDArray[np.int64]:
     """Indices into the ``buckets ** 2`` position table for a grid of `target` patches, ``[rows * columns]``.
 
-    The published rule: fractional coordinates, bucketized by the table's cell boundaries, in float32. Where
-    a coordinate lies exactly on a boundary, torch's own rounding decides and differs between its vectorized
-    and its scalar loop; here both are rounded once from float64.
+    The published rule (Idefics2's): fractional coordinates i/n, bucketized by the table's cell boundaries k/b, here in
+    exact arithmetic. Torch's float32 moves some coordinates that lie exactly on a boundary by one cell, and not the
+    same ones in its vectorized and its scalar loop.
     """
-    boundaries = (np.arange(1, buckets) * (1 / buckets)).astype(np.float32)
-    axes = []
-    for count in target:
-        fractions = (np.arange(count) * (1 / count)).astype(np.float32)
-        axes.append(np.searchsorted(boundaries, fractions, side="right"))
-    rows, columns = axes
+    rows, columns = (np.arange(count) * buckets // count for count in target)
     return (rows[:, None] * buckets + columns[None, :]).reshape(-1).astype(np.int64)
 
 

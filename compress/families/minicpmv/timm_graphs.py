@@ -22,7 +22,7 @@ def build_timm_vision(parts: Parts) -> None:
     x = g.transpose(g.reshape(x, (width, length), f"{path}.flat"), (1, 0), f"{path}.rows")
     path = "vpm.pos_embed"
     stored = g.reshape(parts.weight(path, 1, table, width), (table, width), f"{path}.table")
-    x = g.node("Add", [x, g.node("MatMul", [mixing, stored], f"{path}.resampled")], path)
+    x = g.node("Add", [x, g.node("MatMul", [mixing, stored], f"{path}.resampled")], "vpm.embeddings")
     for i in range(parts.config.vision_layers):
         x = _block(parts, x, bias, f"vpm.blocks.{i}")
     g.output(parts.layer_norm(x, "vpm.norm", width, config.layer_norm_eps, output="vision_features"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from minicpmv_series import write_series
 from safetensors.torch import save_file
 
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
@@ -17,6 +18,10 @@ TINY = {
         "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 336, "patch_size": 14,
     },
 }  # fmt: skip
+@pytest.fixture(scope="session")
+def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By version: a small random checkpoint in the published layout."""
+    return write_series(tmp_path_factory.mktemp("series"))
 
 
 @pytest.fixture

@@ -1,22 +1,23 @@
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from minicpmv_series import SERIES, original_answer
 from PIL import Image
 
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.chat import chain_feeds
 from pocketport.compress.families.decoder.host import MASKED
-from pocketport.compress.families.minicpmv.parity import load_torch, read_with_torch
-from pocketport.compress.families.minicpmv.prompt import load_tokenizer
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner
 from pocketport.compress.ingest import ingest
-from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
 
 SMALL, LARGE = (90, 60), (260, 150)
+WIDEST, TALLEST = (4000, 300), (300, 4000)
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -26,18 +27,43 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 @pytest.fixture
 def runner(tiny_minicpmv: Path) -> MultimodalRunner:
-    bundle = ingest(tiny_minicpmv)
+    return runner_of(tiny_minicpmv)
+
+
+def runner_of(folder: Path) -> MultimodalRunner:
+    bundle = ingest(folder)
     return MultimodalRunner({c.name: OrtExecutor(c.graph) for c in bundle}, bundle.config, bundle.files)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_it_reads_what_torch_reads(tiny_minicpmv: Path, runner: MultimodalRunner, size: tuple[int, int]) -> None:
-    expected = read_with_torch(
-        load_torch(open_source(tiny_minicpmv)), load_tokenizer(tiny_minicpmv), picture(size), "What?", 6
-    )
-    generation = runner.read(picture(size), "What?")
-    assert generation.token_ids == expected.tokens
-    assert generation.views == len(expected.features) == (1 if size == SMALL else generation.views)
+@pytest.mark.parametrize("version", SERIES)
+def test_it_reads_what_the_original_reads(series: dict[str, Path], version: str) -> None:
+    runner = runner_of(series[version])
+    for size in (SMALL, LARGE, WIDEST, TALLEST):
+        expected, views = original_answer(series[version], picture(size), "What?", 6)
+        generation = runner.read(picture(size), "What?")
+        assert generation.token_ids == expected, size
+        assert generation.views == views
+        assert (views > 1) == (size != SMALL and version != "1.0"), "small images have one view, those of 1.0 too"
+
+
+@pytest.mark.parametrize("version", ["2.5", "2.6"])
+def test_an_image_that_fits_no_slice_is_refused_with_its_size(series: dict[str, Path], version: str) -> None:
+    with pytest.raises(InputError, match=r"39×2 patches exceeds .* aspect ratio"):
+        runner_of(series[version]).read(Image.new("RGB", (520, 20)), "What?")
+
+
+@pytest.mark.parametrize("version", ["2.6", "4.0", "4.5"])
+def test_images_are_taken_whole_without_slice_mode(series: dict[str, Path], tmp_path: Path, version: str) -> None:
+    folder = Path(shutil.copytree(series[version], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "slice_mode": False}))
+    runner = runner_of(folder)
+    image = picture((103, 75))
+    expected, views = original_answer(folder, image, "What?", 6)
+    generation = runner.read(image, "What?")
+    assert (generation.token_ids, generation.views) == (expected, 1) and views == 1
+    with pytest.raises(InputError, match="patches"):
+        runner.read(picture((300, 200)), "What?")
 
 
 def test_the_seconds_add_up(runner: MultimodalRunner) -> None:

@@ -109,9 +109,10 @@ def test_position_ids_are_bucketized_as_published(buckets: int) -> None:
     for count in range(1, buckets + 1):
         expected = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / count), boundaries, right=True)
         rows = position_ids((count, 1), buckets) // buckets
-        # Exactly on a boundary torch's vectorized arange rounds either way; our table (24) has no such case.
+        # Exactly on a boundary torch's vectorized arange rounds either way; the reference's table (24) has no such case.
         settled = [i for i in range(count) if buckets == 24 or (i * buckets) % count]
         assert rows[settled].tolist() == expected[settled].tolist(), count
+        assert rows.tolist() == [int(Fraction(i, count) * buckets) for i in range(count)]
         assert position_ids((1, count), buckets).tolist() == rows.tolist()
     grid = position_ids((5, 7), buckets).reshape(5, 7)
     columns, rows = position_ids((1, 7), buckets), position_ids((5, 1), buckets)
