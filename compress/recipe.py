@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from pocketport.compress.formats.sizes import GGML_BLOCKS
 from pocketport.compress.schemes import Scheme
 from pocketport.errors import InputError, UsageError
 from pocketport.suggest import nearest
@@ -24,6 +25,8 @@ AlgorithmName = Literal["rtn", "mse", "gptq", "importance"]
 
 
 def _scheme(text: str) -> str:
+    if text in GGML_BLOCKS:
+        return text
     try:
         return str(Scheme.parse(text))
     except UsageError as error:
@@ -44,7 +47,7 @@ class Rule(_Section):
         component: ``vision``, ``prefill``, ``*`` …
         op: ONNX op type.
         name: node name.
-        scheme: numbers' format, e.g. ``w4b32a16``; ``float`` leaves the node alone.
+        scheme: numbers' format, e.g. ``w4b32a16``, or one of ggml's types (``q6_k``); ``float`` leaves the node alone.
         fallback: schemes tried in order where a target does not take `scheme`. Without it that is an error.
         algorithm: how weights are rounded.
         algorithm_options: the algorithm's keyword arguments.

@@ -87,8 +87,7 @@ def _peak(
     narrowest = min((p.shape[-1] for p in calibrated), default=0)
     activations = 4 * tokens * (widest + narrowest)
     held = min(activations, activation_budget(calibrated, limit)) + _working_bytes(calibrated) if calibrated else 0
-    largest = max(plans, key=lambda p: prod(p.shape))
-    free = prod(largest.shape) * 2 + largest.bytes_after * 4 + RUN_ELEMENTS * 16
+    free = max((prod(p.shape) * 2 + p.bytes_after * 4 for p in plans), default=0) + RUN_ELEMENTS * 16
     return BASE_BYTES + max(held, free)
 
 

@@ -27,7 +27,8 @@ class Request(BaseModel):
         task_samples: held-out samples of the task score on fast runtimes.
         emulated_task_samples: the same on slow emulators.
         seed: of everything random.
-        sequence_length: tokens of a calibration sequence, where weights are calibrated block by block.
+        sequence_length: tokens of a calibration sequence, where weights are calibrated block by block; at most half of
+            the model's context is used.
         memory_limit: bytes that quantizing block by block may take; None: 70 % of what is free.
     """
 

@@ -1,5 +1,6 @@
 """The chat templates and the image placeholders of every version, as text and as tokens."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,25 @@ CHATML_SYSTEM = _chatml("You are a helpful assistant.", end="<|endoftext|>")
 _MINICPM4 = _chatml(end="</s>")
 CHATML = Template(f"<s>{_MINICPM4.before}", _MINICPM4.after, _MINICPM4.stops, marked_slices=True)
 QWEN3 = _chatml(opening="<think>\n\n</think>\n\n", end="<|endoftext|>")  # thinking is off, as published
+
+
+def jinja_template(template: Template) -> str:
+    """The template for any number of turns, as ``tokenizer_config.json`` and GGUF files hold it.
+
+    What stands before the first user turn alone (the begin token, a system turn) does not come again.
+    """
+    opening = HEADER_START if HEADER_START in template.before else TURN_START if TURN_START in template.before else ""
+    again = template.before[template.before.rindex(opening) :] if opening else template.before.removeprefix("<s>")
+    first, later, after, stop = (
+        json.dumps(t, ensure_ascii=False) for t in (template.before, again, template.after, template.stops[0])
+    )
+    return (
+        "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
+        f"{{{{- ({first} if loop.first else {later}) + message['content'] + {after} -}}}}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        f"{{{{- message['content'] + {stop} -}}}}"
+        "{%- endif -%}{%- endfor -%}"
+    )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def plan_formats(request: Request) -> list[WeightJob]:
     """
     source = open_source(path_of(request.source))
     name = request.source if request.source == "reference" else source.path.resolve().name
-    bundle = family_of(source).load(source, name, Lengths(prompt=request.sequence_length))
+    bundle = family_of(source).load(source, name, Lengths(prompt=sequence_length(source, request)))
     recipe = load_recipe(request.recipe)
     jobs = []
     for text in request.formats:
@@ -79,10 +79,21 @@ def plan_formats(request: Request) -> list[WeightJob]:
         sequences = None
         if any(p.algorithm in CALIBRATED for p in plans):
             sequences = sequences_for(
-                bundle, request.data, request.calibration_samples, request.sequence_length, request.seed
+                bundle,
+                request.data,
+                request.calibration_samples,
+                sequence_length(source, request),
+                request.seed,
             )
         jobs.append(WeightJob(source, bundle, form, variant, plans, sequences))
     return jobs
+
+
+def sequence_length(source: Source, request: Request) -> int:
+    """Tokens of a calibration sequence: at most half of the model's context, so that an answer has room too."""
+    text: Any = source.config.get("text_config") or {}
+    context = source.config.get("max_position_embeddings") or text.get("max_position_embeddings")
+    return min(request.sequence_length, context // 2) if isinstance(context, int) else request.sequence_length
 
 
 def memory_limit(request: Request) -> int:
