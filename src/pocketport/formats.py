@@ -10,6 +10,7 @@ from pocketport.suggest import nearest
 # A format's module is imported when it is asked for, with whatever packages it needs.
 FORMATS: Mapping[str, str] = {
     "compressed-tensors": "pocketport.compress.formats.compressed_tensors:CompressedTensorsFormat",
+    "gguf": "pocketport.compress.formats.gguf:GgufFormat",
     "gptq": "pocketport.compress.formats.gptq:GptqFormat",
 }
 
