@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pocketport.errors import InputError
 
 EXTERNAL_DATA_THRESHOLD = 256  # bytes; smaller tensors stay in the protobuf
+SMALL_BYTES = 4096  # what ONNX's shape inference may want to read is smaller
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -100,13 +101,23 @@ def without_weights(model: ir.Model) -> ir.Model:
     graph = copy.graph
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > 4096:
+        if tensor is not None and tensor.nbytes > SMALL_BYTES:
             value.shape, value.dtype = ir.Shape(dimensions(tensor)), tensor.dtype
             value.const_value = None
             del graph.initializers[value.name]  # type: ignore[arg-type]
             graph.inputs.append(value)
         elif isinstance(tensor, ir.ExternalTensor):  # a protobuf would keep its file's name but not its folder
             value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
+    return copy
+
+
+def hollowed(model: ir.Model) -> ir.Model:
+    """A copy whose large initializers are zeros without memory (strides of 0): for looks that need shapes, not weights."""
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > SMALL_BYTES and tensor.dtype == ir.DataType.FLOAT:
+            value.const_value = ir.Tensor(np.broadcast_to(np.float32(0), dimensions(tensor)), name=tensor.name)
     return copy
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs
+from pocketport.compress.graph import hollowed
 from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.plan import Plan, make_plan
 from pocketport.compress.recipe import load_recipe
@@ -41,7 +42,7 @@ def make_plans(request: Request, bundle: ModelBundle) -> tuple[dict[str, Plan], 
         backend = backend_for(target)
         legality = backend.legality(target)
         findings[text] = tuple(
-            d for component in bundle for d in backend.check(component.name, component.graph, target)
+            d for component in bundle for d in backend.check(component.name, hollowed(component.graph), target)
         )
         plans[text] = make_plan(bundle, recipe, text, legality)
     return plans, findings
