@@ -89,7 +89,7 @@ def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None
     heads = section.get("num_attention_heads")
 
     def depth(published: int) -> int:
-        fewer = max(2, round(published * scale))
+        fewer = max(section.get("full_attention_interval", 2), round(published * scale))
         return fewer if layers is None else min(fewer, layers)
 
     for key, value in section.items():
@@ -99,6 +99,8 @@ def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None
             result[key] = depth(value)
         elif key in PER_LAYER and value is not None:
             result[key] = value[: depth(len(value))]
+        elif key == "insert_layer_id":
+            result[key] = min(round(value * scale), value if layers is None else layers - 1)
         elif scale != 1 and key == "vocab_size":
             result[key] = max(LEAST_VOCABULARY, round(value * scale / 64) * 64)
         elif scale != 1 and key == "intermediate_size":
@@ -127,6 +129,10 @@ def _scaled_heads(section: Mapping[str, Any], scale: float) -> dict[str, int]:
         result["hidden_size"] = fewer * head_dim
     if text:
         result["num_key_value_heads"] = fewer // group
+    if "linear_num_key_heads" in section:
+        keys, values = section["linear_num_key_heads"], section["linear_num_value_heads"]
+        result["linear_num_key_heads"] = max(1, round(keys * scale))
+        result["linear_num_value_heads"] = result["linear_num_key_heads"] * (values // keys)
     return result
 
 
@@ -134,7 +140,7 @@ def _with_ids(value: Any, moved: Mapping[int, int], key: str = "") -> Any:
     """`value` with the ids of special tokens replaced where its keys say that they are ids of tokens."""
     if isinstance(value, dict):
         return {k: _with_ids(v, moved, k) for k, v in value.items()}
-    if key.endswith(("token_id", "_id_list")):
+    if key.endswith(("token_id", "_start_id", "_end_id", "_id_list")):
         if isinstance(value, list):
             return [moved.get(v, v) for v in value]
         return moved.get(value, value)
