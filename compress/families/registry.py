@@ -75,7 +75,7 @@ class Family:
     meaningful_rows: Callable[[str, Arrays, Iterable[str]], Rows] = prompt_rows
 
 
-PACKAGES = ("minicpmv", "minicpmv4_6", "bert", "language", "qwen_vl", "vision")
+PACKAGES = ("minicpmv", "minicpmv4_6", "bert", "language", "qwen_vl", "vision", "idefics3")
 
 
 def families() -> tuple[Family, ...]:

@@ -14,7 +14,10 @@ from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError
 
 # (decoder, vocabulary projection), as plain checkpoints, older and newer composites have them
-PATHS = (("model", "lm_head"), ("language_model.model", "language_model.lm_head"), ("model.language_model", "lm_head"))
+PATHS = (
+    ("model", "lm_head"), ("language_model.model", "language_model.lm_head"), ("model.language_model", "lm_head"),
+    ("model.text_model", "lm_head"),
+)  # fmt: skip
 PER_LAYER = ("layer_types", "no_rope_layers")
 PERIODS = ("full_attention_interval",)  # what may stand for them, and means nothing among layers counted anew
 

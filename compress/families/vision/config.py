@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pocketport.compress.families.vision.encoder import ACTIVATIONS
 from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError
 
 SIGLIP, NAFLEX, CLIP = "siglip", "siglip2", "clip"
+ACTIVATIONS: Mapping[str, str] = {
+    "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu": "none", "quick_gelu": "quick",
+}  # fmt: skip
 VISION_TYPES = tuple(f"{kind}_vision_model" for kind in (SIGLIP, NAFLEX, CLIP))
 
 
@@ -93,8 +95,9 @@ class EncodersConfig:
         model_type = str(config["model_type"])
         alone = model_type in VISION_TYPES
         kind = model_type.removesuffix("_vision_model")
-        vision = _tower(VisionConfig, config if alone else _section(config, "vision"), kind, where)
-        text = None if alone else _tower(TextConfig, _section(config, "text"), kind, where)
+        defaults = (CLIP_VISION, CLIP_TEXT) if kind == CLIP else ({}, {})
+        vision = tower(VisionConfig, {**defaults[0], **(config if alone else _section(config, "vision"))}, where)
+        text = None if alone else tower(TextConfig, {**defaults[1], **_section(config, "text")}, where)
         return cls(kind, vision, text, int(config.get("projection_dim") or 512) if kind == CLIP else None)
 
 
@@ -104,11 +107,10 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _tower(kind_of: type[Tower], keys: Mapping[str, Any], kind: str, where: str) -> Tower:
-    defaults = (CLIP_VISION if kind_of is VisionConfig else CLIP_TEXT) if kind == CLIP else {}
-    given = {key: value for key, value in keys.items() if value is not None}
+def tower(kind: type[Tower], keys: Mapping[str, Any], where: str) -> Tower:
+    """A tower's configuration from its keys; InputError when they describe what the graphs can't express."""
     try:
-        config = kind_of.model_validate({**defaults, **given})
+        config = kind.model_validate({key: value for key, value in keys.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.compress.families.layers import Layers, derived
-from pocketport.compress.families.vision.config import CLIP, NAFLEX, EncodersConfig, TextConfig, TowerConfig
+from pocketport.compress.families.vision.config import CLIP, NAFLEX, EncodersConfig, TextConfig
 from pocketport.compress.families.vision.encoder import Encoder
 
 UNSEEN = -100.0  # added to scores that attention must not see: finite, so that it has an encoding
@@ -33,14 +33,6 @@ class TowerParts(Layers):
     length: int
 
 
-def encoder_of(config: TowerConfig) -> Encoder:
-    """A tower's encoder."""
-    return Encoder(
-        config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers,
-        config.layer_norm_eps, config.hidden_act,
-    )  # fmt: skip
-
-
 def build_vision(parts: TowerParts) -> None:
     """One image to features of its patches, and to one vector.
 
@@ -49,7 +41,7 @@ def build_vision(parts: TowerParts) -> None:
     """
     g, config, prefix = parts.g, parts.config.vision, parts.prefix
     width, eps = config.hidden_size, config.layer_norm_eps
-    encoder = encoder_of(config)
+    encoder = Encoder(config)
     bias = None
     if parts.config.kind == CLIP:
         x, rows = _clip_embeddings(parts)
@@ -87,7 +79,7 @@ def build_text(parts: TowerParts) -> None:
     clip = parts.config.kind == CLIP
     seen = np.triu(np.full((1, rows, rows), UNSEEN, np.float32), 1)
     bias = g.weight("causal_bias", seen) if clip else None
-    x = encoder_of(config).build(parts, x, bias, rows, f"{prefix}encoder.layers")
+    x = Encoder(config).build(parts, x, bias, rows, f"{prefix}encoder.layers")
     x = parts.layer_norm(x, f"{prefix}final_layer_norm", width, config.layer_norm_eps, output="text_features")
     g.output(x)
     if clip:
@@ -172,7 +164,8 @@ def _attention_pooled(
     parts: TowerParts, encoder: Encoder, x: ir.Value, bias: ir.Value | None, rows: int, output: str
 ) -> ir.Value:
     """One learned query attends to all rows, and a residual MLP follows, [1,D]."""
-    g, width, heads, head = parts.g, encoder.width, encoder.heads, encoder.width // encoder.heads
+    g, width, heads = parts.g, encoder.config.hidden_size, encoder.config.num_attention_heads
+    head = width // heads
     path, attn = f"{parts.prefix}head", f"{parts.prefix}head.attention"
     stacked = parts.tensor(f"{attn}.in_proj_weight", 3 * width, width)
     offsets = parts.tensor(f"{attn}.in_proj_bias", 3 * width)
@@ -199,5 +192,7 @@ def _attention_pooled(
     v = parts.heads(project("v_proj", 2), f"{attn}.v", (rows, heads, head), (1, 0, 2))
     context = parts.merged(parts.attention(q, k, v, bias, attn), attn, 1, width)
     pooled = parts.linear(context, f"{attn}.out_proj", width, width)
-    h = encoder.mlp(parts, parts.layer_norm(pooled, f"{path}.layernorm", width, encoder.eps), f"{path}.mlp")
+    h = encoder.mlp(
+        parts, parts.layer_norm(pooled, f"{path}.layernorm", width, encoder.config.layer_norm_eps), f"{path}.mlp"
+    )
     return g.node("Add", [pooled, h], f"{path}.residual", output=output)

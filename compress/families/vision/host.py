@@ -17,6 +17,7 @@ from pocketport.compress.families.vision.graphs import FEATURES, UNSEEN
 from pocketport.compress.families.vision.images import (
     CLIP_MEAN,
     CLIP_STD,
+    SIGNED,
     FixedSize,
     FlexibleSize,
     Normalization,
@@ -49,12 +50,12 @@ class EncodersHost:
         side = (vision.image_size, vision.image_size)
         if self.config.kind == NAFLEX:
             resample = Image.Resampling(int(settings.get("resample", Image.Resampling.BILINEAR)))
-            normalization = Normalization.of(settings, Normalization())
+            normalization = Normalization.of(settings, SIGNED)
             self.images: FixedSize | FlexibleSize = FlexibleSize(
                 vision.patch_size, self.patches, resample, normalization
             )
             return
-        default = FixedSize(side, 0, None, Image.Resampling.BICUBIC, Normalization())
+        default = FixedSize(side, 0, None, Image.Resampling.BICUBIC, SIGNED)
         if self.config.kind == CLIP:
             clip = Normalization(mean=CLIP_MEAN, std=CLIP_STD)
             default = FixedSize(None, vision.image_size, side, Image.Resampling.BICUBIC, clip)
@@ -135,4 +136,4 @@ def meaningful_rows(component: str, feeds: Arrays, outputs: Iterable[str]) -> Ro
     """As `Family.meaningful_rows`: the patches of an image that keeps its shape."""
     if "attention_bias" not in feeds or FEATURES not in outputs:
         return {}
-    return {FEATURES: (0, 0, int((np.asarray(feeds["attention_bias"]) > UNSEEN / 2).sum()))}
+    return {FEATURES: (0, 0, int((np.asarray(feeds["attention_bias"], np.float32) > UNSEEN / 2).sum()))}

@@ -62,6 +62,9 @@ class Normalization:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+SIGNED = Normalization()  # bytes to −1 … 1
+
+
 @dataclass(frozen=True)
 class FixedSize:
     """Every image becomes one of the same size.
@@ -131,7 +134,7 @@ class FlexibleSize:
     patch: int
     patches: int
     resample: Image.Resampling = Image.Resampling.BILINEAR
-    normalization: Normalization = Normalization()
+    normalization: Normalization = SIGNED
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches for an image of (width, height): the largest scale that fits, by bisection."""

@@ -1,6 +1,7 @@
 """The float graphs of towers and encoders against transformers, over random pictures and texts."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
     """
     host = EncodersHost(bundle.config, bundle.files)
     text = host.config.text
-    model = transformers_model(source, "AutoModel", ignored=NOT_STORED if text else (*NOT_STORED, PROJECTION))
+    model: Any = transformers_model(source, "AutoModel", ignored=NOT_STORED if text else (*NOT_STORED, PROJECTION))
     rng = np.random.default_rng(SAMPLE_SEED)
     vision = OrtExecutor(bundle["vision"].graph)
     inputs, images = [], []
@@ -55,9 +56,9 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
     if text is None:
         return
     executor, vectors, ids = OrtExecutor(bundle["text"].graph), [], []
-    for feeds in _texts(bundle, host, text, rng):
-        ids.append(torch.from_numpy(feeds["input_ids"][None].astype(np.int64)))
-        found, result = executor.run(feeds), model.get_text_features(input_ids=ids[-1])
+    for words in _texts(bundle, host, text, rng):
+        ids.append(torch.from_numpy(words["input_ids"][None].astype(np.int64)))
+        found, result = executor.run(words), model.get_text_features(input_ids=ids[-1])
         yield "text", "text_features", result.last_hidden_state[0].numpy(), found["text_features"]
         yield "text", TEXT, result.pooler_output.numpy(), found[TEXT]
         vectors.append(found[TEXT])
