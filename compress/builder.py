@@ -25,8 +25,8 @@ class GraphBuilder:
     def __init__(self, name: str) -> None:
         self._graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=name)
 
-    def input(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        """Declare a graph input of a static shape."""
+    def input(self, name: str, shape: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        """Declare a graph input; dimensions by name are open."""
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
         self._graph.inputs.append(value)
         return value
@@ -55,10 +55,11 @@ class GraphBuilder:
         name: str,
         *,
         output: str | None = None,
+        domain: str = "",
         **attributes: object,
     ) -> ir.Value:
-        """Append a node with one output, named `output` or else like the node."""
-        return self.split_node(op, inputs, name, [output or name], **attributes)[0]
+        """Append a node with one output, named `output` or else like the node; version 1 of any further domain."""
+        return self.split_node(op, inputs, name, [output or name], domain=domain, **attributes)[0]
 
     def split_node(
         self,
@@ -66,10 +67,14 @@ class GraphBuilder:
         inputs: Sequence[ir.Value | None],
         name: str,
         outputs: Sequence[str],
+        *,
+        domain: str = "",
         **attributes: object,
     ) -> tuple[ir.Value, ...]:
-        """Append a node with several outputs of these names."""
-        node = ir.node(op, inputs, attributes, num_outputs=len(outputs), name=name)
+        """Append a node with several outputs of these names; "" for one that is not wanted."""
+        if domain:
+            self._graph.opset_imports.setdefault(domain, 1)
+        node = ir.node(op, inputs, attributes, num_outputs=len(outputs), name=name, domain=domain)
         for value, output in zip(node.outputs, outputs, strict=True):
             value.name = output
         self._graph.append(node)

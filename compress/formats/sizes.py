@@ -12,11 +12,9 @@ GGML_BLOCKS: Mapping[str, tuple[int, int]] = {
 }  # fmt: skip
 """Type → (weights of a block, bytes of a block), from ggml's block structures."""
 
-SCALE_BYTES = 2  # float16
-
 
 def scheme_bytes(scheme: str, shape: tuple[int, ...], *, symmetric: bool = True, source_bytes: int = 0) -> int:
-    """Bytes of a tensor of `shape` in `scheme`; ``source`` keeps `source_bytes`."""
+    """Bytes of a tensor of `shape` in `scheme`, scales in its float type; ``source`` keeps `source_bytes`."""
     elements = math.prod(shape)
     if scheme == "source":
         return source_bytes
@@ -29,4 +27,4 @@ def scheme_bytes(scheme: str, shape: tuple[int, ...], *, symmetric: bool = True,
     per_row = {Granularity.CHANNEL: 1, Granularity.BLOCK: -(-shape[-1] // (parsed.block or 1)), Granularity.TENSOR: 0}
     scales = max(1, elements // max(shape[-1], 1) * per_row[parsed.granularity])
     zeros = 0 if symmetric else math.ceil(scales * parsed.weight_bits / 8)
-    return math.ceil(elements * parsed.weight_bits / 8) + scales * SCALE_BYTES + zeros
+    return math.ceil(elements * parsed.weight_bits / 8) + scales * parsed.float_bits // 8 + zeros

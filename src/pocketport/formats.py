@@ -12,6 +12,8 @@ FORMATS: Mapping[str, str] = {
     "compressed-tensors": "pocketport.compress.formats.compressed_tensors:CompressedTensorsFormat",
     "gguf": "pocketport.compress.formats.gguf:GgufFormat",
     "gptq": "pocketport.compress.formats.gptq:GptqFormat",
+    "onnxruntime-genai": "pocketport.compress.formats.onnxruntime_genai:OnnxruntimeGenaiFormat",
+    "openvino": "pocketport.targets.x86.openvino_format:OpenVinoFormat",
 }
 
 
