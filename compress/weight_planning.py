@@ -13,7 +13,7 @@ from pocketport.compress.formats.sizes import GGML_BLOCKS, scheme_bytes
 from pocketport.compress.graph import dimensions
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.schemes import Scheme
-from pocketport.compress.sources.source import QuantizedTensor, Source
+from pocketport.compress.sources.source import DerivedTensor, QuantizedTensor, Source
 from pocketport.compress.structure import weight_operand
 from pocketport.errors import UsageError
 
@@ -83,7 +83,7 @@ def stored_bytes(tensor: ir.TensorProtocol) -> int:
     """Bytes of a tensor where it lies; in float16 if it is none of the file's."""
     if isinstance(tensor, StoredTensor):
         return tensor.stored_nbytes
-    if isinstance(tensor, QuantizedTensor) and tensor.parts:
+    if isinstance(tensor, QuantizedTensor | DerivedTensor) and tensor.parts:
         return sum(part.stored_nbytes for part in tensor.parts)
     return prod(dimensions(tensor)) * 2
 

@@ -199,3 +199,11 @@ DEQUANTIZERS: Mapping[str, Callable[[Bytes], Floats]] = {
     "iq4_nl": _iq4_nl, "iq4_xs": _iq4_xs, "tq1_0": _tq1_0, "tq2_0": _tq2_0, "mxfp4": _mxfp4,
 }  # fmt: skip
 """Type → numbers of blocks uint8 [B, bytes of a block], float32 of B · block elements in order."""
+
+SCALES: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "q4_0": ("<f2", (0,)), "q4_1": ("<f2", (0, 2)), "q5_0": ("<f2", (0,)), "q5_1": ("<f2", (0, 2)),
+    "q8_0": ("<f2", (0,)), "q2_k": ("<f2", (80, 82)), "q3_k": ("<f2", (108,)), "q4_k": ("<f2", (0, 2)),
+    "q5_k": ("<f2", (0, 2)), "q6_k": ("<f2", (208,)), "q8_k": ("<f4", (0,)), "iq4_nl": ("<f2", (0,)),
+    "iq4_xs": ("<f2", (0,)), "tq1_0": ("<f2", (52,)), "tq2_0": ("<f2", (64,)),
+}  # fmt: skip
+"""Type → dtype and places of the floats in a block: what can be NaN or infinite."""

@@ -73,6 +73,7 @@ class GgufFile:
         path: the file.
         metadata: by key.
         tensors: by name, in the file's order.
+        header_bytes: where the tensors' data begins.
 
     Raises:
         InputError: the file is damaged, hostile, or of a version that is not known; the message says where.
@@ -93,8 +94,8 @@ class GgufFile:
         if type(alignment) is not int or not 1 <= alignment <= MOST_ALIGNMENT or alignment & (alignment - 1):
             raise header.broken(f"its alignment {alignment!r} is not a power of two up to {MOST_ALIGNMENT}")
         entries = [_entry(header) for _ in range(tensors)]
-        start = -(-header.position // alignment) * alignment
-        self.tensors = _placed(path, entries, start, size, alignment)
+        self.header_bytes = -(-header.position // alignment) * alignment
+        self.tensors = _placed(path, entries, self.header_bytes, size, alignment)
 
 
 class _Cursor:

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import onnx_ir as ir
 
 from pocketport.compress.checkpoint import StoredTensor, check_finite
-from pocketport.compress.sources.source import QuantizedTensor, Source
+from pocketport.compress.sources.gguf_tensors import StoredBlocks, check_scales
+from pocketport.compress.sources.source import DerivedTensor, QuantizedTensor, Source
 from pocketport.files import cache_root, write_text
 
 THREADS = 2
@@ -33,7 +34,7 @@ def check_weights(source: Source, progress: Callable[[int], None] | None = None)
     if note.is_file():
         return time.perf_counter() - start
     with ThreadPoolExecutor(THREADS) as pool:
-        for done, _ in enumerate(pool.map(check_finite, tensors), start=1):
+        for done, _ in enumerate(pool.map(_check, tensors), start=1):
             if progress:
                 progress(done)
     if sum(t.stored_nbytes for t in tensors) > REMEMBERED_BYTES:
@@ -41,7 +42,14 @@ def check_weights(source: Source, progress: Callable[[int], None] | None = None)
     return time.perf_counter() - start
 
 
+def _check(tensor: StoredTensor) -> None:
+    if isinstance(tensor, StoredBlocks):
+        check_scales(tensor)
+    else:
+        check_finite(tensor)
+
+
 def _parts(tensor: ir.TensorProtocol) -> tuple[StoredTensor, ...]:
-    if isinstance(tensor, QuantizedTensor):
+    if isinstance(tensor, QuantizedTensor | DerivedTensor):
         return tensor.parts
     return (tensor,) if isinstance(tensor, StoredTensor) else ()

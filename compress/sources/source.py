@@ -1,6 +1,6 @@
 """Source: a model as it was published, whatever file format it came in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,3 +67,22 @@ class QuantizedTensor(ir.LazyTensor):
     def _read(self) -> ir.TensorProtocol:
         array: NDArray[np.float32] = self.quantized().dequantized()
         return ir.Tensor(array, name=self.name)
+
+
+class DerivedTensor(ir.LazyTensor):
+    """A tensor that the file holds in another layout: computed, as float32, each time it is read.
+
+    Args:
+        compute: gives it.
+        shape: of it.
+        name: its published name.
+        parts: the stored tensors that it is made of.
+    """
+
+    def __init__(
+        self, compute: Callable[[], NDArray[np.float32]], shape: tuple[int, ...], name: str, parts: tuple[StoredTensor, ...]
+    ) -> None:  # fmt: skip
+        self.parts = parts
+        super().__init__(
+            lambda: ir.Tensor(compute(), name=name), dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name
+        )

@@ -14,7 +14,7 @@ class Request(BaseModel):
     """One run.
 
     Attributes:
-        source: ``reference``, a Hugging Face folder, or an ONNX file.
+        source: ``reference``, a checkpoint's folder, a GGUF or an ONNX file.
         shapes: input name → static shape, for ONNX files with dynamic dimensions.
         recipe: a named recipe or a YAML file.
         targets: ``vendor/soc[@sdk]`` identities.

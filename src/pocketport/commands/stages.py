@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(help="`reference`, a Hugging Face folder, or an .onnx file.")],
+    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint's folder, a .gguf or an .onnx file.")],
     out_dir: Out,
     shape: Shapes = None,
     cache: Cache = None,

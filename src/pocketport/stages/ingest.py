@@ -14,7 +14,7 @@ from pocketport.stages.context import Context
 from pocketport.store import StageResult
 
 CODE = ("compress", "calibration")
-CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
+CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".gguf"}
 PACKAGES = ("onnx-ir", "onnx", "onnxruntime", "torch")
 
 
@@ -48,17 +48,16 @@ def source_digest(source: str) -> str:
     if path.is_file():
         return sha256_files([path, *_external_data(path)])
     if not path.is_dir():
-        raise UsageError("no such model", where=source, fix="give `reference`, a checkpoint's folder, or an .onnx file")
+        raise UsageError(
+            "no such model", where=source, fix="give `reference`, a checkpoint's folder, a .gguf or an .onnx file"
+        )
     return sha256_files([p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES])
 
 
 def _external_data(path: Path) -> list[Path]:
-    """Data files that exporters put beside an ONNX file."""
-    return [
-        p
-        for p in path.parent.iterdir()
-        if p.is_file() and p != path and p.name.startswith((path.name, f"{path.stem}.data"))
-    ]
+    """Data files that exporters put beside an ONNX file; the tokenizer that may lie beside a GGUF file."""
+    beside = ("tokenizer.json",) if path.suffix == ".gguf" else (path.name, f"{path.stem}.data")
+    return [p for p in path.parent.iterdir() if p.is_file() and p != path and p.name.startswith(beside)]
 
 
 def parity(context: Context, ingested: StageResult) -> StageResult:
