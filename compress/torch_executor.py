@@ -181,6 +181,11 @@ def _reshape(node: ir.Node, inputs: Inputs) -> Tensor:
     return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape)])
 
 
+def _reduce_mean(node: ir.Node, inputs: Inputs) -> Tensor:
+    axes = inputs[1].tolist() if len(inputs) > 1 else list(range(inputs[0].dim()))
+    return inputs[0].mean(axes, keepdim=bool(_int(node, "keepdims", 1)))
+
+
 def _int(node: ir.Node, name: str, default: int) -> int:
     value = node.attributes.get_int(name, default)
     return default if value is None else value
@@ -200,6 +205,7 @@ OPS: Mapping[str, Callable[[ir.Node, Inputs], Any]] = {
     "Conv": _conv,
     "Concat": lambda node, inputs: torch.cat(inputs, _int(node, "axis", 0)),
     "Div": lambda node, inputs: inputs[0] / inputs[1],
+    "Exp": lambda node, inputs: inputs[0].exp(),
     "Gather": _gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
@@ -208,6 +214,8 @@ OPS: Mapping[str, Callable[[ir.Node, Inputs], Any]] = {
     "MatMul": lambda node, inputs: inputs[0] @ inputs[1],
     "Mul": lambda node, inputs: inputs[0] * inputs[1],
     "RMSNormalization": _rms_norm,
+    "ReduceMean": _reduce_mean,
+    "Relu": lambda node, inputs: inputs[0].relu(),
     "Reshape": _reshape,
     "Sigmoid": lambda node, inputs: inputs[0].sigmoid(),
     "Slice": _slice,

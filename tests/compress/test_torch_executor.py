@@ -72,6 +72,7 @@ def single(op: str, shapes: list[tuple[int, ...]], **attributes: object) -> ir.M
             "Conv", [(1, 4, 5, 6), (6, 2, 3, 2), (6,)], group=2, pads=[1, 0, 2, 1], strides=[2, 1], dilations=[1, 2]
         ),
         single("Div", [(3, 4), (3, 1)]),
+        single("Exp", [(3, 4)]),
         single("Gelu", [(3, 4)], approximate="none"),
         single("Gelu", [(3, 4)], approximate="tanh"),
         single("Gemm", [(3, 4), (4, 5)]),
@@ -80,6 +81,7 @@ def single(op: str, shapes: list[tuple[int, ...]], **attributes: object) -> ir.M
         single("MatMul", [(2, 3, 4), (2, 4, 5)]),
         single("Mul", [(3, 4), (1, 4)]),
         single("RMSNormalization", [(3, 4), (4,)], axis=-1, epsilon=1e-3),
+        single("Relu", [(3, 4)]),
         single("Sigmoid", [(3, 4)]),
         single("Softmax", [(3, 4)], axis=0),
         single("Sub", [(3, 4), (3, 4)]),
@@ -92,6 +94,14 @@ def test_ops_agree_with_onnxruntime(graph: ir.Model) -> None:
     feeds = feeds_of(graph)
     found = TorchExecutor(graph).run(feeds)["y"]
     np.testing.assert_allclose(found, OrtExecutor(graph).run(feeds)["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_means_agree_with_onnxruntime(keepdims: int) -> None:
+    g = GraphBuilder("main")
+    x = g.input("x0", (2, 3, 4))
+    g.output(g.node("ReduceMean", [x, g.integers([0, -1])], "node", output="y", keepdims=keepdims))
+    test_ops_agree_with_onnxruntime(g.finish())
 
 
 def test_an_op_that_is_not_there_is_named() -> None:

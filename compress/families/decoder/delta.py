@@ -148,7 +148,8 @@ class DeltaLayer:
         total = chunks.count * chunks.length
         # ln of the decay since the chunk began; between any two of its tokens it is a difference of these
         passed = g.reshape(decay, chunked, f"{path}.decay.chunks")
-        passed = g.node("Gemm", [passed, g.weight(f"lower_{chunks.length}", chunks.lower)], f"{path}.passed", transB=1)
+        sums = g.weight(f"upper_{chunks.length}", chunks.lower.T.copy())
+        passed = g.node("MatMul", [passed, sums], f"{path}.passed")
         between = chunks.between(passed)
         since_start = g.reshape(
             g.node("Exp", [passed], f"{path}.since_start"), (*chunked, 1), f"{path}.since_start.rows"

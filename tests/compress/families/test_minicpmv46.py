@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from minicpmv46_models import SPECIAL, save_minicpmv46
 from PIL import Image
 
 from pocketport.calibration.metrics import sqnr_db
+from pocketport.compress import torch_executor
 from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.chat import chain_feeds
 from pocketport.compress.families.minicpmv4_6 import parity
 from pocketport.compress.families.minicpmv4_6.load import load_minicpmv46
 from pocketport.compress.families.minicpmv4_6.runner import MergerChat, meaningful_rows
+from pocketport.compress.families.minicpmv4_6.views import views_of
 from pocketport.compress.families.registry import Lengths, family_of
+from pocketport.compress.families.transformers_reference import transformers_model
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
 
@@ -70,10 +75,6 @@ def test_a_large_model_is_compared_in_part(saved: dict[str, Path], monkeypatch: 
 
 def test_chat_answers_as_transformers_generates(saved: dict[str, Path]) -> None:
     """The whole way from a picture to greedy tokens, with the cache of each side."""
-    import torch
-
-    from pocketport.compress.families.transformers_reference import transformers_model
-
     source = open_source(saved["4.7"])
     bundle = load_minicpmv46(source, "tiny", Lengths())
     chat = MergerChat({c.name: OrtExecutor(c.graph) for c in bundle}, bundle.config, bundle.files)
@@ -92,11 +93,25 @@ def test_chat_answers_as_transformers_generates(saved: dict[str, Path]) -> None:
     assert found.views == 3 and found.prompt_tokens == len(prompt.input_ids)
 
 
+def test_the_torch_executor_runs_every_component(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along a whole answer, as calibration does; against onnxruntime on the same feeds."""
+    monkeypatch.setattr(torch_executor, "matrix_dtype", lambda: torch.float32)
+    bundle = load_minicpmv46(open_source(saved["4.6"]), "tiny", Lengths())
+    chat = MergerChat({c.name: OrtExecutor(c.graph) for c in bundle}, bundle.config, bundle.files)
+    seen = set()
+    for component, feeds in chain_feeds(
+        chat, [(Image.new("RGB", (150, 90), "teal"), "What is it?", "blue")], decode_steps=2
+    ):
+        expected = chat.executors[component].run(feeds)
+        for name, found in torch_executor.TorchExecutor(bundle[component].graph).run(feeds).items():
+            assert sqnr_db(np.asarray(expected[name]), np.asarray(found)) >= LEAST_SQNR_DB, (component, name)
+        seen.add(component)
+    assert seen == set(bundle.components)
+
+
 def test_rows_that_mean_something(saved: dict[str, Path]) -> None:
     bundle = load_minicpmv46(open_source(saved["4.6"]), "tiny", Lengths())
     chat = MergerChat({}, bundle.config, bundle.files)
-    from pocketport.compress.families.minicpmv4_6.views import views_of
-
     view = views_of(Image.new("RGB", (90, 60)), chat.config, chat.processor)[0][0]
     feeds = view.feeds(chat.patches, 2)
     assert meaningful_rows("vision", feeds, ["vision_features"]) == {"vision_features": (0, 0, 4 * view.tokens)}
