@@ -56,9 +56,11 @@ class DeltaLayer:
             zeros = g.weight(f"zeros_{total - rows}x{self.width}", np.zeros((total - rows, self.width), np.float32))
             padded = g.node("Concat", [zeros, h], f"{path}.padded", axis=0)
         mixed = self.layers.linear(padded, f"{path}.in_proj_qkv", c.mixed_width, self.width, bias=False)
-        columns = g.reshape(g.transpose(mixed, (1, 0), f"{path}.columns"), (1, c.mixed_width, total), f"{path}.mixed")
+        columns = g.reshape(
+            g.transpose(mixed, (1, 0), f"{path}.columns"), (1, c.mixed_width, 1, total), f"{path}.mixed"
+        )
         self._keep_columns(columns, total)
-        q, k, v = self._convolved(columns, total, pads=[c.kernel - 1, 0])
+        q, k, v = self._convolved(columns, total, pads=[0, c.kernel - 1, 0, 0])
         share, decay = self._gates(padded, total)
         context, state = self._scanned(_Chunks(g, path, c.value_heads, total // chunk, chunk), q, k, v, share, decay)
         name = f"present_state_{self.index}"
@@ -74,10 +76,11 @@ class DeltaLayer:
         past_columns = g.input(f"past_conv_{self.index}", (1, c.mixed_width, c.kernel - 1))
         past_state = g.input(f"past_state_{self.index}", (1, c.value_heads, c.key_width, c.value_width))
         mixed = self.layers.linear(h, f"{path}.in_proj_qkv", c.mixed_width, self.width, bias=False)
-        column = g.reshape(mixed, (1, c.mixed_width, 1), f"{path}.mixed")
-        columns = g.node("Concat", [past_columns, column], f"{path}.columns", axis=2)
+        past = g.reshape(past_columns, (1, c.mixed_width, 1, c.kernel - 1), f"{path}.past_conv")
+        column = g.reshape(mixed, (1, c.mixed_width, 1, 1), f"{path}.mixed")
+        columns = g.node("Concat", [past, column], f"{path}.columns", axis=3)
         self._keep_columns(columns, c.kernel)
-        q, k, v = self._convolved(columns, 1, pads=[0, 0])
+        q, k, v = self._convolved(columns, 1, pads=[0, 0, 0, 0])
         share, decay = self._gates(h, 1)
         kept = g.reshape(g.node("Exp", [decay], f"{path}.kept"), (c.value_heads, 1, 1), f"{path}.kept.heads")
         state = g.reshape(past_state, (c.value_heads, c.key_width, c.value_width), f"{path}.past_state")
@@ -92,16 +95,18 @@ class DeltaLayer:
 
     def _keep_columns(self, columns: ir.Value, total: int) -> None:
         """The last columns become an output: what the convolution of the next token sees besides its own."""
-        g, kernel = self.layers.g, self.config.kernel
-        bounds = [g.integers([n]) for n in (total - kernel + 1, total, 2)]
-        name = f"present_conv_{self.index}"
-        g.output(g.node("Slice", [columns, *bounds], f"{self.path}.{name}", output=name))
+        g, c, name = self.layers.g, self.config, f"present_conv_{self.index}"
+        bounds = [g.integers([n]) for n in (total - c.kernel + 1, total, 3)]
+        kept = g.node("Slice", [columns, *bounds], f"{self.path}.last_columns")
+        g.output(g.reshape(kept, (1, c.mixed_width, c.kernel - 1), f"{self.path}.{name}", output=name))
 
     def _convolved(self, columns: ir.Value, rows: int, pads: Sequence[int]) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Queries, keys (of unit length, queries divided by √width too) and values, [value heads, rows, width]."""
         g, c, path = self.layers.g, self.config, f"{self.path}.conv1d"
-        weight = self.layers.weight(f"{path}.weight", c.mixed_width, 1, c.kernel)
-        x = g.node("Conv", [columns, weight], path, kernel_shape=[c.kernel], group=c.mixed_width, pads=list(pads))
+        stored = self.layers.tensor(f"{path}.weight", c.mixed_width, 1, c.kernel)
+        flat = derived(lambda w: w[:, :, None], stored, shape=(c.mixed_width, 1, 1, c.kernel))
+        weight = g.weight(f"{path}.weight_2d", flat)  # compilers take convolutions in two dimensions
+        x = g.node("Conv", [columns, weight], path, kernel_shape=[1, c.kernel], group=c.mixed_width, pads=list(pads))
         x = g.node("Mul", [x, g.node("Sigmoid", [x], f"{path}.sigmoid")], f"{path}.silu")
         x = g.transpose(g.reshape(x, (c.mixed_width, rows), f"{path}.flat"), (1, 0), f"{path}.rows")
         sizes = g.integers([c.key_heads * c.key_width] * 2 + [c.value_heads * c.value_width])
