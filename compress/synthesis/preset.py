@@ -98,7 +98,7 @@ def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None
         elif key in DEPTH_KEYS:
             result[key] = depth(value)
         elif key in PER_LAYER and value is not None:
-            result[key] = value[: depth(len(value))]
+            result[key] = [value[i % len(value)] for i in range(depth(len(value)))]
         elif key == "insert_layer_id":
             result[key] = min(round(value * scale), value if layers is None else layers - 1)
         elif scale != 1 and key == "vocab_size":
@@ -120,13 +120,12 @@ def _scaled_heads(section: Mapping[str, Any], scale: float) -> dict[str, int]:
     text = "num_key_value_heads" in section
     step = WIDTH_STEP // head_dim if text and WIDTH_STEP % head_dim == 0 else 1
     fewer = max(step, round(heads * scale / step) * step)
-    group = next(g for g in range(min(heads // kv, fewer), 0, -1) if fewer % g == 0)
-    result = {"num_attention_heads": fewer}
+    width = fewer * head_dim
     if "head_dim" in section:
-        result["head_dim"] = head_dim
-        result["hidden_size"] = max(WIDTH_STEP, round(section["hidden_size"] * scale / WIDTH_STEP) * WIDTH_STEP)
-    else:
-        result["hidden_size"] = fewer * head_dim
+        width = max(WIDTH_STEP, round(section["hidden_size"] * scale / WIDTH_STEP) * WIDTH_STEP)
+        fewer = next(n for n in range(fewer, 0, -1) if width % n == 0)  # transformers' Llama asks for it all the same
+    group = next(g for g in range(min(heads // kv, fewer), 0, -1) if fewer % g == 0)
+    result = {"num_attention_heads": fewer, "hidden_size": width}
     if text:
         result["num_key_value_heads"] = fewer // group
     if "linear_num_key_heads" in section:
