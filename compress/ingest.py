@@ -1,16 +1,43 @@
-"""Any supported source → ModelBundle."""
+"""Any supported source → ModelBundle, and back from where it was left.
+
+A bundle of a large checkpoint is left as a link: its graphs follow from the checkpoint alone, and float32 copies of its
+weights would take twice its bytes, for every component that shares them.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.families.registry import Lengths, family_of
+from pocketport.compress.families.registry import Lengths, family_named, family_of
 from pocketport.compress.onnx_import import load_onnx
 from pocketport.compress.sources.open import open_source
-from pocketport.errors import UsageError
+from pocketport.errors import InputError, UsageError
+from pocketport.files import atomic_directory, write_json
 
 REFERENCE = "reference"
+LINK_NAME = "checkpoint.json"
+LINKED_BYTES = 1 << 30  # of weights: a checkpoint that is larger is linked to, not copied
+
+
+class Link(BaseModel):
+    """``checkpoint.json``: the checkpoint that a bundle is opened from.
+
+    Attributes:
+        path: where it lies.
+        sha256: hash of the checkpoint; another one is refused.
+        lengths: the static lengths of the graphs.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_name: str = "pocketport.checkpoint-link/1"
+    path: str
+    sha256: str
+    lengths: dict[str, int | None]
 
 
 def path_of(source: str | Path) -> Path:
@@ -24,8 +51,8 @@ def ingest(
     """Open a model; no weight of a checkpoint is read.
 
     Args:
-        source: ``"reference"`` (the embedded model), a bundle's folder, a checkpoint (folder or GGUF file), or an
-            ``.onnx`` file.
+        source: ``"reference"`` (the embedded model), a bundle's folder (or link, see `leave`), a checkpoint (folder or
+            GGUF file), or an ``.onnx`` file.
         shapes: static shapes of an ONNX file's inputs, by input name, where the file leaves dimensions open.
         lengths: static lengths of a checkpoint's graphs; None: the family's defaults.
 
@@ -46,7 +73,53 @@ def ingest(
         )
     if (path / "bundle.json").is_file():
         return ModelBundle.load(path)
+    if (path / LINK_NAME).is_file():
+        return _linked(path / LINK_NAME)
     opened = open_source(path)
-    return family_of(opened).load(
-        opened, REFERENCE if source == REFERENCE else path.resolve().name, lengths or Lengths()
-    )
+    whole = path.resolve()
+    name = REFERENCE if source == REFERENCE else whole.stem if path.is_file() else whole.name
+    return family_of(opened).load(opened, name, lengths or Lengths())
+
+
+def leave(bundle: ModelBundle, source: str | Path, directory: Path, lengths: Lengths | None = None) -> None:
+    """Write what `ingest` gave for `source`, so that `ingest(directory)` gives it again.
+
+    Args:
+        bundle: what `ingest` gave.
+        source: what it was given.
+        directory: a bundle's folder, or for a large checkpoint a folder with a link to it.
+        lengths: those that `ingest` was given.
+    """
+    if family_named(bundle.family) is None or weight_bytes(bundle) <= LINKED_BYTES:
+        bundle.save(directory)
+        return
+    with atomic_directory(directory) as temporary:
+        link = Link(path=str(path_of(source).resolve()), sha256=bundle.sha256, lengths=asdict(lengths or Lengths()))
+        write_json(temporary / LINK_NAME, link.model_dump())
+
+
+def weight_bytes(bundle: ModelBundle) -> int:
+    """Bytes of all weights in the graphs' dtypes, those that components share counted once."""
+    weights = {
+        name: value.const_value.nbytes
+        for component in bundle
+        for name, value in component.graph.graph.initializers.items()
+        if value.const_value is not None
+    }
+    return sum(weights.values())
+
+
+def _linked(path: Path) -> ModelBundle:
+    try:
+        link = Link.model_validate_json(path.read_text("utf-8"))
+        lengths = Lengths(**link.lengths)
+    except (OSError, ValidationError, TypeError) as error:
+        raise InputError(
+            f"not a link to a checkpoint: {error}", where=str(path), fix="ingest the model again"
+        ) from error
+    bundle = ingest(link.path, lengths=lengths)
+    if bundle.sha256 != link.sha256:
+        raise InputError(
+            f"the checkpoint {link.path} changed since it was ingested", where=str(path), fix="ingest the model again"
+        )
+    return bundle

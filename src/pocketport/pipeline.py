@@ -14,7 +14,7 @@ from pocketport.compress.plan import Plan
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import PocketportError, ToolchainError, UsageError
 from pocketport.files import atomic_directory, atomic_file, sha256_path
-from pocketport.stages.calibrate import calibrate
+from pocketport.stages.calibrate import calibrate, check_memory
 from pocketport.stages.compile import compile_component, load_compiled
 from pocketport.stages.context import Context
 from pocketport.stages.held_out import collect_held_out
@@ -83,6 +83,7 @@ def run_until(context: Context, last: str) -> Run:
         return run
     plans, findings = make_plans(context.request, load_bundle(ingested))
     run.targets = {t: TargetRun(t, plan, list(findings[t])) for t, plan in plans.items()}
+    check_memory(plans)
     run.calibrated = calibrate(context, ingested, plans)
     if goal == STAGES.index("calibrate"):
         _copy(run.calibrated.path, context.out / "calibration")

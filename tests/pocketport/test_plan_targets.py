@@ -1,12 +1,15 @@
 """Planning for targets looks at shapes: a model that does not fit into memory can be planned."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pocketport.compress.checkpoint import StoredTensor
 from pocketport.compress.synthesis.write import synthesize
+from pocketport.errors import UsageError
 from pocketport.request import Request
+from pocketport.stages.calibrate import check_memory
 from pocketport.stages.quantize import plan_targets
 
 TARGETS = ["qualcomm/sm8650", "apple/a17-pro", "mediatek/mt6989", "x86", "example/one"]
@@ -27,3 +30,7 @@ def test_no_large_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert max(read) <= 4096
     for plan in plans.values():
         assert sum(c.bytes_after for c in plan) < 0.5 * sum(c.bytes_before for c in plan)
+    check_memory(plans)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    with pytest.raises(UsageError, match=r"0\.0 GB of memory are free"):
+        check_memory(plans)

@@ -16,6 +16,7 @@ from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError
 from pocketport.profiles.units import format_quantity
 from pocketport.request import Request
+from pocketport.stages.calibrate import float_bytes
 from pocketport.stages.quantize import plan_targets
 from pocketport.stages.weights import WeightJob, memory_limit, plan_formats
 
@@ -61,6 +62,9 @@ def plan(
     for text, one in plans.items():
         _print_target(text, one)
         print_diagnostics(list(findings[text]))
+    if plans:
+        needed = max(map(float_bytes, plans.values()))
+        out.print(f"calibrating holds the float graphs: at least {_size(needed)} of memory")
 
 
 def estimate_of(job: WeightJob, request: Request) -> Estimate:

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.ingest import REFERENCE
+from pocketport.compress.ingest import REFERENCE, leave
 from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.parity import check_parity
 from pocketport.errors import UsageError
@@ -33,7 +33,7 @@ def ingest(context: Context) -> StageResult:
     }
 
     def produce(directory: Path) -> None:
-        ingest_source(request.source, shapes=request.shapes).save(directory / "bundle")
+        leave(ingest_source(request.source, shapes=request.shapes), request.source, directory / "bundle")
 
     return context.record("ingest", context.store.run("ingest", inputs, produce, code=CODE, packages=PACKAGES))
 
@@ -66,7 +66,7 @@ def parity(context: Context, ingested: StageResult) -> StageResult:
     inputs = {"bundle": ingested.digest, "source": source_digest(context.request.source)}
 
     def produce(directory: Path) -> None:
-        bundle = ModelBundle.load(ingested.path / "bundle")
+        bundle = load_bundle(ingested)
         write_json(directory / "parity.json", check_parity(bundle, context.request.source).to_json())
 
     return context.record("parity", context.store.run("parity", inputs, produce, code=CODE, packages=PACKAGES))
@@ -74,7 +74,7 @@ def parity(context: Context, ingested: StageResult) -> StageResult:
 
 def load_bundle(ingested: StageResult) -> ModelBundle:
     """Open what `ingest` made."""
-    return ModelBundle.load(ingested.path / "bundle")
+    return ingest_source(ingested.path / "bundle")
 
 
 def load_parity(result: StageResult) -> dict[str, object]:
