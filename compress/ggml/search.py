@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 STARTS = tuple(0.1 * step for step in range(-9, 10))  # changes of the number of levels that a block's extremes span
+LEAST_DETERMINANT = 1e-5  # of the equations for scale and offset, relative
 AFFINE_STARTS = tuple(-1.0 + 0.15 * step for step in range(13))
 
 
@@ -103,9 +104,10 @@ def affine_scale(x: Tensor, weights: Tensor, greatest: int) -> tuple[Tensor, Ten
         ones, square = weighted.sum(-1), torch.linalg.vecdot(weighted, q)
         cross = torch.linalg.vecdot(weighted, x)
         determinant = weight * square - ones * ones
-        s = torch.where(determinant > 0, (weight * cross - first * ones) / determinant, 0)
-        m = torch.where(determinant > 0, (ones * cross - square * first) / determinant, -low)
-        above = m < 0  # an offset must not be negative
+        apart = determinant > LEAST_DETERMINANT * weight * square  # else all integers are the same
+        s = torch.where(apart, (weight * cross - first * ones) / determinant, 0)
+        m = torch.where(apart, (ones * cross - square * first) / determinant, -low)
+        above = (m < 0) | ~(apart | (square == 0))  # an offset must not be negative
         s = torch.where(above, torch.where(square > 0, cross / square, 0), s)
         m = m.clamp_min_(0)
         error = s * s * square - 2 * s * cross + 2 * m * first - 2 * s * m * ones + m * m * weight  # less Σwx²
