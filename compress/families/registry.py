@@ -62,6 +62,7 @@ class Family:
         image_feeds: what makes an image into the feeds of every component, of bundles that need nothing else.
         meaningful_rows: component, feeds and names of its outputs → which rows of an output are no padding; outputs
             that are not named are used whole.
+        original: what the gate compares with, in words.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Family:
     chat: ChatFactory | None = None
     image_feeds: Callable[[ModelBundle], ImageFeeds | None] = _none
     meaningful_rows: Callable[[str, Arrays, Iterable[str]], Rows] = prompt_rows
+    original: str = "transformers"
 
 
 PACKAGES = ("minicpmv", "minicpmv4_6", "bert", "language", "qwen_vl", "vision", "idefics3")

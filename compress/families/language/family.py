@@ -4,4 +4,7 @@ from pocketport.compress.families.language.load import MODEL_TYPES, language_hos
 from pocketport.compress.families.language.parity import compare
 from pocketport.compress.families.registry import Family
 
-FAMILY = Family("language", MODEL_TYPES, load_language, compare, host=language_host)
+FAMILY = Family(
+    "language", MODEL_TYPES, load_language, compare, host=language_host,
+    original="transformers; MiniCPM: own torch of its published equations",
+)  # fmt: skip

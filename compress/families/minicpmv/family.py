@@ -8,4 +8,5 @@ from pocketport.compress.families.registry import Family
 FAMILY = Family(
     "minicpmv", ("minicpmv",), load_minicpmv, compare, host=host_of, chat=MultimodalRunner,
     meaningful_rows=meaningful_rows,
+    original="transformers; resampler: torch's attention; tower of 1.0 and 2.0: own torch, equal to timm's",
 )  # fmt: skip
