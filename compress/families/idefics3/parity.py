@@ -104,7 +104,7 @@ def cut(source: Source) -> Source:
     changed = {
         **smaller.config, "vision_config": {**smaller.config["vision_config"], "num_hidden_layers": 2},
         "image_token_id": text["vocab_size"] - 1,
-        "text_config": {**text, "bos_token_id": None, "eos_token_id": None},
+        "text_config": {**text, "bos_token_id": 0, "eos_token_id": 0},
     }  # fmt: skip
     return Source(source.path, changed, tensors)
 
