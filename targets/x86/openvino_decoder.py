@@ -191,15 +191,30 @@ class OpenVinoDecoder:
         if kind not in self._biases:
             op, constant = self.op, self.w.constant
             total = op.gather(op.shape_of(self._mask, output_type="i64"), constant([1]), constant(0))
-            columns = op.range(constant(0), op.squeeze(total, constant(0)), constant(1), "i64")
+            end = op.squeeze(total, constant(0))
+            columns = op.range(constant(0), end, constant(1), "i64")
             before = op.squeeze(op.subtract(total, self._length), constant(0))
-            rows = op.range(before, op.squeeze(total, constant(0)), constant(1), "i64")
-            rows = op.unsqueeze(rows, constant(1))
-            allowed = op.less_equal(columns, rows)
-            if kind == SLIDING and self.config.sliding_window is not None:
-                nearest = op.subtract(rows, constant(self.config.sliding_window))
-                allowed = op.logical_and(allowed, op.greater(columns, nearest))
+            rows = op.unsqueeze(op.range(before, end, constant(1), "i64"), constant(1))
+            causal = op.less_equal(columns, rows)
             tokens = op.not_equal(op.unsqueeze(op.unsqueeze(self._mask, constant(1)), constant(2)), constant(0))
-            seen = op.logical_and(tokens, allowed)
+            sliding = kind == SLIDING and self.config.sliding_window is not None
+            seen = self._windowed(causal, tokens, rows, columns) if sliding else op.logical_and(tokens, causal)
             self._biases[kind] = op.select(seen, constant(0.0, np.float32), constant(MASKED, np.float32))
+            if sliding:
+                limits = [constant([n]) for n in (0, np.iinfo(np.int64).max, 1, 3)]
+                self._biases[kind] = op.slice(self._biases[kind], *limits)
         return self._biases[kind]
+
+    def _windowed(self, causal: Any, tokens: Any, rows: Any, columns: Any) -> Any:
+        """What a sliding layer sees, spelled as transformers' GPT-OSS: only so does paged attention keep the window.
+
+        (openvino, transformations/sdpa_to_paged_attention/state_management_pattern.cpp; any other spelling is taken for
+        full attention without a word.)
+        """
+        op, constant = self.op, self.w.constant
+        true = constant(True, np.bool_)
+        near = op.greater(columns, op.add(rows, constant(-int(self.config.sliding_window or 0))))
+        seen = op.bitwise_and(op.bitwise_and(causal, near), true)
+        seen = op.bitwise_and(op.bitwise_and(true, seen), tokens)
+        shape = op.concat([self._batch, constant([1, 1, 1])], 0)
+        return op.broadcast(seen, shape, broadcast_spec="BIDIRECTIONAL")
