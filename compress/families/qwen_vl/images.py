@@ -108,7 +108,8 @@ def to_patches(image: Image.Image, settings: ImageSettings) -> tuple[NDArray[np.
     size = resized(image.size, settings)
     pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)).reshape(-1, 3)
     shades = (np.arange(256) / 255).astype(np.float32)[:, None]
-    normalized = (shades - np.float32(settings.image_mean)) / np.float32(settings.image_std)
+    mean, std = (np.array(channels, np.float32) for channels in (settings.image_mean, settings.image_std))
+    normalized = (shades - mean) / std
     pixels = np.take_along_axis(normalized, pixels, axis=0)
     patch, merge = settings.patch_size, settings.merge_size
     rows, columns = size[1] // patch, size[0] // patch

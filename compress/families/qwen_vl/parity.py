@@ -20,7 +20,7 @@ from torch import nn
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.decoder.host import DecoderHost
-from pocketport.compress.families.decoder.parity import Computed, Reference, compare_prompts
+from pocketport.compress.families.decoder.parity import Reference, compare_prompts, computed_by
 from pocketport.compress.families.decoder.published import cut_out, decoder_paths, telling_layers
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.qwen_vl.config import QwenVLConfig
@@ -54,10 +54,11 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
     for image, (patches, _) in zip(images, samples, strict=True):
         yield "vision", "pixel_values", processed(image, settings)[0], patches
     graphs: Mapping[str, ir.Model] = {component.name: component.graph for component in bundle}
+    config = QwenVLConfig.from_hf(bundle.config["model"])
     if sum(prod(dimensions(tensor)) for tensor in source.tensors.values()) > SMALL:
         source = _cut(source)
-        graphs = build_graphs(source.tensors, QwenVLConfig.from_hf(source.config), shape)
-    config = QwenVLConfig.from_hf(source.config)
+        config = QwenVLConfig.from_hf(source.config)
+        graphs = build_graphs(source.tensors, config, shape)
     host = DecoderHost(config.decoder, shape.prompt, shape.cache)
     held = [transformers_model(source, "AutoModelForImageTextToText")]
     vision, connector = OrtExecutor(graphs["vision"]), OrtExecutor(graphs["connector"])
@@ -69,7 +70,12 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
             yield component, tensor, expected, {**features, **results}[tensor][: len(expected)]
         seen = seen_image(results, grid, config.vision)
         prompt = image_prompt(_tokens(rng, source, len(seen.tokens)), BEFORE, seen, host)
-        yield "prefill", "position_ids", _positions(held[0], prompt.input_ids, config, grid), np.asarray(prompt.positions)
+        yield (
+            "prefill",
+            "position_ids",
+            _positions(held[0], prompt.input_ids, config, grid),
+            np.asarray(prompt.positions),
+        )
         prompts.append(prompt)
     vision.close()
     connector.close()
@@ -135,23 +141,9 @@ def _positions(model: Any, tokens: Sequence[int], config: QwenVLConfig, grid: Gr
 
 def _reference(model: Any, config: QwenVLConfig, sample: Patches) -> Reference:
     """The whole model with one image."""
-    from transformers import DynamicCache
-
     patches, grid = sample
-
-    @torch.inference_mode()
-    def compute(tokens: Sequence[int]) -> Computed:
-        cache = DynamicCache()
-        result = model(
-            **_model_inputs(tokens, config, grid), pixel_values=torch.from_numpy(patches), past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        layers = cache.layers
-        return Computed(
-            result.logits[0, -1].numpy(), [e.keys[0].numpy() for e in layers], [e.values[0].numpy() for e in layers]
-        )
-
-    return compute
+    pixels = torch.from_numpy(patches)
+    return lambda tokens: computed_by(model, **_model_inputs(tokens, config, grid), pixel_values=pixels)
 
 
 def _cut(source: Source) -> Source:

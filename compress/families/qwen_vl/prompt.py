@@ -26,7 +26,9 @@ def chat_text(kind: str, question: str, image_tokens: int) -> str:
     return f"{system}{TURN_START}user\n{image}{question}{TURN_END}\n{TURN_START}assistant\n"
 
 
-def encode_prompt(tokenizer: Tokenizer, config: QwenVLConfig, question: str, image_tokens: int) -> tuple[list[int], int]:
+def encode_prompt(
+    tokenizer: Tokenizer, config: QwenVLConfig, question: str, image_tokens: int
+) -> tuple[list[int], int]:
     """Tokenize `question` about an image of so many vision tokens.
 
     Returns:
@@ -56,7 +58,11 @@ def load_tokenizer(path: Path, config: QwenVLConfig) -> Tokenizer:
             f"not a tokenizer: {error}", where=str(path), fix="give the checkpoint's tokenizer.json"
         ) from error
     tokens = config.tokens
-    expected = {IMAGE: tokens.image_token_id, VISION_START: tokens.vision_start_token_id, VISION_END: tokens.vision_end_token_id}
+    expected = {
+        IMAGE: tokens.image_token_id,
+        VISION_START: tokens.vision_start_token_id,
+        VISION_END: tokens.vision_end_token_id,
+    }
     for token, number in expected.items():
         if tokenizer.token_to_id(token) != number:
             raise InputError(
@@ -64,6 +70,17 @@ def load_tokenizer(path: Path, config: QwenVLConfig) -> Tokenizer:
                 where=str(path), fix="give the tokenizer.json that belongs to this checkpoint",
             )  # fmt: skip
     for token in (TURN_START, TURN_END):
-        if tokenizer.token_to_id(token) is None:
-            raise InputError(f"it has no {token} token", where=str(path), fix="give the checkpoint's tokenizer.json")
+        token_id(tokenizer, token)
     return tokenizer
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token.
+
+    Raises:
+        InputError: the tokenizer has no such token.
+    """
+    number: int | None = tokenizer.token_to_id(token)
+    if number is None:
+        raise InputError(f"it has no {token} token", where="tokenizer.json", fix="give the checkpoint's own tokenizer")
+    return number

@@ -12,7 +12,7 @@ from pocketport.compress.families.chat import ImageChat, ImagePrompt
 from pocketport.compress.families.decoder.host import MASKED, DecoderHost, Rows, prompt_rows
 from pocketport.compress.families.qwen_vl.config import QwenVLConfig
 from pocketport.compress.families.qwen_vl.images import ImageSettings, to_patches
-from pocketport.compress.families.qwen_vl.prompt import TURN_END, encode_prompt, load_tokenizer
+from pocketport.compress.families.qwen_vl.prompt import TURN_END, encode_prompt, load_tokenizer, token_id
 from pocketport.compress.families.qwen_vl.seen import SeenImage, image_prompt, seen_image, vision_feeds
 
 
@@ -34,8 +34,7 @@ class QwenVLChat(ImageChat):
         self.image = ImageSettings.model_validate(config["image"])
         self.patches = int(config["patches"])
         tokenizer = load_tokenizer(files["tokenizer.json"], self.config)
-        end = int(tokenizer.token_to_id(TURN_END))
-        stops = [end, *(token for token in config["stop_tokens"] if token != end)]
+        stops = [token_id(tokenizer, TURN_END), *config["stop_tokens"]]
         host = DecoderHost(self.config.decoder, int(config["prompt"]), int(config["cache"]))
         super().__init__(executors, config, host, tokenizer, stops)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from pocketport.compress.builder import Weight
+from pocketport.compress.families.layers import derived
 from pocketport.compress.families.qwen_vl.parts import Parts
 
 QUICK_GELU = 1.702  # Hendrycks & Gimpel 2016, arXiv 1606.08415, section 2
@@ -41,7 +41,7 @@ def build_vision(parts: Parts) -> None:
     cos, sin = (g.input(f"rope_{n}", (length, config.head)) for n in ("cos", "sin"))
     everything = g.input("attention_bias", (1, 1, length))
     within = everything if config.window is None else g.input("window_bias", (1, length, length))
-    features = []
+    features: list[ir.Value] = []
     for i in range(config.depth):
         bias = within if config.sees_windows(i) else everything
         x = _block(parts, x, (cos, sin), bias, i)
@@ -75,18 +75,12 @@ def _patch_embedding(parts: Parts, pixels: ir.Value) -> ir.Value:
     path = f"{parts.visual}.patch_embed.proj"
     kernel = (config.temporal, config.patch, config.patch)
     stored = parts.tensor(f"{path}.weight", config.width, config.channels, *kernel)
-    inputs = [pixels, g.weight(f"{path}.weight_flat", _flat(stored, (config.width, config.patch_width)))]
+    shape = (config.width, config.patch_width)
+    flat = derived(lambda kernels: kernels.reshape(shape), stored, shape=shape)
+    inputs = [pixels, g.weight(f"{path}.weight_flat", flat)]
     if parts.config.kind == "qwen3_vl":
         inputs.append(parts.weight(f"{path}.bias", config.width))
     return g.node("Gemm", inputs, path, transB=1)
-
-
-def _flat(tensor: Weight, shape: tuple[int, int]) -> Weight:
-    """The same numbers as a matrix, read when they are asked for."""
-    if isinstance(tensor, np.ndarray):
-        return tensor.reshape(shape)
-    dtype = tensor.dtype
-    return ir.LazyTensor(lambda: ir.Tensor(tensor.numpy().reshape(shape)), dtype=dtype, shape=ir.Shape(shape))
 
 
 def _block(parts: Parts, x: ir.Value, rope: tuple[ir.Value, ir.Value], bias: ir.Value, index: int) -> ir.Value:
@@ -141,5 +135,9 @@ def _merger(parts: Parts, x: ir.Value, path: str, output: str, *, norm_merged: b
     if norm_merged:
         x = parts.norm(x, norm, wide)
     x = g.node("Gelu", [parts.linear(x, first, wide, wide)], f"{path}.gelu", approximate="none")
-    inputs = [x, parts.weight(f"{second}.weight", config.out_width, wide), parts.weight(f"{second}.bias", config.out_width)]
+    inputs = [
+        x,
+        parts.weight(f"{second}.weight", config.out_width, wide),
+        parts.weight(f"{second}.bias", config.out_width),
+    ]
     return g.node("Gemm", inputs, second, transB=1, output=output)
