@@ -141,7 +141,7 @@ def from_transformers(model: nn.Module) -> Reference:
 def computed_by(model: nn.Module, **inputs: Any) -> Computed:
     """What a language model of transformers gives for one sequence: ``input_ids`` [1,T] or ``inputs_embeds``, and more."""
     cache = empty_cache(model)
-    result = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    result = model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
     return computed_of(result.logits[0, -1], cache)
 
 
