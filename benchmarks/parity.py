@@ -18,7 +18,7 @@ from rich.table import Table
 from pocketport.commands.console import out
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.minicpmv.preprocessing_reference import SIZES, Laid, PreprocessingReference
-from pocketport.compress.families.registry import family_named
+from pocketport.compress.families.registry import Family, families, family_named
 from pocketport.compress.ingest import ingest
 from pocketport.compress.parity import ParityFigure, check_parity
 from pocketport.compress.synthesis.preset import Preset, load_preset, preset_names, scaled
@@ -29,7 +29,6 @@ from pocketport.files import write_json
 
 WIDTH, LAYERS = 256, 8
 SCALE_OF_TOKENS = 0.06  # of a vocabulary that holds the special tokens
-TABLES = ("parity", "slicing")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,9 @@ def slicing(name: str, pixels: bool) -> Iterator[Laid]:
     preset = load_preset(name)
     small = scaled(preset, SCALE_OF_TOKENS, None)
     tokenizer = synthetic_tokenizer(small.config["vocab_size"], small.special_tokens)
-    yield from PreprocessingReference(MiniCPMVConfig.model_validate(preset.config), tokenizer).compare(SIZES, pixels=pixels)
+    yield from PreprocessingReference(MiniCPMVConfig.model_validate(preset.config), tokenizer).compare(
+        SIZES, pixels=pixels
+    )
 
 
 def parity_cells(row: Row) -> list[str]:
@@ -107,6 +108,11 @@ def slicing_cells(size: tuple[int, int], versions: dict[str, Laid]) -> list[str]
     return [*shared, *tokens, ", ".join(differing) or "yes"]
 
 
+def family_cells(family: Family) -> list[str]:
+    return [family.name, ", ".join(f"`{kind}`" for kind in family.model_types), family.original]
+
+
+FAMILY_HEAD = ["family", "`model_type`", "the gate's original"]
 PARITY_HEAD = ["preset", "family", "original", "components", "worst SQNR, dB", "max abs", "comparisons"]
 SLICED_HEAD = ["image", "overview", "grid", "slice", "views"]
 
@@ -164,8 +170,11 @@ def main() -> None:
     }
     write_json(arguments.out / "parity.json", document)
     if arguments.docs:
+        cells["families"] = (FAMILY_HEAD, [family_cells(family) for family in families()])
         put(arguments.docs, {name: markdown(*table) for name, table in cells.items()})
-    failed = [row.preset for row in rows if row.error] + [n for v in sizes.values() for n, r in v.items() if r.differing]
+    failed = [row.preset for row in rows if row.error] + [
+        n for v in sizes.values() for n, r in v.items() if r.differing
+    ]
     if failed:
         raise SystemExit(f"not as the original: {', '.join(sorted(set(failed)))}")
 

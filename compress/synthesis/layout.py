@@ -29,7 +29,7 @@ def layout_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"), quiet(imported_transformers()):
         if config.get("model_type") == "minicpmv":
             return _minicpmv(MiniCPMVConfig.model_validate(config))
-        return _shapes(_model(config, (config.get("architectures") or [""])[0]))
+        return _published(_model(config, (config.get("architectures") or [""])[0]))
 
 
 def _minicpmv(config: MiniCPMVConfig) -> dict[str, tuple[int, ...]]:
@@ -70,3 +70,12 @@ def _settings(transformers: Any, config: Mapping[str, Any]) -> Any:
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _published(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names as transformers writes them: those of the published checkpoints, where its modules are called otherwise."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    shapes, tensors = _shapes(model), model.state_dict()
+    stored = revert_weight_conversion(model, {name: tensors[name] for name in shapes})
+    return {name: tuple(tensor.shape) for name, tensor in stored.items()}

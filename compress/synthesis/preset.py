@@ -12,6 +12,7 @@ from pocketport.suggest import nearest
 WIDTH_STEP = 128  # widths stay multiples of it: resampler heads and quantization groups need that
 LEAST_VOCABULARY = 512
 PER_LAYER = ("layer_types", "no_rope_layers")
+LAYER_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")  # layers of the stack, its last one apart
 DEPTH_KEYS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "depth")
 
 
@@ -73,6 +74,9 @@ def scaled(preset: Preset, scale: float, layers: int | None) -> Preset:
     if scale == 1 and layers is None:
         return preset
     config = _scaled_section({**preset.config, **preset.implied}, scale, layers)
+    vision = config.get("vision_config", {})
+    if "out_hidden_size" in vision:  # what the tower gives is as wide as the language model
+        vision["out_hidden_size"] = config.get("text_config", config)["hidden_size"]
     special = dict(preset.special_tokens)
     vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     if special and vocabulary and max(special.values()) >= vocabulary:
@@ -80,16 +84,20 @@ def scaled(preset: Preset, scale: float, layers: int | None) -> Preset:
         special = {token: first + index for index, token in enumerate(sorted(special, key=special.__getitem__))}
     moved = {preset.special_tokens[token]: index for token, index in special.items()}
     return replace(
-        preset, config=_with_ids(config, moved), implied={}, files=_with_ids(preset.files, moved), special_tokens=special
+        preset,
+        config=_with_ids(config, moved),
+        implied={},
+        files=_with_ids(preset.files, moved),
+        special_tokens=special,
     )
 
 
 def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    heads = section.get("num_attention_heads")
+    heads = section.get("num_attention_heads") or section.get("num_heads")
 
     def depth(published: int) -> int:
-        fewer = max(section.get("full_attention_interval", 2), round(published * scale))
+        fewer = max(int(section.get("full_attention_interval", 2)), round(published * scale))
         return fewer if layers is None else min(fewer, layers)
 
     for key, value in section.items():
@@ -99,6 +107,9 @@ def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None
             result[key] = depth(value)
         elif key in PER_LAYER and value is not None:
             result[key] = [value[i % len(value)] for i in range(depth(len(value)))]
+        elif key in LAYER_LISTS:
+            last = depth(section["depth"]) - 1
+            result[key] = [layer for layer in value if layer < last] or [0][:last]
         elif key == "insert_layer_id":
             result[key] = min(round(value * scale), value if layers is None else layers - 1)
         elif scale != 1 and key == "vocab_size":
@@ -114,7 +125,8 @@ def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None
 
 def _scaled_heads(section: Mapping[str, Any], scale: float) -> dict[str, int]:
     """Heads of the published width; the grouping of key-value heads stays as far as the numbers allow."""
-    heads = int(section["num_attention_heads"])
+    name = "num_attention_heads" if "num_attention_heads" in section else "num_heads"
+    heads = int(section[name])
     head_dim = int(section.get("head_dim") or section["hidden_size"] // heads)
     kv = int(section.get("num_key_value_heads") or heads)
     text = "num_key_value_heads" in section
@@ -125,7 +137,7 @@ def _scaled_heads(section: Mapping[str, Any], scale: float) -> dict[str, int]:
         width = max(WIDTH_STEP, round(section["hidden_size"] * scale / WIDTH_STEP) * WIDTH_STEP)
         fewer = next(n for n in range(fewer, 0, -1) if width % n == 0)  # transformers' Llama asks for it all the same
     group = next(g for g in range(min(heads // kv, fewer), 0, -1) if fewer % g == 0)
-    result = {"num_attention_heads": fewer, "hidden_size": width}
+    result = {name: fewer, "hidden_size": width}
     if text:
         result["num_key_value_heads"] = fewer // group
     if "linear_num_key_heads" in section:

@@ -29,7 +29,11 @@ def write_series(root: Path) -> dict[str, Path]:
     for version, name in SERIES.items():
         preset = scaled(load_preset(name), 0.06, None)
         config, files = dict(preset.config), dict(preset.files)
-        config |= {"image_size": SIDE, "query_num": QUERIES, "vision_config": {**config["vision_config"], "image_size": 336}}
+        config |= {
+            "image_size": SIDE,
+            "query_num": QUERIES,
+            "vision_config": {**config["vision_config"], "image_size": 336},
+        }
         if "scale_resolution" in config:
             config["scale_resolution"] = SIDE
         if "slice_config" in config:

@@ -38,7 +38,8 @@ class MiniCPMReference:
     @torch.inference_mode()
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Scaled embeddings [T,H]."""
-        return self.state["model.embed_tokens.weight"][list(tokens)] * self.config.get("scale_emb", 1.0)
+        embeds: Tensor = self.state["model.embed_tokens.weight"][list(tokens)] * self.config.get("scale_emb", 1.0)
+        return embeds
 
     @torch.inference_mode()
     def compute(self, embeds: Tensor) -> Computed:

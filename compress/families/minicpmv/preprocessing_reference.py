@@ -223,7 +223,9 @@ def _positions_only(buckets: int) -> Any:
     from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionConfig
     from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionEmbeddings
 
-    config = Idefics2VisionConfig(hidden_size=1, num_attention_heads=1, num_channels=1, image_size=buckets, patch_size=1)
+    config = Idefics2VisionConfig(
+        hidden_size=1, num_attention_heads=1, num_channels=1, image_size=buckets, patch_size=1
+    )
     embeddings = Idefics2VisionEmbeddings(config)
     torch.nn.init.zeros_(embeddings.patch_embedding.weight)
     torch.nn.init.zeros_(embeddings.patch_embedding.bias)
@@ -234,5 +236,7 @@ def _positions_only(buckets: int) -> Any:
 def noise(size: Size) -> Image.Image:
     """An image whose neighbouring pixels differ little, as in photographs, deterministic."""
     width, height = size
-    coarse = np.random.default_rng(width * 10_007 + height).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    coarse = np.random.default_rng(width * 10_007 + height).integers(
+        0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8
+    )
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)

@@ -18,6 +18,8 @@ TINY = {
         "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 336, "patch_size": 14,
     },
 }  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By version: a small random checkpoint in the published layout."""

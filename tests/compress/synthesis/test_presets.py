@@ -18,7 +18,8 @@ PUBLISHED = {
     "minicpm-v-2.6": 8_099_175_152, "minicpm-v-4.0": 4_059_533_040, "minicpm-v-4.5": 8_695_895_280,
     "llama-3-8b": 8_030_261_248, "qwen2-7b": 7_615_616_512, "qwen2-1.5b": 1_543_714_304, "qwen3-8b": 8_190_735_360,
     "minicpm-2b": 2_724_880_896, "minicpm4-0.5b": 433_873_920, "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952,
-    "smollm2-135m": 134_515_008, "minilm-l6-v2": 22_713_216, "bert-base": 109_482_240,
+    "qwen2.5-vl-3b": 3_754_622_976, "qwen2.5-vl-7b": 8_292_166_656, "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808, "qwen3-vl-8b": 8_767_123_696, "smollm2-135m": 134_515_008, "minilm-l6-v2": 22_713_216, "bert-base": 109_482_240,
 }  # fmt: skip
 
 
@@ -38,6 +39,10 @@ def test_as_many_parameters_as_published(name: str) -> None:
         ("minicpm-v-2.6", "llm.model.layers.27.self_attn.k_proj.bias", (512,)),
         ("minicpm-v-4.0", "llm.lm_head.weight", (73448, 2560)),
         ("minicpm-v-4.5", "llm.model.layers.35.self_attn.q_norm.weight", (128,)),
+        ("qwen2.5-vl-7b", "visual.blocks.31.mlp.gate_proj.weight", (3420, 1280)),
+        ("qwen2.5-vl-7b", "model.layers.27.self_attn.k_proj.bias", (512,)),
+        ("qwen3-vl-4b", "model.visual.deepstack_merger_list.2.linear_fc2.weight", (2560, 4096)),
+        ("qwen3-vl-4b", "model.language_model.layers.35.self_attn.q_norm.weight", (128,)),
         ("gemma-3-270m", "model.layers.17.pre_feedforward_layernorm.weight", (640,)),
         ("minilm-l6-v2", "encoder.layer.5.output.LayerNorm.weight", (384,)),
     ],

@@ -83,7 +83,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_writing_a_large_tensor_takes_little_memory(tmp_path: Path) -> None:
     grown = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
     assert (tmp_path / "model.safetensors").stat().st_size > 120e6
-    assert int(grown.stdout) < 110_000, "kB beyond what was there: less than the tensor in bfloat16, half of it in float32"
+    assert int(grown.stdout) < 110_000, (
+        "kB beyond what was there: less than the tensor in bfloat16, half of it in float32"
+    )
 
 
 @pytest.mark.parametrize("name", QUICK)
