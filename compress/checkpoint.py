@@ -196,7 +196,7 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     try:
         places = json.loads(path.read_text("utf-8"))["weight_map"]
         pairs = sorted((str(file), str(name)) for name, file in places.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _broken(path, f"not an index of shards: {error!r}") from error
     shards: dict[Path, set[str] | None] = {}
     for file, name in pairs:

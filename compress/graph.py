@@ -1,5 +1,6 @@
 """Graphs are `onnx_ir.Model`; this module opens, writes and inspects them."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pocketport.errors import InputError
 
 EXTERNAL_DATA_THRESHOLD = 256  # bytes; smaller tensors stay in the protobuf
+LISTS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 SMALL_BYTES = 4096  # what ONNX's shape inference may want to read is smaller
 
 
@@ -24,7 +26,12 @@ def load_graph(path: Path) -> ir.Model:
     if not path.is_file():
         raise InputError("no such file", where=str(path), fix="check the path")
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        check_tensors(proto, path)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+    except InputError:
+        raise
     except Exception as error:  # protobuf, onnx_ir and numpy each raise their own kinds on damaged input
         raise InputError(
             f"not a readable ONNX model: {error}", where=str(path), fix="download or export the file again"
@@ -60,7 +67,13 @@ def check_external_tensor(value: ir.Value, path: Path) -> None:
             where=where,
             fix="copy the data file beside the model",
         )
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if tensor.length is not None and tensor.length != tensor.nbytes:
+        raise InputError(
+            f"its external data are {tensor.length} bytes long, its shape needs {tensor.nbytes}",
+            where=where,
+            fix="download or export the file again",
+        )
+    end = (tensor.offset or 0) + tensor.nbytes
     if end > os.path.getsize(file):  # noqa: PTH202
         raise InputError(
             "its external data ends beyond the file: truncated",
@@ -93,6 +106,41 @@ def inferred(model: ir.Model) -> ir.Model:
                 known = ir.from_proto(info)
                 output.shape, output.type = known.shape, known.type
     return copy
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, those in its nodes, subgraphs and functions among them."""
+    waiting: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    while waiting:
+        graph = waiting.pop()
+        if isinstance(graph, onnx.GraphProto):
+            yield from graph.initializer
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+            waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def check_tensors(proto: onnx.ModelProto, path: Path) -> None:
+    """Every tensor in the file itself must be as large as its shape says.
+
+    Raises:
+        InputError: names the first that is not.
+    """
+    for tensor in _tensors(proto):
+        count = math.prod(tensor.dims)
+        wrong = any(d < 0 for d in tensor.dims)
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            listed = sum(len(getattr(tensor, name)) for name in LISTS)
+            if tensor.HasField("raw_data"):
+                wrong |= -(-count * ir.DataType(tensor.data_type).bitwidth // 8) != len(tensor.raw_data)
+            else:
+                wrong |= count > 8 * listed  # several small integers may share a number
+        if wrong:
+            raise InputError(
+                f"its shape {list(tensor.dims)} is not that of its data",
+                where=f"{path}, tensor {tensor.name}",
+                fix="download or export the file again",
+            )
 
 
 def without_weights(model: ir.Model) -> ir.Model:

@@ -1,10 +1,14 @@
 """Any ONNX file → ModelBundle of one component, ``main``: static shapes, a recent opset, one op for one function."""
 
-from collections.abc import Mapping, Sequence
+import math
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import psutil
 from onnx import version_converter
 
 from pocketport.compress.builder import IR_VERSION, OPSET
@@ -27,6 +31,8 @@ QUANTIZED = frozenset(
         "MatMulInteger",
     }
 )
+SPARE_BYTES = 1 << 30
+MOST_TENSOR_BYTES = 16 << 30  # no phone has room for one activation of this size
 OTHER_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 
@@ -43,7 +49,28 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
         UsageError: an input's shape is open and not in `shapes`, or `shapes` contradicts the file.
     """
     model = load_graph(path)
-    data = {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
+    files = {path} | {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
+    most = SPARE_BYTES + 2 * sum(file.stat().st_size for file in files)
+    try:
+        with memory_bound(most):
+            model = normalized(model, shapes, path)
+    except MemoryError as error:
+        raise InputError(
+            f"more than {most >> 20} MB are needed to simplify it",
+            where=str(path),
+            fix="export the model without constants that fill memory",
+        ) from error
+    return ModelBundle(
+        name=path.stem,
+        family="onnx",
+        sha256=sha256_files(files),
+        components={"main": Component("main", model)},
+        config={"shapes": {str(v.name): list(static_shape(v) or ()) for v in model.graph.inputs}},
+    )
+
+
+def normalized(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path) -> ir.Model:
+    """The model with static shapes, a recent opset, and one op for one function; see `load_onnx`."""
     _check_ops(model, path)
     _remove_initialized_inputs(model)
     model = _with_static_inputs(model, shapes, path)
@@ -51,13 +78,22 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
     model = NarrowInputs()(model).graph
     _check_float(model, path)
     _check_static(model, path)
-    return ModelBundle(
-        name=path.stem,
-        family="onnx",
-        sha256=sha256_files([path, *data]),
-        components={"main": Component("main", model)},
-        config={"shapes": {str(v.name): list(static_shape(v) or ()) for v in model.graph.inputs}},
-    )
+    return model
+
+
+@contextmanager
+def memory_bound(extra: int) -> Iterator[None]:
+    """The process may take `extra` bytes of address space more than now; then MemoryError.
+
+    ONNX's shape inference counts out constants element by element, so that a few bytes of a file could fill any memory.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + extra
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
@@ -176,6 +212,11 @@ def _check_static(model: ir.Model, path: Path) -> None:
                 fix="export the model without control flow",
             )
         for output in node.outputs:
+            if output.name and math.prod(static_shape(output) or ()) * 4 > MOST_TENSOR_BYTES:
+                raise InputError(
+                    f"{output.name} ({node.op_type}) would have the shape {list(static_shape(output) or ())}",
+                    where=where, fix="export the model with smaller shapes",
+                )  # fmt: skip
             if output.name and static_shape(output) is None:
                 raise InputError(
                     f"the shape of {output.name} ({node.op_type}) depends on the input's values",

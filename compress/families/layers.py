@@ -25,7 +25,7 @@ class Layers:
     state: Mapping[str, Weight]
 
     def tensor(self, name: str, *shape: int) -> Weight:
-        """A checkpoint tensor of this shape; InputError when it is missing or has another."""
+        """A checkpoint tensor of this shape, in floats; InputError when it is missing or another."""
         if name not in self.state:
             raise InputError(
                 "the checkpoint lacks it",
@@ -38,6 +38,12 @@ class Layers:
                 f"its shape is {list(tensor.shape)}, config.json asks for {list(shape)}",
                 where=f"tensor {name}",
                 fix="give the config.json that belongs to this checkpoint",
+            )
+        if not (isinstance(tensor, np.ndarray) or tensor.dtype.is_floating_point()):
+            raise InputError(
+                f"it holds {tensor.dtype.name}, not floats",
+                where=f"tensor {name}",
+                fix="download or save the checkpoint again",
             )
         return tensor
 

@@ -61,7 +61,7 @@ def run_passes(graph: ir.Model, passes: Sequence[Pass], *, rounds: int = 1) -> P
         for step in passes:
             try:
                 result = step(graph)
-            except PocketportError:
+            except (PocketportError, MemoryError):
                 raise
             except Exception as error:
                 raise VerificationError(

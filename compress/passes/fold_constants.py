@@ -1,5 +1,7 @@
 """Compute now what does not depend on the input: nodes over constants, and shapes that are static."""
 
+import math
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,6 +14,11 @@ from pocketport.compress.passes.rewriting import add_initializer
 
 # Folding never makes the model larger than this per tensor (bytes): an Expand or a table stays an op.
 MAX_FOLDED_BYTES = 1 << 20
+LARGEST_ELEMENT = 8  # bytes
+GROWING_OPS = frozenset(  # a few numbers say how large their outputs are
+    {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Resize", "Upsample", "EyeLike",
+     "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "Gather", "GatherND", "CenterCropPad"}
+)  # fmt: skip
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -53,6 +60,9 @@ def _known_outputs(node: ir.Node, graph: ir.Model) -> list[NDArray[np.generic]] 
     inputs = {v.name: constant(v) for v in node.inputs if v is not None}
     if any(array is None for array in inputs.values()):
         return None
+    read = sum(array.nbytes for array in inputs.values() if array is not None)
+    if node.op_type in GROWING_OPS and not _is_small(node, max(read, MAX_FOLDED_BYTES)):
+        return None
     proto = onnx.helper.make_graph(
         [ir.to_proto(node)], "folding",
         [onnx.helper.make_empty_tensor_value_info(str(n)) for n in inputs],
@@ -61,5 +71,10 @@ def _known_outputs(node: ir.Node, graph: ir.Model) -> list[NDArray[np.generic]] 
     opsets = [onnx.helper.make_opsetid("", graph.graph.opset_imports[""])]
     results = ReferenceEvaluator(onnx.helper.make_model(proto, opset_imports=opsets)).run(None, inputs)
     arrays = [np.asarray(result) for result in results]
-    read = sum(array.nbytes for array in inputs.values() if array is not None)
     return arrays if sum(a.nbytes for a in arrays) <= max(read, MAX_FOLDED_BYTES) else None
+
+
+def _is_small(node: ir.Node, most: int) -> bool:
+    """Whether the outputs are known to have at most so many bytes."""
+    shapes = [static_shape(output) for output in node.outputs if output.name]
+    return all(shape is not None and math.prod(shape) * LARGEST_ELEMENT <= most for shape in shapes)

@@ -29,6 +29,7 @@ def open_folder(folder: Path) -> Source:
     Raises:
         InputError: a file is missing, damaged or hostile, or its quantization is of an unknown method.
     """
+    _check_links(folder)
     config = read_json_object(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise InputError(
@@ -42,6 +43,26 @@ def open_folder(folder: Path) -> Source:
     }
     weight_files = (*checkpoint.files, *(folder / name for name in QUANTIZATION_FILES if (folder / name).is_file()))
     return Source(folder, config, _unpacked(folder, config, checkpoint), files, weight_files)
+
+
+def _check_links(folder: Path) -> None:
+    """Symbolic links among the files that are read must stay in the folder; those of the hub's cache go to its ``blobs``.
+
+    Raises:
+        InputError: one leads elsewhere.
+    """
+    root = folder.resolve()
+    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (*FILE_SUFFIXES, ".safetensors") or not path.is_symlink():
+            continue
+        target = path.resolve()
+        if not any(target.is_relative_to(home) for home in homes):
+            raise InputError(
+                f"it is a symbolic link out of the model's folder, to {target}",
+                where=str(path),
+                fix="put the file itself there",
+            )
 
 
 def _unpacked(folder: Path, config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, ir.TensorProtocol]:

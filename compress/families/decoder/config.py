@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pocketport.compress.families.decoder.rope import RopeConfig
 from pocketport.errors import InputError
 
+WIDEST = 1 << 24  # channels; tables are made of this length before any tensor is looked at
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 ACTIVATIONS: Mapping[str, str] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -53,12 +54,12 @@ class Published(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=WIDEST)
+    intermediate_size: int = Field(gt=0, le=WIDEST)
     num_hidden_layers: int = Field(gt=0, le=4096)
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int | None = Field(None, gt=0)
-    head_dim: int | None = Field(None, gt=0)
+    head_dim: int | None = Field(None, gt=0, le=WIDEST)
     vocab_size: int = Field(gt=0)
     max_position_embeddings: int = Field(2048, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
