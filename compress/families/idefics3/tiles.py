@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketport.compress.families.vision.images import SIGNED, Normalization, opaque
+from pocketport.compress.families.vision.images import MOST_PIXELS, SIGNED, Normalization, filter_of, opaque
 from pocketport.errors import InputError
 
 Size = tuple[int, int]  # (height, width)
 LARGEST_SIDE = 4096
+LONGEST, TILE = 1456, 364  # where a file does not say
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,21 @@ class TileSettings:
         Raises:
             InputError: a size is missing, or images are not scaled: then there is no bound on their tiles.
         """
-        sides = [
-            (settings.get(key) or {}).get("longest_edge", usual)
-            for key, usual in (("size", 1456), ("max_image_size", 364))
-        ]
-        if not all(type(side) is int and side > 0 for side in sides) or not settings.get("do_resize", True):
+        sides = []
+        for key, usual in (("size", LONGEST), ("max_image_size", TILE)):
+            given = settings.get(key, {"longest_edge": usual})
+            sides.append(given.get("longest_edge") if isinstance(given, Mapping) else None)
+        longest, tile = (side if type(side) is int else 0 for side in sides)
+        if not 0 < longest <= MOST_PIXELS or not 0 < tile <= MOST_PIXELS or not settings.get("do_resize", True):
             raise InputError(
                 "images must be scaled to size.longest_edge and cut into max_image_size.longest_edge",
                 where=where,
                 fix="give the published file",
             )
-        longest, tile = sides
+        split = bool(settings.get("do_image_splitting", True))
         return cls(
-            longest, tile, bool(settings.get("do_image_splitting", True)),
-            Image.Resampling(int(settings.get("resample", Image.Resampling.LANCZOS))),
-            Normalization.of(settings, SIGNED),
-        )  # fmt: skip
+            longest, tile, split, filter_of(settings, Image.Resampling.LANCZOS), Normalization.of(settings, SIGNED)
+        )
 
     @property
     def widest(self) -> Size:

@@ -21,6 +21,7 @@ from pocketport.compress.families.vision.images import (
     FixedSize,
     FlexibleSize,
     Normalization,
+    filter_of,
     linear_weights,
 )
 from pocketport.compress.sources.folder import read_json_object
@@ -49,7 +50,7 @@ class EncodersHost:
         vision = self.config.vision
         side = (vision.image_size, vision.image_size)
         if self.config.kind == NAFLEX:
-            resample = Image.Resampling(int(settings.get("resample", Image.Resampling.BILINEAR)))
+            resample = filter_of(settings, Image.Resampling.BILINEAR)
             normalization = Normalization.of(settings, SIGNED)
             self.images: FixedSize | FlexibleSize = FlexibleSize(
                 vision.patch_size, self.patches, resample, normalization

@@ -18,6 +18,7 @@ HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SEARCH_STEP = 1e-5  # at which NaFlex ends its search for a scale
 LARGEST_SCALE = 100.0
+MOST_PIXELS = 1 << 14  # of a side: more is a damaged file
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Normalization:
         Raises:
             InputError: mean or deviation is not three numbers.
         """
-        scale = float(settings.get("rescale_factor", default.scale)) if settings.get("do_rescale", True) else 1.0
+        scale = number(settings, "rescale_factor", default.scale) if settings.get("do_rescale", True) else 1.0
         if not settings.get("do_normalize", True):
             return cls(scale, (0.0,) * 3, (1.0,) * 3)
         mean, std = (
@@ -91,13 +92,13 @@ class FixedSize:
             InputError: a size has a form that is not known.
         """
         normalization = Normalization.of(settings, default.normalization)
-        resample = Image.Resampling(int(settings.get("resample", default.resample)))
+        resample = filter_of(settings, default.resample)
         size, shortest = default.size, default.shortest
         given = settings.get("size")
         if isinstance(given, int):  # older files
-            size, shortest = None, given
+            size, shortest = None, _side(given, "size")
         elif isinstance(given, Mapping) and "shortest_edge" in given:
-            size, shortest = None, int(given["shortest_edge"])
+            size, shortest = None, _side(given["shortest_edge"], "size")
         elif given is not None:
             size = _pair(given, "size")
         crop = default.crop
@@ -199,14 +200,36 @@ def _centred(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def filter_of(settings: Mapping[str, Any], default: Image.Resampling) -> Image.Resampling:
+    """Pillow's filter of the number under ``resample``; InputError when there is none."""
+    value = settings.get("resample", default)
+    try:
+        return Image.Resampling(value)
+    except ValueError as error:
+        raise _refused(f"resample {value!r} is no filter of Pillow's") from error
+
+
+def number(settings: Mapping[str, Any], key: str, default: float) -> float:
+    """A finite number above 0; InputError when it is something else."""
+    value = settings.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise _refused(f"{key} {value!r} is not a number above 0")
+    return float(value)
+
+
 def _pair(value: Any, key: str) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, Mapping) and {"height", "width"} <= value.keys():
-        return int(value["height"]), int(value["width"])
     if isinstance(value, tuple):
         return value[0], value[1]
-    raise _refused(f"{key} {value!r} is not a size")
+    if isinstance(value, Mapping) and {"height", "width"} <= value.keys():
+        return _side(value["height"], key), _side(value["width"], key)
+    side = _side(value, key)
+    return side, side
+
+
+def _side(value: Any, key: str) -> int:
+    if type(value) is not int or not 0 < value <= MOST_PIXELS:
+        raise _refused(f"{key} {value!r} is not a size")
+    return value
 
 
 def _refused(why: str) -> InputError:

@@ -10,6 +10,7 @@ from pocketport.compress.checkpoint import TrackedTensors
 from pocketport.compress.families.registry import Lengths
 from pocketport.compress.families.vision.config import CLIP, NAFLEX, EncodersConfig, TextConfig
 from pocketport.compress.families.vision.graphs import TowerParts, build_text, build_vision
+from pocketport.compress.families.vision.images import number
 from pocketport.compress.sources.folder import read_json_object
 from pocketport.compress.sources.source import Source
 from pocketport.errors import InputError, UsageError
@@ -67,7 +68,7 @@ def _patches(source: Source, config: EncodersConfig, lengths: Lengths) -> int:
         return config.vision.side**2
     name = "preprocessor_config.json"
     settings = read_json_object(source.files[name]) if name in source.files else {}
-    return lengths.patches or int(settings.get("max_num_patches", config.vision.num_patches))
+    return lengths.patches or int(number(settings, "max_num_patches", config.vision.num_patches))
 
 
 def _tokens(config: EncodersConfig, text: TextConfig, lengths: Lengths) -> int:

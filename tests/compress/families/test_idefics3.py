@@ -268,6 +268,9 @@ def test_questions_that_do_not_fit(bundle: ModelBundle) -> None:
         ("preprocessor_config.json", {"size": {"height": 3, "width": 4}, "do_resize": False}, "must be scaled"),
         ("preprocessor_config.json", {"max_image_size": {"longest_edge": "56"}}, "must be scaled"),
         ("preprocessor_config.json", {"max_image_size": {"longest_edge": 10}}, "patches a side"),
+        ("preprocessor_config.json", {"max_image_size": 56}, "must be scaled"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 1 << 40}}, "must be scaled"),
+        ("preprocessor_config.json", {"resample": 99}, "filter"),
     ],
 )
 def test_files_that_do_not_fit(

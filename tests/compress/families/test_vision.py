@@ -197,6 +197,13 @@ def test_an_image_of_no_use_to_the_patches() -> None:
         {"image_mean": [0.5]},
         {"image_std": "no"},
         {"image_std": [0, 1, 1]},
+        {"resample": 99},
+        {"resample": "bicubic"},
+        {"rescale_factor": "1/255"},
+        {"size": {"height": "60", "width": 60}},
+        {"size": [60, 60]},
+        {"size": 1 << 40},
+        {"do_center_crop": True, "crop_size": None},
     ],
 )
 def test_processors_that_do_not_fit(tmp_path: Path, settings: dict[str, Any]) -> None:
