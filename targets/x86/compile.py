@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import onnxruntime
@@ -102,12 +103,16 @@ def write_ir(pivot: Path, artifact: Path) -> None:
         raise ToolchainError(
             f"OpenVINO's front end: {error}", where=str(pivot), fix="the onnxruntime artifact is not concerned"
         ) from error
-    for index, op in enumerate(model.get_ordered_ops()):
-        # Names made up from a process-wide counter would make every compile's bytes different.
-        if AUTOMATIC_NAME.fullmatch(op.get_friendly_name()) and op.get_friendly_name() == op.get_name():
-            op.set_friendly_name(f"{op.get_type_name()}.{index}")
+    name_stably(model)
     with atomic_directory(artifact) as temporary:
         openvino.save_model(model, temporary / MODEL_FILE[OPENVINO_IR], compress_to_fp16=False)
+
+
+def name_stably(model: Any) -> None:
+    """Rename the ops of an ``openvino.Model`` whose names come from a process-wide counter: bytes must not depend on it."""
+    for index, op in enumerate(model.get_ordered_ops()):
+        if AUTOMATIC_NAME.fullmatch(op.get_friendly_name()) and op.get_friendly_name() == op.get_name():
+            op.set_friendly_name(f"{op.get_type_name()}.{index}")
 
 
 def onnx_facts(artifact: Path, work: Path) -> dict[str, str | int | float]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.compress.checkpoint import StoredTensor
+from pocketport.compress.formats.contract import Progress
 from pocketport.compress.graph import dimensions
 from pocketport.compress.quantized_weights import QuantizedWeights, pack_nibbles
 from pocketport.compress.sources.source import Source
@@ -31,14 +32,16 @@ class OpenVinoWeights:
         source: the checkpoint.
         weights: what of it is quantized.
         scratch: the file for constants; the caller removes it when the model is saved.
+        progress: called with the matrices that lie there, and their number.
     """
 
-    def __init__(self, source: Source, weights: QuantizedWeights, scratch: Path) -> None:
+    def __init__(self, source: Source, weights: QuantizedWeights, scratch: Path, progress: Progress) -> None:
         from openvino import opset15
 
         self.op: Any = opset15
         self._source, self._weights, self._scratch = source, weights, scratch
         self._nodes: dict[str, Any] = {}
+        self._progress = progress
         self._maps: list[Any] = []  # OpenVINO's constants point into them
 
     def constant(self, value: NDArray[Any] | int | float | list[int], dtype: type = np.int64) -> Any:
@@ -53,6 +56,7 @@ class OpenVinoWeights:
         """A matrix [N, K] as float32, whatever it is stored in; the same node for all that use it."""
         if name not in self._nodes:
             self._nodes[name] = self._compressed(name) if name in self._weights else self._stored(name)
+            self._progress(len(self._nodes), max(len(self._nodes), len(self._weights)))
         return self._nodes[name]
 
     def _tensor(self, name: str) -> Any:
