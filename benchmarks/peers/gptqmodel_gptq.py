@@ -3,9 +3,13 @@
 ``python gptqmodel_gptq.py MODEL TOKENS.npz OUT``: 4 bits, groups of 128, symmetric, its own defaults otherwise.
 """
 
+import os
 import sys
 
 import numpy as np
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with the default of one its own thread pool refuses to start
+
 from gptqmodel import GPTQModel, QuantizeConfig
 
 
