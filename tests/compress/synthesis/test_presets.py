@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pocketport.compress.families.qwen_vl.config import MODEL_TYPES, QwenVLConfig
 from pocketport.compress.synthesis.layout import layout_of
 from pocketport.compress.synthesis.preset import load_preset, preset_names, scaled
 from pocketport.errors import InputError, UsageError
@@ -82,6 +83,8 @@ def test_every_scale_gives_a_model(name: str, scale: float, layers: int | None) 
         assert layers is None or section.get("num_hidden_layers", 1) <= layers
         if section.get("layer_types"):
             assert len(section["layer_types"]) == section["num_hidden_layers"]
+    if preset.config["model_type"] in MODEL_TYPES:
+        QwenVLConfig.from_hf(preset.config)  # widths and lists of layers fit each other
     text = preset.config.get("text_config") or preset.config
     ids = list(preset.special_tokens.values())
     assert len(set(ids)) == len(ids) and all(0 <= index < text["vocab_size"] for index in ids)
