@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.families.registry import Lengths, family_named, family_of
+from pocketport.compress.onnx_folder import load_onnx_folder, onnx_files
 from pocketport.compress.onnx_import import load_onnx
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
@@ -52,8 +53,9 @@ def ingest(
 
     Args:
         source: ``"reference"`` (the embedded model), a bundle's folder (or link, see `leave`), a checkpoint (folder or
-            GGUF file), or an ``.onnx`` file.
-        shapes: static shapes of an ONNX file's inputs, by input name, where the file leaves dimensions open.
+            GGUF file), an ``.onnx`` file, or a folder of them.
+        shapes: static shapes of ONNX inputs, where the files leave dimensions open: by input name, in a folder by
+            ``component.input`` (see `load_onnx_folder`).
         lengths: static lengths of a checkpoint's graphs; None: the family's defaults.
 
     Raises:
@@ -63,6 +65,8 @@ def ingest(
     path = path_of(source)
     if path.is_file() and path.suffix == ".onnx":
         return load_onnx(path, shapes or {})
+    if onnx_files(path) and not (path / "bundle.json").is_file():
+        return load_onnx_folder(path, shapes or {})
     if shapes:
         raise UsageError("only ONNX files take shapes", where="--shape", fix="leave it out: this source has its own")
     if not path.exists():

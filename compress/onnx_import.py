@@ -13,7 +13,7 @@ from onnx import version_converter
 
 from pocketport.compress.builder import IR_VERSION, OPSET
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.graph import inferred, load_graph, static_shape, without_weights
+from pocketport.compress.graph import clone_graph, inferred, load_graph, static_shape, without_weights
 from pocketport.compress.passes.narrow_inputs import NarrowInputs
 from pocketport.compress.passes.simplify import fold, simplify
 from pocketport.errors import InputError, UsageError
@@ -48,32 +48,52 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
             not fold away.
         UsageError: an input's shape is open and not in `shapes`, or `shapes` contradicts the file.
     """
-    model = load_graph(path)
-    files = {path} | {Path(t.path) for t in _tensors(model) if isinstance(t, ir.ExternalTensor)}
-    most = SPARE_BYTES + 2 * sum(file.stat().st_size for file in files)
+    opened = load_graph(path)
+    model, config = import_graph(opened, path, shapes)
+    return ModelBundle(
+        name=path.stem,
+        family="onnx",
+        sha256=sha256_files({path, *external_files(opened)}),
+        components={"main": Component("main", model)},
+        config={"shapes": config},
+    )
+
+
+def import_graph(
+    model: ir.Model, path: Path, shapes: Mapping[str, Sequence[int]], prefix: str = ""
+) -> tuple[ir.Model, dict[str, list[int]]]:
+    """An opened file in the form that everything after relies on, and the shapes of its inputs; see `load_onnx`.
+
+    Args:
+        model: what `path` holds; unchanged.
+        path: for errors.
+        shapes: static shapes by input name.
+        prefix: of input names where users write them (``decoder.``).
+    """
+    most = SPARE_BYTES + 2 * sum(file.stat().st_size for file in (path, *external_files(model)))
     try:
         with memory_bound(most):
-            model = normalized(model, shapes, path)
+            done = normalized(clone_graph(model), shapes, path, prefix)
     except MemoryError as error:
         raise InputError(
             f"more than {most >> 20} MB are needed to simplify it",
             where=str(path),
             fix="export the model without constants that fill memory",
         ) from error
-    return ModelBundle(
-        name=path.stem,
-        family="onnx",
-        sha256=sha256_files(files),
-        components={"main": Component("main", model)},
-        config={"shapes": {str(v.name): list(static_shape(v) or ()) for v in model.graph.inputs}},
-    )
+    return done, {str(v.name): list(static_shape(v) or ()) for v in done.graph.inputs}
 
 
-def normalized(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path) -> ir.Model:
+def external_files(model: ir.Model) -> set[Path]:
+    """The files that hold a model's external weights."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+
+
+def normalized(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path, prefix: str = "") -> ir.Model:
     """The model with static shapes, a recent opset, and one op for one function; see `load_onnx`."""
     _check_ops(model, path)
     _remove_initialized_inputs(model)
-    model = _with_static_inputs(model, shapes, path)
+    model = _with_static_inputs(model, shapes, path, prefix)
     model = simplify(_with_opset(fold(model), path))
     model = NarrowInputs()(model).graph
     _check_float(model, path)
@@ -94,10 +114,6 @@ def memory_bound(extra: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
-    return [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
 
 
 def _check_ops(model: ir.Model, path: Path) -> None:
@@ -121,7 +137,7 @@ def _remove_initialized_inputs(model: ir.Model) -> None:
         model.graph.inputs.remove(value)
 
 
-def _with_static_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path) -> ir.Model:
+def _with_static_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path, prefix: str) -> ir.Model:
     """Fix the inputs' shapes, and forget what the file says about shapes that follow from them."""
     inputs = {str(v.name): v for v in model.graph.inputs}
     for name in shapes:
@@ -141,7 +157,7 @@ def _with_static_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], pa
             raise UsageError(
                 f"its shape is open: [{shown}]",
                 where=f"{path}, input {name}",
-                fix=f"say which, e.g. --shape {name}={_example(declared)}",
+                fix=f"say which, e.g. --shape {prefix}{name}={_example(declared)}",
             )
         fits = declared is None or (
             len(given) == len(declared) and all(d in (None, g) for g, d in zip(given, declared, strict=True))

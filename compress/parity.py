@@ -7,6 +7,7 @@ worse than the original would make every later figure meaningless.
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.registry import Pair, family_named
 from pocketport.compress.graph import clone_graph, load_graph, static_shape
@@ -90,7 +91,9 @@ def _pairs(bundle: ModelBundle, path: Path) -> Iterator[Pair]:
     if family is not None:
         return family.compare(bundle, open_source(path))
     if bundle.family == "onnx":
-        return _compare_onnx(bundle, path)
+        files = bundle.config.get("files", {"main": path.name})
+        folder = path if path.is_dir() else path.parent
+        return chain.from_iterable(_compare_onnx(bundle[name], folder / file) for name, file in files.items())
     raise UsageError("there is no parity check for it", where=f"family {bundle.family}", fix="ingest the original")
 
 
@@ -104,9 +107,9 @@ def _compared(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, float
     return sqnr_db(expected, found), distance
 
 
-def _compare_onnx(bundle: ModelBundle, path: Path) -> Iterator[Pair]:
+def _compare_onnx(component: Component, path: Path) -> Iterator[Pair]:
     """The file as it came against the simplified graph, on random inputs (normal floats, integers 0 and 1)."""
-    graph = bundle["main"].graph
+    graph = component.graph
     names = [str(v.name) for v in graph.graph.outputs]
     source = load_graph(path)
     wide = {v.name for v in source.graph.inputs if v.dtype == ir.DataType.INT64}
@@ -123,7 +126,7 @@ def _compare_onnx(bundle: ModelBundle, path: Path) -> Iterator[Pair]:
         widened = {name: array.astype(np.int64) if name in wide else array for name, array in feeds.items()}
         expected, found = original.run(widened), ported.run(feeds)
         for name, before, after in zip(names, original.outputs, ported.outputs, strict=True):
-            yield "main", name, expected[before], found[after]
+            yield component.name, name, expected[before], found[after]
 
 
 def _unsaturated(model: ir.Model) -> ir.Model:

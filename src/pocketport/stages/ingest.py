@@ -7,6 +7,7 @@ from pathlib import Path
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.ingest import REFERENCE, leave
 from pocketport.compress.ingest import ingest as ingest_source
+from pocketport.compress.onnx_folder import onnx_files
 from pocketport.compress.parity import check_parity
 from pocketport.errors import UsageError
 from pocketport.files import sha256_files, write_json
@@ -51,7 +52,9 @@ def source_digest(source: str) -> str:
         raise UsageError(
             "no such model", where=source, fix="give `reference`, a checkpoint's folder, a .gguf or an .onnx file"
         )
-    return sha256_files([p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES])
+    files = [p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES]
+    exported = onnx_files(path).values()
+    return sha256_files([*files, *exported, *(data for p in exported for data in _external_data(p))])
 
 
 def _external_data(path: Path) -> list[Path]:
