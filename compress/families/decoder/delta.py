@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.compress.builder import GraphBuilder
-from pocketport.compress.families.decoder.config import DeltaConfig
+from pocketport.compress.families.decoder.config import LINEAR, DecoderConfig, DeltaConfig
 from pocketport.compress.families.layers import Layers, derived
 
 CHUNK = 64  # tokens, as transformers has it
@@ -278,6 +278,36 @@ class _Chunks:
             return [flat]
         names = [f"{name}.{i}" for i in range(self.count)]
         return self.g.split_node("Split", [flat, self.g.integers([rows] * self.count)], f"{name}.split", names, axis=1)
+
+
+def shared_chunks(config: DecoderConfig, prefix: str, prompt: int) -> list[list[str]]:
+    """For a bundle's `shared`: what must have one encoding in every chunk of a prefill's linear attention.
+
+    Prompts shorter than the graph leave its first chunks empty: their own ranges would say nothing about a longer one.
+    So all chunks share, decays share their bound of 1, and what only decays shares with what it was.
+
+    Args:
+        config: the decoder.
+        prefix: path of its module in the checkpoint.
+        prompt: tokens of the prefill.
+    """
+    if config.delta is None:
+        return []
+    length = chunk_length(prompt, config.delta.kernel)
+    chunks, sizes = range(-(-prompt // length)), [1 << i for i in range(length.bit_length() - 1)]
+
+    def each(*names: str) -> list[str]:
+        return [f"chunk_{i}.{name}" for i in chunks for name in names]
+
+    alike = (
+        ["span.exp", "since_start", "to_end", "kept"], ["q.unit", "q.decayed"],
+        ["k.unit", "k.shared", "k.decayed", "bk.decayed", "old"], ["news", *each("known", "news")],
+        ["system", *(f"{name}_{size}" for name in ("below", "left", "product") for size in sizes)],
+        [f"inverse_{2 * size}" for size in sizes],
+        ["context", *each("context", "before", "whole")], each("update", "decayed", "state"),
+    )  # fmt: skip
+    layers = (i for i, kind in enumerate(config.layer_types) if kind == LINEAR)
+    return [[f"prefill/{prefix}.layers.{i}.linear_attn.{name}" for name in names] for i in layers for names in alike]
 
 
 def chunk_length(rows: int, kernel: int) -> int:

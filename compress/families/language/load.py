@@ -6,6 +6,7 @@ from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.checkpoint import TrackedTensors
 from pocketport.compress.families.decoder.config import DecoderConfig
+from pocketport.compress.families.decoder.delta import shared_chunks
 from pocketport.compress.families.decoder.graphs import DecoderParts, decoder_components
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.published import decoder_paths, shared_caches
@@ -14,7 +15,18 @@ from pocketport.compress.sources.folder import read_json_object
 from pocketport.compress.sources.source import Source
 from pocketport.errors import UsageError
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "qwen3_5", "minicpm", "gemma3_text", "gemma3", "smollm3")
+MODEL_TYPES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_5_text",
+    "qwen3_5",
+    "minicpm",
+    "gemma3_text",
+    "gemma3",
+    "smollm3",
+)
 PROMPT, CACHE = 512, 1024  # tokens, where neither the user nor the model's own limit says otherwise
 BUNDLED_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -52,7 +64,7 @@ def load_language(source: Source, name: str, lengths: Lengths) -> ModelBundle:
             "model": dict(source.config), "prompt": prompt, "cache": cache, "max_new_tokens": cache - prompt + 1,
             "stop_tokens": stop_tokens(source), "left_out": ["vision"] if sees else [],
         },
-        shared=shared_caches(config),
+        shared=[*shared_caches(config), *shared_chunks(config, prefix, prompt)],
     )  # fmt: skip
 
 

@@ -2,11 +2,12 @@
 
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.checkpoint import TrackedTensors
+from pocketport.compress.families.decoder.delta import shared_chunks
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.published import shared_caches
 from pocketport.compress.families.language.load import BUNDLED_FILES, IGNORED_TENSORS, static_lengths, stop_tokens
 from pocketport.compress.families.minicpmv4_6.config import PROCESSOR_FILE, MiniCPMV46Config, ProcessorConfig
-from pocketport.compress.families.minicpmv4_6.graphs import build_graphs
+from pocketport.compress.families.minicpmv4_6.graphs import LANGUAGE, build_graphs
 from pocketport.compress.families.minicpmv4_6.parts import StaticShape
 from pocketport.compress.families.minicpmv4_6.prompt import load_tokenizer
 from pocketport.compress.families.minicpmv4_6.template import template_of
@@ -41,6 +42,7 @@ def load_minicpmv46(source: Source, name: str, lengths: Lengths) -> ModelBundle:
     tokenizer = load_tokenizer(source.files["tokenizer.json"], config)
     template = template_of(source, str(tokenizer.id_to_token(config.image_token_id)))
     shape = static_shape(source, config, processor, lengths)
+    decoder = config.decoder()
     tensors = TrackedTensors(source.tensors)
     graphs = build_graphs(tensors, config, shape)
     tensors.check_all_taken((*IGNORED_TENSORS, *(() if config.mergers == 2 else ("model.vision_tower.vit_merger.*",))))
@@ -55,7 +57,10 @@ def load_minicpmv46(source: Source, name: str, lengths: Lengths) -> ModelBundle:
             "template": template.to_json(), "patches": shape.patches, "prompt": shape.prompt, "cache": shape.cache,
             "max_new_tokens": shape.cache - shape.prompt, "stop_tokens": stop_tokens(source),
         },
-        shared=[["vision/vision_features", "connector/vision_features"], *shared_caches(config.decoder())],
+        shared=[
+            ["vision/vision_features", "connector/vision_features"], *shared_caches(decoder),
+            *shared_chunks(decoder, LANGUAGE, shape.prompt),
+        ],
     )  # fmt: skip
 
 

@@ -13,10 +13,10 @@ from pocketport.compress.synthesis.preset import load_preset, preset_names, scal
 from pocketport.errors import InputError, UsageError
 
 # What the model hubs count in the published safetensors files; of 1.0 and 2.0 the size of MiniCPM-V 2's two files
-# (6,870,008,816 bytes of bfloat16, less two headers of about 38 kB).
+# (6,870,008,816 bytes of bfloat16, less two headers of about 38 kB), of 4.6 of its one file (2,600,957,528 bytes, less 101 kB).
 PUBLISHED = {
     "minicpm-v-1.0": 3_434_965_792, "minicpm-v-2.0": 3_434_965_792, "minicpm-llama3-v-2.5": 8_537_092_336,
-    "minicpm-v-2.6": 8_099_175_152, "minicpm-v-4.0": 4_059_533_040, "minicpm-v-4.5": 8_695_895_280,
+    "minicpm-v-2.6": 8_099_175_152, "minicpm-v-4.0": 4_059_533_040, "minicpm-v-4.5": 8_695_895_280, "minicpm-v-4.6": 1_300_428_016,
     "llama-3-8b": 8_030_261_248, "qwen2-7b": 7_615_616_512, "qwen2-1.5b": 1_543_714_304, "qwen3-8b": 8_190_735_360,
     "minicpm-2b": 2_724_880_896, "minicpm4-0.5b": 433_873_920, "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952,
     "qwen2.5-vl-3b": 3_754_622_976, "qwen2.5-vl-7b": 8_292_166_656, "qwen3-vl-2b": 2_127_532_032,
