@@ -19,6 +19,7 @@ from torch import nn
 
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.parity import Reference, compare_prompts, computed_by
 from pocketport.compress.families.decoder.published import cut_out, decoder_paths, telling_layers
@@ -40,7 +41,6 @@ WORDS = 4096
 SAMPLE_SEED = 7
 SIZES = ((640, 480), (90, 400))  # pixels
 BEFORE, BEHIND = 5, 9  # tokens of text around an image
-SPECIAL = ("video_token_id", "vision_end_token_id", "vision_start_token_id", "image_token_id")
 Patches = tuple[FloatArray, Grid]
 
 
@@ -69,7 +69,7 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
         for component, tensor, expected in _vision(held[0], config, (patches, grid)):
             yield component, tensor, expected, {**features, **results}[tensor][: len(expected)]
         seen = seen_image(results, grid, config.vision)
-        prompt = image_prompt(_tokens(rng, source, len(seen.tokens)), BEFORE, seen, host)
+        prompt = image_prompt(_tokens(rng, config, len(seen.tokens)), BEFORE, seen, host)
         yield (
             "prefill",
             "position_ids",
@@ -121,11 +121,12 @@ def _vision(model: Any, config: QwenVLConfig, sample: Patches) -> Iterator[tuple
         yield "connector", f"deepstack_tokens_{i}", found.deepstack_features[i].numpy()
 
 
-def _tokens(rng: np.random.Generator, source: Source, image_tokens: int) -> list[int]:
+def _tokens(rng: np.random.Generator, config: QwenVLConfig, image_tokens: int) -> list[int]:
     """Random text around an image."""
-    special = {key: int(source.config[key]) for key in SPECIAL}
-    text = rng.integers(0, min(special.values()), BEFORE + BEHIND).tolist()
-    return [*text[:BEFORE], *[special["image_token_id"]] * image_tokens, *text[BEFORE:]]
+    image = config.tokens.image_token_id
+    text = rng.integers(0, config.decoder.vocab_size - 1, BEFORE + BEHIND)
+    text += text >= image  # every word but the image's
+    return [*text[:BEFORE].tolist(), *[image] * image_tokens, *text[BEFORE:].tolist()]
 
 
 def _model_inputs(tokens: Sequence[int], config: QwenVLConfig, grid: Grid) -> dict[str, torch.Tensor]:
@@ -147,10 +148,10 @@ def _reference(model: Any, config: QwenVLConfig, sample: Patches) -> Reference:
 
 
 def _cut(source: Source) -> Source:
-    """The telling layers of both stacks and the first words of the vocabulary, special tokens among them."""
+    """The telling layers of both stacks and the first words of the vocabulary, the last of which stands for images."""
     config = QwenVLConfig.from_hf(source.config)
     source = cut_vision(source, visual_path(source.tensors), telling_blocks(config.vision))
     layers = {*telling_layers(config.decoder), *range(len(config.vision.deepstack))}
     source = cut_out(source, *decoder_paths(source.tensors), sorted(layers), WORDS)
-    special = {key: WORDS - 1 - index for index, key in enumerate(SPECIAL)}
-    return Source(source.path, {**source.config, **special}, source.tensors)
+    words = DecoderConfig.from_hf(source.config).vocab_size
+    return Source(source.path, {**source.config, "image_token_id": words - 1}, source.tensors)
