@@ -1,14 +1,14 @@
 """What llama.cpp makes of the GGUF files that Pocketport writes.
 
-``python benchmarks/llama_cpp.py BIN tokens score sizes language [--images 100] [--work DIR] [--json FILE]``, with BIN the
-folder of llama.cpp's programs (llama-mtmd-cli, llama-quantize, llama-perplexity, llama-tokenize).
+``python benchmarks/llama_cpp.py BIN tokens families score sizes language [--images 100] [--work DIR] [--json FILE]``, with
+BIN the folder of llama.cpp's programs (llama-mtmd-cli, llama-completion, llama-quantize, llama-perplexity, llama-tokenize).
 
 ``tokens``: float pairs of the reference model and of small random MiniCPM-V 2.5 to 4.5: the same greedy answers as our
 own runner's, byte by byte, from one view and from slices. llama.cpp cuts images in its own way unless a square of its
-slice size, or a grid of such squares, fits the picture exactly; these are the sizes used here. ``score``: exact match of
-the quantized reference on held-out pictures, each laid on such a canvas (``canvas``), and as they are (``own slicing``).
-``sizes``: bytes and noise of the language model's file against llama-quantize's from our float file. ``language``:
-SmolLM2-135M, the same with perplexity, and its tokens of a text.
+slice size, or a grid of such squares, fits the picture exactly; these are the sizes used here. ``families``: the same of
+plain language models. ``score``: exact match of the quantized reference on held-out pictures, each laid on such a canvas
+(``canvas``), and as they are (``own slicing``). ``sizes``: bytes and noise of the language model's file against
+llama-quantize's from our float file. ``language``: SmolLM2-135M, the same with perplexity, and its tokens of a text.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.commands.console import out, table
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.chat import ImageChat
+from pocketport.compress.families.language.runner import LanguageRunner
 from pocketport.compress.families.registry import Lengths, chat_of, family_of
 from pocketport.compress.ingest import path_of
 from pocketport.compress.sources.open import open_source
@@ -43,7 +44,13 @@ MARKER = "<__media__>"
 QUESTION = "Read the text."
 VARIANTS = ("q8_0", "q4_k_m", "q4_0", "iq4_xs")
 SYNTHETIC = ("minicpm-llama3-v-2.5", "minicpm-v-2.6", "minicpm-v-4.0", "minicpm-v-4.5")
+LANGUAGE = {
+    "llama-3-8b": 0.0625, "qwen2-1.5b": 0.2, "qwen3-8b": 0.0625, "gemma-3-270m": 0.5, "minicpm-2b": 0.12, "minicpm4-0.5b": 0.25,
+    "smollm2-135m": 0.5,
+}  # fmt: skip
 SCALE, LAYERS, NEW_TOKENS = 0.0625, 2, 24
+MOST_TRIES = 10
+PROMPT = "A phone holds it: 4 bits a weight."
 GRIDS = ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2), (3, 3), (3, 2))  # columns and rows that both cut alike
 PERPLEXITY_TOKENS, PERPLEXITY_CHUNKS = 512, 8
 
@@ -73,18 +80,26 @@ class Programs:
         return done.stdout, done.stderr
 
     def answer(self, pair: Path, image: Image.Image, prompt: str, count: int) -> bytes:
-        """What llama-mtmd-cli prints as the greedy answer about an image."""
+        """What llama-mtmd-cli prints as the greedy answer about an image.
+
+        It prints from a thread that may be cut off when the program ends: an answer without its last empty line is not
+        whole, and asked for again.
+        """
         language, projector = (
             next(p for p in pair.glob("*.gguf") if p.name.startswith("mmproj") == sees) for sees in (False, True)
         )
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "image.png"
             image.save(picture)
-            printed, _ = self.run(
-                "llama-mtmd-cli", "-m", language, "--mmproj", projector, "--image", picture, "-p", prompt, "--jinja",
-                "--temp", "0", "-n", str(count), "-fa", "off", "-t", "1", "--no-warmup", "-c", "4096",
-            )  # fmt: skip
-        return printed.removeprefix(b"\n").rstrip(b"\n")
+            for _ in range(MOST_TRIES):
+                printed, _ = self.run(
+                    "llama-mtmd-cli", "-m", language, "--mmproj", projector, "--image", picture, "-p", prompt, "--jinja",
+                    "--temp", "0", "-n", str(count), "-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "--no-warmup",
+                    "-c", "4096",
+                )  # fmt: skip
+                if printed.endswith(b"\n\n"):
+                    return printed.removeprefix(b"\n").rstrip(b"\n")
+        raise SystemExit(f"llama-mtmd-cli was cut off {MOST_TRIES} times")
 
 
 def port(source: str, label: str, work: Path, recipe: str = "default") -> Path:
@@ -154,7 +169,9 @@ def tokens(programs: Programs, work: Path) -> list[Row]:
         most = settings["slice_config"]["max_slice_nums"]
         same, total, length = 0, 0, 0
         for grid, image in canvases(side, len(GRIDS)):
-            if int(grid[0]) * int(grid[2]) > most or (int(grid[0]) * int(grid[2]) > 4 and name != "reference" and most < 9):
+            if int(grid[0]) * int(grid[2]) > most or (
+                int(grid[0]) * int(grid[2]) > 4 and name != "reference" and most < 9
+            ):
                 continue
             read = chat.read(image, QUESTION, min(NEW_TOKENS, chat.max_new_tokens))
             kept = [t for t in read.token_ids if t not in chat.stops]
@@ -165,6 +182,31 @@ def tokens(programs: Programs, work: Path) -> list[Row]:
             if found != expected.rstrip(b"\n"):
                 out.print(f"[yellow]{name} {grid}: {expected!r} and {found!r}[/]", markup=True, highlight=False)
         rows.append(Row("tokens", name, {"same answers": same, "images": total, "tokens": length}))
+    return rows
+
+
+def families(programs: Programs, work: Path) -> list[Row]:
+    """Greedy continuations by small random language models of every architecture."""
+    rows = []
+    for preset, scale in LANGUAGE.items():
+        folder = work / preset
+        if not folder.is_dir():
+            synthesize(preset, folder, scale=scale, layers=None if preset.startswith("gemma") else LAYERS)
+        source = open_source(folder)
+        bundle = family_of(source).load(source, preset, Lengths(prompt=64, cache=128))
+        runner = LanguageRunner({c.name: OrtExecutor(c.graph) for c in bundle}, bundle.config)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        expected = runner.generate(tokenizer.encode(PROMPT, add_special_tokens=False).ids, NEW_TOKENS)
+        pair = port(str(folder), "gguf:f32", work)
+        printed, _ = programs.run(
+            "llama-completion", "-m", _language(pair), "-p", PROMPT, "-n", str(len(expected)), "--temp", "0", "-no-cnv",
+            "--no-display-prompt", "-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "--no-warmup", "-c", "128",
+        )  # fmt: skip
+        wanted = token_bytes(tokenizer, expected)
+        same = printed.rstrip(b"\n").removesuffix(b" [end of text]") == wanted.rstrip(b"\n")
+        if not same:
+            out.print(f"{preset}: {wanted!r} and {printed!r}", markup=False, highlight=False)
+        rows.append(Row("families", preset, {"the same": float(same), "tokens": len(expected)}))
     return rows
 
 
@@ -179,7 +221,10 @@ def score(programs: Programs, work: Path, count: int) -> list[Row]:
         canvas = on_canvas(sample.image, side)
         if canvas is not None and len(wanted) < count:
             wanted.append((sample.answer.strip(), canvas, sample.image))
-    ours = [(chat.read(canvas, QUESTION).text.strip(), chat.read(image, QUESTION).text.strip()) for _, canvas, image in wanted]
+    ours = [
+        (chat.read(canvas, QUESTION).text.strip(), chat.read(image, QUESTION).text.strip())
+        for _, canvas, image in wanted
+    ]
     rows = [Row("score", "float, our runner", _exact(wanted, ours))]
     for variant, recipe in (("f32", "default"), *((v, r) for v in VARIANTS for r in ("default", "importance"))):
         pair = port("reference", f"gguf:{variant}", work, recipe)
@@ -215,7 +260,9 @@ def sizes(programs: Programs, source: str, work: Path) -> list[Row]:
         for who, path in (("ours", _language(port(source, f"gguf:{variant}", work))), ("llama-quantize", theirs)):
             reader = gguf.GGUFReader(path)
             kinds = {t.name: t.tensor_type.name for t in reader.tensors}
-            noise = [sqnr_db(state[n], value) for n, value in _dequantized(path).items() if kinds[n] not in ("F32", "F16")]
+            noise = [
+                sqnr_db(state[n], value) for n, value in _dequantized(path).items() if kinds[n] not in ("F32", "F16")
+            ]
             figures = {
                 "bytes": float(path.stat().st_size),
                 "tensor bytes": float(sum(int(t.n_bytes) for t in reader.tensors)),
@@ -251,7 +298,11 @@ def language(programs: Programs, work: Path) -> list[Row]:
         line = next(li for li in (printed + messages).decode(errors="replace").splitlines() if "Final estimate" in li)
         figures = {"perplexity": float(line.split("PPL =")[1].split()[0])}
         rows.append(Row("perplexity", f"{folder.name} {name}", figures))
-    own = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_text("utf-8"), add_special_tokens=False).ids
+    own = (
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
+        .encode(text.read_text("utf-8"), add_special_tokens=False)
+        .ids
+    )
     printed, _ = programs.run("llama-tokenize", "-m", paths["f32"], "-f", text, "--ids", "--no-bos", "--log-disable")
     found = json.loads(printed)
     equal = float(found == own)
@@ -287,7 +338,7 @@ def main() -> None:
     """Run what was asked for, print the tables, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", type=Path, help="folder of llama.cpp's programs")
-    parser.add_argument("parts", nargs="+", choices=["tokens", "score", "sizes", "language"])
+    parser.add_argument("parts", nargs="+", choices=["tokens", "families", "score", "sizes", "language"])
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--work", type=Path, default=Path("build/llama-cpp"))
     parser.add_argument("--json", type=Path)
@@ -296,6 +347,7 @@ def main() -> None:
     programs = Programs(options.programs)
     parts = {
         "tokens": lambda: tokens(programs, options.work),
+        "families": lambda: families(programs, options.work),
         "score": lambda: score(programs, options.work, options.images),
         "sizes": lambda: sizes(programs, "reference", options.work),
         "language": lambda: language(programs, options.work),

@@ -56,6 +56,7 @@ class _Model:
         paths: of decoder and vocabulary projection among the published names.
         shape: what mixtures ask of it.
         vision: the configuration of a model that sees.
+        names: of the language model's file, as if it lay on its own.
     """
 
     architecture: str
@@ -63,6 +64,7 @@ class _Model:
     paths: tuple[str, str]
     shape: Shape
     vision: MiniCPMVConfig | None
+    names: NameTable
 
     @classmethod
     def of(cls, source: Source, family: str) -> "_Model":
@@ -83,13 +85,13 @@ class _Model:
             )
         group = decoder.num_attention_heads // decoder.num_key_value_heads
         shape = Shape(decoder.num_hidden_layers, group, f"{paths[1]}.weight" not in source.tensors)
-        return cls(ARCHITECTURES[kind], decoder, paths, shape, vision)
+        return cls(ARCHITECTURES[kind], decoder, paths, shape, vision, text_names(ARCHITECTURES[kind]))
 
-    def text_place(self, name: str, table: NameTable) -> Place | None:
+    def text_place(self, name: str) -> Place | None:
         """The place of a published tensor in the language model's file, None where it has none."""
         for path, plain in zip(self.paths, ("model", "lm_head"), strict=True):
             if name.startswith(f"{path}."):
-                found = table.of_published(plain + name.removeprefix(path))
+                found = self.names.of_published(plain + name.removeprefix(path))
                 return Place(found[0].gguf, name, found[0].form) if found else None
         return None
 
@@ -190,7 +192,7 @@ class GgufFormat:
     def _places(self, name: str) -> tuple[Place, ...]:
         """Of a published tensor: one in the language model's file, or one or more in the projector's."""
         assert self._model is not None, "check comes before"
-        place = self._model.text_place(name, text_names(self._model.architecture))
+        place = self._model.text_place(name)
         if place is not None:
             return (place,)
         return () if self._model.vision is None or name.endswith(NOT_WRITTEN) else self._seeing.of_published(name)
