@@ -28,7 +28,7 @@ def load_graph(path: Path) -> ir.Model:
     try:
         proto = onnx.load(path, load_external_data=False)
         check_tensors(proto, path)
-        model = ir.from_proto(proto)
+        model: ir.Model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
     except InputError:
         raise

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,7 +20,11 @@ from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
 from pocketport.files import atomic_directory, write_json
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 REFERENCE = "reference"
+EXPORTED_SUFFIX = ".pt2"
 LINK_NAME = "checkpoint.json"
 LINKED_BYTES = 1 << 30  # of weights: a checkpoint that is larger is linked to, not copied
 
@@ -47,14 +52,17 @@ def path_of(source: str | Path) -> Path:
 
 
 def ingest(
-    source: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = None, lengths: Lengths | None = None
+    source: "str | Path | ExportedProgram",
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    lengths: Lengths | None = None,
 ) -> ModelBundle:
     """Open a model; no weight of a checkpoint is read.
 
     Args:
         source: ``"reference"`` (the embedded model), a bundle's folder (or link, see `leave`), a checkpoint (folder or
-            GGUF file), an ``.onnx`` file, or a folder of them.
-        shapes: static shapes of ONNX inputs, where the files leave dimensions open: by input name, in a folder by
+            GGUF file), an ``.onnx`` file, or a folder of them, a ``.pt2`` file or the program itself.
+        shapes: static shapes of the inputs of ONNX and programs, where the files leave dimensions open: by input name, in a folder by
             ``component.input`` (see `load_onnx_folder`).
         lengths: static lengths of a checkpoint's graphs; None: the family's defaults.
 
@@ -62,6 +70,8 @@ def ingest(
         UsageError: there is no such source, or `shapes` does not fit it.
         InputError: the source is damaged, hostile, or of a family that is not known.
     """
+    if not isinstance(source, str | Path) or Path(source).suffix == EXPORTED_SUFFIX:
+        return _exported(source, shapes or {})
     path = path_of(source)
     if path.is_file() and path.suffix == ".onnx":
         return load_onnx(path, shapes or {})
@@ -83,6 +93,15 @@ def ingest(
     whole = path.resolve()
     name = REFERENCE if source == REFERENCE else whole.stem if path.is_file() else whole.name
     return family_of(opened).load(opened, name, lengths or Lengths())
+
+
+def _exported(source: "str | Path | ExportedProgram", shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
+    """A program of torch.export, of which only this function loads anything."""
+    from pocketport.compress.exported_program import load_exported
+
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise UsageError("no such model", where=str(source), fix="check the path")
+    return load_exported(Path(source) if isinstance(source, str | Path) else source, shapes)
 
 
 def leave(bundle: ModelBundle, source: str | Path, directory: Path, lengths: Lengths | None = None) -> None:
