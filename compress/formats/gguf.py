@@ -178,9 +178,10 @@ class GgufFormat:
         files = [directory / f"{bundle.name}-{variant.upper()}.gguf"]
         write_gguf(files[0], self._language_metadata(source, bundle, variant), language, advance)
         if seeing:
-            kind = "f32" if variant == "f32" else "f16"
+            quantized = {tensor.type for tensor in seeing} - set(FLOATS)
+            kind = min(quantized, default="f32" if variant == "f32" else "f16")
             files.append(directory / f"mmproj-{bundle.name}-{kind.upper()}.gguf")
-            metadata = {**projector_metadata(self._vision, FILE_TYPES[kind]), "general.name": bundle.name}
+            metadata = {**projector_metadata(self._vision, FILE_TYPES.get(kind, 1)), "general.name": bundle.name}
             write_gguf(files[1], metadata, seeing, advance)
         return files
 
