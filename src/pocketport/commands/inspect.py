@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint's folder, a .gguf or an .onnx file.")],
+    source: Annotated[
+        str, typer.Argument(help="`reference`, a checkpoint or ONNX folder, a .gguf, .onnx or .pt2 file.")
+    ],
     shape: Shapes = None,
     target: Targets = None,
     json_output: Json = False,

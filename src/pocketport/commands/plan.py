@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint's folder, a .gguf or an .onnx file.")],
+    source: Annotated[
+        str, typer.Argument(help="`reference`, a checkpoint or ONNX folder, a .gguf, .onnx or .pt2 file.")
+    ],
     target: Targets = None,
     format_: Formats = None,
     recipe: Annotated[str, typer.Option(help="A named recipe or a YAML file.")] = "default",

@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 def port(
-    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint's folder, a .gguf or an .onnx file.")],
+    source: Annotated[
+        str, typer.Argument(help="`reference`, a checkpoint or ONNX folder, a .gguf, .onnx or .pt2 file.")
+    ],
     out_dir: Out,
     target: Targets = None,
     format_: Formats = None,

@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint's folder, a .gguf or an .onnx file.")],
+    source: Annotated[
+        str, typer.Argument(help="`reference`, a checkpoint or ONNX folder, a .gguf, .onnx or .pt2 file.")
+    ],
     out_dir: Out,
     shape: Shapes = None,
     cache: Cache = None,
