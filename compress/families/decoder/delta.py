@@ -340,4 +340,4 @@ def _below(size: int, length: int) -> NDArray[np.float32]:
     """1 where a block of `size` rows meets the block of columns before it within blocks of twice that size."""
     blocks = np.arange(length) // size
     row, column = blocks[:, None], blocks[None]
-    return ((row == column + 1) & (row % 2 == 1)).astype(np.float32)
+    return np.asarray((row == column + 1) & (row % 2 == 1), np.float32)

@@ -90,8 +90,8 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
             seen.append(vision_tokens)
         image_prompts.append(image_prompt(prompt, views, grid, seen, config))
         if image_prompts[-1].positions is not None:
-            expected = _positions(held[0], prompt.input_ids, views, config)
-            yield "prefill", "position_ids", expected, np.asarray(image_prompts[-1].positions)
+            positions = _positions(held[0], prompt.input_ids, views, config)
+            yield "prefill", "position_ids", positions, np.asarray(image_prompts[-1].positions)
     vision.close()
     connector.close()
 
@@ -189,7 +189,7 @@ def _reference(
     @torch.inference_mode()
     def compute(tokens: Sequence[int]) -> Computed:
         cache = empty_cache(model)
-        seen = BaseModelOutputWithPooling(pooler_output=[torch.from_numpy(part) for part in vision_tokens])  # type: ignore[arg-type]
+        seen = BaseModelOutputWithPooling(pooler_output=[torch.from_numpy(part) for part in vision_tokens])
         result = model(
             **_inputs(tokens, views, config), mm_encoder_outputs={"image": seen}, cache=cache, use_cache=True
         )

@@ -36,4 +36,4 @@ class Parts(Layers):
     @property
     def features(self) -> int:
         """Rows of the tower's output: patches, or windows of them."""
-        return self.shape.patches // WINDOW ** (2 * (self.config.mergers - 1))
+        return self.shape.patches // (WINDOW**2 if self.config.mergers == 2 else 1)

@@ -39,6 +39,12 @@ class EncodedPrompt:
     spans: list[Span]
 
 
+def stop_tokens(tokenizer: Tokenizer, published: Sequence[int]) -> list[int]:
+    """The end of a turn first, then what else ends an answer."""
+    end = tokenizer.token_to_id(TURN_END)
+    return [*([] if end is None else [end]), *(token for token in published if token != end)]
+
+
 def load_tokenizer(path: Path, config: MiniCPMV46Config) -> Tokenizer:
     """Read a ``tokenizer.json``.
 

@@ -11,7 +11,6 @@ from pocketport.compress.executor import Arrays, Executor
 from pocketport.compress.families.chat import ImageChat, ImagePrompt
 from pocketport.compress.families.decoder.host import MASKED, DecoderHost, Rows, prompt_rows
 from pocketport.compress.families.decoder.rope import FloatArray
-from pocketport.compress.families.minicpmv.prompt import TURN_END
 from pocketport.compress.families.minicpmv.slicing import Size
 from pocketport.compress.families.minicpmv4_6.canvas import canvas_positions
 from pocketport.compress.families.minicpmv4_6.config import MiniCPMV46Config, ProcessorConfig
@@ -20,6 +19,7 @@ from pocketport.compress.families.minicpmv4_6.prompt import (
     encode_prompt,
     image_placeholder,
     load_tokenizer,
+    stop_tokens,
 )
 from pocketport.compress.families.minicpmv4_6.template import Template
 from pocketport.compress.families.minicpmv4_6.views import View, views_of
@@ -44,8 +44,7 @@ class MergerChat(ImageChat):
         self.template = Template(**config["template"])
         self.patches = int(config["patches"])
         tokenizer = load_tokenizer(files["tokenizer.json"], self.config)
-        end = int(tokenizer.token_to_id(TURN_END))
-        stops = [end, *(token for token in config["stop_tokens"] if token != end)]
+        stops = stop_tokens(tokenizer, config["stop_tokens"])
         host = DecoderHost(self.config.decoder(), int(config["prompt"]), int(config["cache"]))
         super().__init__(executors, config, host, tokenizer, stops)
 
