@@ -1,6 +1,6 @@
 """One request from image to answer: what the components' latencies add up to for the person who waits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 
@@ -10,22 +10,27 @@ STRENGTH: Sequence[ProvenanceKind] = (
 )  # fmt: skip
 
 
-def story(latencies: Mapping[str, Measurement], *, slices: int, answer_tokens: int) -> list[Measurement]:
+def story(
+    latencies: Mapping[str, Measurement], *, components: Collection[str], slices: int, answer_tokens: int
+) -> list[Measurement]:
     """Figures of one request.
 
     Args:
         latencies: component name → latency of one call in ms. `vision` and `connector` run once a slice; `embed`
             and `prefill` once for the prompt; `embed` and `decode` once a token after the first.
+        components: all that the model has.
         slices: pictures that the image is cut into, the overview included; at least 1.
         answer_tokens: tokens of the answer; at least 1.
 
     Returns:
         ``image_encode``, ``time_to_first_token``, ``tokens_per_second`` and ``request_latency``, as far as their
-        parts are known; ``latency`` for a single component. Intervals add up end to end, as if all errors went the
-        same way. What can't be said is left out, and a budget on it then fails.
+        parts are known; for a model without a language model ``latency``, one call of each component. Intervals add
+        up end to end, as if all errors went the same way. What can't be said is left out, and a budget on it then
+        fails.
     """
-    if set(latencies) == {"main"}:
-        return [_total("latency", [(1, latencies["main"])])]
+    if "prefill" not in components:
+        once = _complete([(1, latencies.get(name)) for name in components])
+        return [_total("latency", once)] if once else []
     encode = [(slices, latencies.get(name)) for name in ("vision", "connector")]
     prompt = [(1, latencies.get("embed")), (1, latencies.get("prefill"))]
     token = [(1, latencies.get("embed")), (1, latencies.get("decode"))]

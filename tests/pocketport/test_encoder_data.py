@@ -109,3 +109,4 @@ def test_the_whole_road_of_a_tower(tower: Path, pictures: Path, tmp_path: Path) 
     (component,) = target.components
     assert component.name == "vision" and component.verify is not None and component.verify.sqnr_db > 10
     assert target.task is not None and target.task.metric == "cosine" and target.task.value > 0.95
+    assert target.profile is not None and "latency" in {m.name for m in target.profile.measurements}

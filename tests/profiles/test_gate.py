@@ -14,6 +14,7 @@ from pocketport.profiles.story import story
 from pocketport.profiles.units import format_quantity, parse_quantity
 
 MEASURED = Provenance(ProvenanceKind.MEASURED, "here")
+LANGUAGE = ("embed", "prefill", "decode")
 PREDICTED = Provenance(ProvenanceKind.PREDICTED, "roofline")
 
 
@@ -25,7 +26,7 @@ def ms(
 
 def test_story_adds_up() -> None:
     parts = {"vision": ms(10, 8, 12, PREDICTED), "connector": ms(2), "embed": ms(1), "prefill": ms(20), "decode": ms(4)}
-    figures = {m.name: m for m in story(parts, slices=3, answer_tokens=11)}
+    figures = {m.name: m for m in story(parts, components=parts, slices=3, answer_tokens=11)}
     assert figures["image_encode"].value == 36
     assert (figures["image_encode"].low, figures["image_encode"].high) == (30, 42)
     assert figures["time_to_first_token"].value == 57
@@ -36,15 +37,22 @@ def test_story_adds_up() -> None:
 
 
 def test_rate_turns_the_interval_round() -> None:
-    rate = story({"embed": ms(1, 1, 1), "decode": ms(4, 3, 9)}, slices=1, answer_tokens=1)[-1]
+    rate = story({"embed": ms(1, 1, 1), "decode": ms(4, 3, 9)}, components=LANGUAGE, slices=1, answer_tokens=1)[-1]
     assert (rate.low, rate.value, rate.high) == (100, 200, 250)
 
 
 def test_story_leaves_out_what_it_cannot_say() -> None:
-    assert [m.name for m in story({"embed": ms(1), "decode": ms(4)}, slices=1, answer_tokens=1)] == [
-        "tokens_per_second"
-    ]
-    assert [m.name for m in story({"main": ms(5)}, slices=1, answer_tokens=1)] == ["latency"]
+    known = {"embed": ms(1), "decode": ms(4)}
+    assert [m.name for m in story(known, components=LANGUAGE, slices=1, answer_tokens=1)] == ["tokens_per_second"]
+
+
+def test_components_that_do_not_chain_run_once_each() -> None:
+    (alone,) = story({"main": ms(5)}, components=["main"], slices=7, answer_tokens=9)
+    assert (alone.name, alone.value) == ("latency", 5)
+    both = ["vision", "text"]
+    (sum_of_both,) = story({"vision": ms(5), "text": ms(2)}, components=both, slices=7, answer_tokens=9)
+    assert (sum_of_both.name, sum_of_both.value) == ("latency", 7)
+    assert story({"vision": ms(5)}, components=both, slices=1, answer_tokens=1) == [], "a part is not the whole"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def profile_target(
             {c.name: c.graph for c in pivot},
             float_bits=HOST_FLOAT_BITS if isinstance(backend, MeasuringBackend) else NPU_FLOAT_BITS,
         )
-        figures += story(latencies, slices=views, answer_tokens=tokens) if latencies else []
+        figures += story(latencies, components=bundle.components, slices=views, answer_tokens=tokens)
         if not any(m.name == "peak_memory" for m in figures):
             figures.append(plan.peak())
         size = sum(primary_artifact(c).bytes for c in compiled.values())
