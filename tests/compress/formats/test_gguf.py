@@ -209,3 +209,15 @@ def deep_llama(folder: Path, *, hidden: int, inner: int) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def test_a_recipe_packs_the_vision_tower_too(tmp_path: Path) -> None:
+    folder = tmp_path / "float"
+    synthesize("minicpm-v-2.6", folder, scale=0.03, layers=2)
+    done = written(tmp_path, folder, "gguf:f16", {"component": "vision", "scheme": "q8_0"})
+    read = gguf.GGUFReader(done.directory / "mmproj-tiny-Q8_0.gguf")
+    kinds = types(read)
+    assert kinds["v.blk.1.ffn_up.weight"] == "q8_0" and kinds["resampler.kv.weight"] == "f16"
+    assert kinds["v.blk.1.attn_q.weight"] == "f16"  # 72 columns
+    assert "do not divide its 72 columns" in done.plans["vpm.encoder.layers.1.self_attn.q_proj.weight"].why
+    assert read.fields["general.file_type"].contents() == 7 and read.fields["clip.minicpmv_version"].contents() == 3
