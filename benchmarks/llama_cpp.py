@@ -83,8 +83,8 @@ class Programs:
     def answer(self, pair: Path, image: Image.Image, prompt: str, count: int) -> bytes:
         """What llama-mtmd-cli prints as the greedy answer about an image.
 
-        It prints from a thread that may be cut off when the program ends: an answer without its last empty line is not
-        whole, and asked for again.
+        It prints from a thread that may be cut off when the program ends: an answer without a newline behind it is
+        not whole, and asked for again.
         """
         language, projector = (
             next(p for p in pair.glob("*.gguf") if p.name.startswith("mmproj") == sees) for sees in (False, True)
@@ -98,8 +98,9 @@ class Programs:
                     "--temp", "0", "-n", str(count), "-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "--no-warmup",
                     "-c", "4096",
                 )  # fmt: skip
-                if printed.endswith(b"\n\n"):
-                    return printed.removeprefix(b"\n").rstrip(b"\n")
+                answer = printed.removeprefix(b"\n")
+                if answer.endswith(b"\n"):
+                    return answer.rstrip(b"\n")
         raise SystemExit(f"llama-mtmd-cli was cut off {MOST_TRIES} times")
 
 
