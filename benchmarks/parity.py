@@ -153,9 +153,13 @@ def main() -> None:
             out.print(*parity_cells(rows[-1])[:2], parity_cells(rows[-1])[4] or rows[-1].error)
     series = [n for n in arguments.only if load_preset(n).config["model_type"] == "minicpmv"]
     sizes: dict[tuple[int, int], dict[str, Laid]] = {size: {} for size in SIZES}
+    seen: set[str] = set()  # versions that cut alike are compared to the pixel once
     for name in series:
-        for laid in slicing(name, not arguments.no_pixels):
+        config = MiniCPMVConfig.model_validate(load_preset(name).config)
+        cutting = f"{config.slice_mode} {config.slice_config} {config.image_size}"
+        for laid in slicing(name, not arguments.no_pixels and cutting not in seen):
             sizes[laid.size][name] = laid
+        seen.add(cutting)
     cells = {"parity": (PARITY_HEAD, [parity_cells(row) for row in rows])}
     if len(series) > 1:
         versions = [f"tokens {n.rpartition('-')[2]}" for n in series]

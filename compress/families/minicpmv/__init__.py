@@ -1,1 +1,1 @@
-"""MiniCPM-V 2.5: configuration, torch model, component graphs, host runner."""
+"""MiniCPM-V 1.0 to 4.5: configuration, torch model, component graphs, host runner."""

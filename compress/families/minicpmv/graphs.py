@@ -1,4 +1,4 @@
-"""The five component graphs of a MiniCPM-V 2.5 model (arXiv 2408.01800, section 3).
+"""The five component graphs of a MiniCPM-V model, 1.0 to 4.5 (arXiv 2408.01800, section 3).
 
 They are laid down in ``docs/architecture.md``. Weights keep the published checkpoint's names, and its tensors go
 into the graphs as they lie on disk.

@@ -1,4 +1,4 @@
-"""MiniCPM-V in plain torch: the reference for parity and the model that is trained.
+"""MiniCPM-V 2.5 in plain torch: the model that is trained (the parity gate compares with other people's code).
 
 Parameter names are exactly those of ``openbmb/MiniCPM-Llama3-V-2_5``. Shapes: B views (or sequences),
 L patches (padded), T tokens, Q queries, D channels.

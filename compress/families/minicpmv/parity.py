@@ -40,6 +40,7 @@ WORDS = 4096
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 4
 TEXT_TOKENS = 96
+PART_TOKENS = 192  # beside one view's vision tokens: question and chat template, a token a byte
 VISUAL = ("vision", "connector")
 
 
@@ -63,7 +64,8 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
     images = SAMPLE_COUNT
     if sum(prod(dimensions(tensor)) for tensor in source.tensors.values()) > SMALL:
         source, images = part_of(source, WORDS), 1
-        lengths = Lengths(*(int(bundle.config[key]) for key in ("prompt", "cache", "patches")))
+        prompt = MiniCPMVConfig.of(source).query_num + PART_TOKENS
+        lengths = Lengths(prompt, prompt + PART_TOKENS, int(bundle.config["patches"]))
         bundle = load_minicpmv(source, bundle.name, lengths)
     host = host_of(bundle)
     rng = np.random.default_rng(SAMPLE_SEED)

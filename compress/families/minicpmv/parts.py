@@ -1,7 +1,14 @@
 """What the component graphs of MiniCPM-V share: configuration, static lengths and layers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pocketport.compress.builder import Weight
 from pocketport.compress.families.layers import Layers
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 
@@ -32,3 +39,17 @@ class Parts(Layers):
 
     config: MiniCPMVConfig
     shape: StaticShape
+
+
+def array_of(tensor: Weight) -> NDArray[np.generic]:
+    """The numbers of a weight."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+
+
+def lazily(tensor: Weight, change: Callable[[NDArray[Any]], NDArray[Any]], shape: tuple[int, ...]) -> Weight:
+    """`change` of a tensor, computed when the weight is read."""
+    return ir.LazyTensor(
+        lambda: ir.Tensor(np.ascontiguousarray(change(array_of(tensor)))),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(shape),
+    )

@@ -6,7 +6,7 @@ projection, and its GELU is the exact one.
 
 import onnx_ir as ir
 
-from pocketport.compress.families.minicpmv.parts import Parts
+from pocketport.compress.families.minicpmv.parts import Parts, lazily
 
 
 def build_timm_vision(parts: Parts) -> None:
@@ -21,7 +21,7 @@ def build_timm_vision(parts: Parts) -> None:
     x = g.node("Conv", [pixels, weight, offset], path, kernel_shape=[patch, patch], strides=[patch, patch])
     x = g.transpose(g.reshape(x, (width, length), f"{path}.flat"), (1, 0), f"{path}.rows")
     path = "vpm.pos_embed"
-    stored = g.reshape(parts.weight(path, 1, table, width), (table, width), f"{path}.table")
+    stored = g.weight(path, lazily(parts.tensor(path, 1, table, width), lambda rows: rows[0], (table, width)))
     x = g.node("Add", [x, g.node("MatMul", [mixing, stored], f"{path}.resampled")], "vpm.embeddings")
     for i in range(parts.config.vision_layers):
         x = _block(parts, x, bias, f"vpm.blocks.{i}")

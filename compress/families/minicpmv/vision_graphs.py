@@ -1,6 +1,5 @@
 """The graphs of an image's way: the vision tower over one slice, and the connector to the language model."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.compress.builder import Weight
-from pocketport.compress.families.minicpmv.parts import Parts
+from pocketport.compress.families.minicpmv.parts import Parts, array_of, lazily
 from pocketport.compress.families.minicpmv.timm_graphs import build_timm_vision
 from pocketport.compress.families.minicpmv.versions import version_of
 
@@ -89,7 +88,9 @@ def build_connector(parts: Parts) -> None:
     context = parts.merged(parts.attention(q, k, v, bias, path), path, queries, width)
     x = parts.layer_norm(parts.linear(context, f"{path}.out_proj", width, width), "resampler.ln_post", width, eps)
     # The checkpoint computes x @ proj; its transpose makes this a linear layer like all others.
-    proj = g.weight("resampler.proj", _lazy(parts.tensor("resampler.proj", width, width), np.transpose, (width, width)))
+    proj = g.weight(
+        "resampler.proj", lazily(parts.tensor("resampler.proj", width, width), np.transpose, (width, width))
+    )
     g.output(g.node("Gemm", [x, proj], "resampler.proj.linear", transB=1, output="vision_tokens"))
 
 
@@ -100,8 +101,8 @@ def _in_projection(parts: Parts, x: ir.Value, part: str, index: int) -> ir.Value
     def rows(stacked: NDArray[Any]) -> NDArray[Any]:
         return stacked[index * width : (index + 1) * width]
 
-    weight = _lazy(parts.tensor(f"{path}.in_proj_weight", 3 * width, width), rows, (width, width))
-    bias = _lazy(parts.tensor(f"{path}.in_proj_bias", 3 * width), rows, (width,))
+    weight = lazily(parts.tensor(f"{path}.in_proj_weight", 3 * width, width), rows, (width, width))
+    bias = lazily(parts.tensor(f"{path}.in_proj_bias", 3 * width), rows, (width,))
     inputs = [x, parts.g.weight(f"{path}.{part}.weight", weight), parts.g.weight(f"{path}.{part}.bias", bias)]
     return parts.g.node("Gemm", inputs, f"{path}.{part}", transB=1)
 
@@ -120,26 +121,13 @@ def _projected_queries(parts: Parts, heads: int) -> Weight:
     head = width // heads
 
     def fold() -> NDArray[np.float32]:
-        query, gamma, beta, weight, offset = (np.asarray(_array(t), np.float64) for t in tensors)
+        query, gamma, beta, weight, offset = (np.asarray(array_of(t), np.float64) for t in tensors)
         centred = query - query.mean(-1, keepdims=True)
         normed = centred / np.sqrt(centred.var(-1, keepdims=True) + eps) * gamma + beta
-        placed = normed + np.asarray(_array(own), np.float64)
+        placed = normed + np.asarray(array_of(own), np.float64)
         projected = (placed @ weight[:width].T + offset[:width]) * head**-0.5
         return np.asarray(projected.reshape(queries, heads, head).transpose(1, 0, 2), np.float32)
 
     return ir.LazyTensor(
         lambda: ir.Tensor(fold()), dtype=ir.DataType.FLOAT, shape=ir.Shape((heads, queries, head)), cache=True
-    )
-
-
-def _array(tensor: Weight) -> NDArray[np.generic]:
-    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
-
-
-def _lazy(tensor: Weight, change: Callable[[NDArray[Any]], NDArray[Any]], shape: tuple[int, ...]) -> Weight:
-    """`change` of a tensor, computed when the weight is read."""
-    return ir.LazyTensor(
-        lambda: ir.Tensor(np.ascontiguousarray(change(_array(tensor)))),
-        dtype=ir.DataType.FLOAT,
-        shape=ir.Shape(shape),
     )
