@@ -82,7 +82,7 @@ def _signed_bytes(data: Bytes) -> Floats:
 
 def fifth_bit(low: Bytes, bits: Bytes) -> Bytes:
     """Integers of 5 bits [B, 32] from their low halves and a little-endian word [B, 4] of the fifth bits."""
-    return low | (np.unpackbits(bits, axis=1, bitorder="little") << 4)
+    return low | np.left_shift(np.unpackbits(bits, axis=1, bitorder="little"), 4, dtype=np.uint8)
 
 
 def six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:
@@ -145,7 +145,7 @@ def _q4_k(b: Bytes) -> Floats:
 
 
 def _q5_k(b: Bytes) -> Floats:
-    return _affine_super(b, nibbles(b[:, 48:], 32) | (_fields(b[:, 16:48], 32, 1, 8) << 4))
+    return _affine_super(b, nibbles(b[:, 48:], 32) | np.left_shift(_fields(b[:, 16:48], 32, 1, 8), 4, dtype=np.uint8))
 
 
 def _q6_k(b: Bytes) -> Floats:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from pocketport.compress.ggml.names import COMPUTED_TENSORS, Form, NameTable, projector_names, rotary_rows, text_names
 from pocketport.compress.ggml.reader import GgufFile, GgufTensor
+from pocketport.compress.graph import dimensions
 from pocketport.compress.sources.gguf_config import Metadata, text_config
 from pocketport.compress.sources.gguf_projector import composite_config, with_published_layers
 from pocketport.compress.sources.gguf_tensors import Order, Published, changed, published_tensor, stacked
@@ -104,11 +105,11 @@ def _order(file: GgufFile, tensor: GgufTensor, form: Form, config: Mapping[str, 
 
 def _joined(file: GgufFile, name: str, parts: Mapping[int, Published]) -> ir.TensorProtocol:
     """Three tensors of one shape, one behind another."""
-    shapes = {tuple(part.shape) for part in parts.values()}
+    shapes = {dimensions(part) for part in parts.values()}
     if sorted(parts) != [0, 1, 2] or len(shapes) != 1:
         raise _wrong(file, f"of {name}", f"its parts are {sorted(parts)} of the shapes {sorted(map(str, shapes))}")
     ordered = [parts[index] for index in range(3)]
-    rows, *rest = (int(d) for d in next(iter(shapes)))
+    rows, *rest = next(iter(shapes))
     return stacked(ordered, np.concatenate, name, (3 * rows, *rest))
 
 

@@ -16,11 +16,13 @@ from pocketport.errors import InputError
 
 T = TypeVar("T", int, float, str, bool)
 
-MODEL_TYPES: Mapping[str, str] = {
-    "llama": "llama", "minicpm": "minicpm", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text",
-    "smollm3": "smollm3", "bert": "bert",
+MODEL_TYPES: Mapping[str, tuple[str, str]] = {
+    "llama": ("llama", "LlamaForCausalLM"), "minicpm": ("minicpm", "MiniCPMForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"), "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"), "smollm3": ("smollm3", "SmolLM3ForCausalLM"),
+    "bert": ("bert", "BertModel"),
 }  # fmt: skip
-"""``general.architecture`` → ``model_type``."""
+"""``general.architecture`` → ``model_type`` and the class in ``architectures``."""
 
 GEMMA3_27B_LAYERS = 62  # the one Gemma 3 whose scores are divided by another width than its heads'
 GEMMA3_PATTERN, SMOLLM3_INTERVAL = 6, 4
@@ -107,8 +109,9 @@ def text_config(metadata: Metadata) -> dict[str, Any]:
         raise metadata.refused(
             "general.architecture", f"the architecture {kind!r} is not known (known: {', '.join(MODEL_TYPES)})"
         )
-    config = {
-        "model_type": MODEL_TYPES[kind],
+    config: dict[str, Any] = {
+        "model_type": MODEL_TYPES[kind][0],
+        "architectures": [MODEL_TYPES[kind][1]],
         "hidden_size": metadata.size("embedding_length"),
         "intermediate_size": metadata.size("feed_forward_length"),
         "num_hidden_layers": metadata.size("block_count"),

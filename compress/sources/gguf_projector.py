@@ -53,7 +53,7 @@ def composite_config(text: Mapping[str, Any], projector: GgufFile, where: Path) 
         )
     side = metadata.require("clip.vision.image_size", int)
     return {
-        **text, "model_type": "minicpmv", "version": version, "query_num": queries, "image_size": side,
+        **text, "model_type": "minicpmv", "architectures": ["MiniCPMV"], "version": version, "query_num": queries, "image_size": side,
         "slice_mode": True, "use_image_id": version != "2.5", "drop_vision_last_layer": False,
         "slice_config": {"max_slice_nums": MOST_SLICES, "scale_resolution": side, "patch_size": vision["patch_size"]},
         "vision_config": vision,

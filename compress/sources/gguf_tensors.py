@@ -129,7 +129,7 @@ def _integers(kind: str, data: Bytes) -> Bytes:
         return nibbles(data, 16)
     if kind == "q5_0":
         return fifth_bit(nibbles(data[:, 4:], 16), data[:, :4])
-    return data ^ 128  # two's complement, counted from −128
+    return np.bitwise_xor(data, 128, dtype=np.uint8)  # two's complement, counted from −128
 
 
 def published_tensor(file: Path, tensor: GgufTensor, name: str, order: Order | None = None) -> Published:

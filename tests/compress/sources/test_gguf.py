@@ -8,11 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from decoder_models import save_decoder, save_minicpm
+from decoder_models import save_decoder, save_minicpm, shaken
 from gguf_files import llama, write_llama
 from minicpmv_series import SERIES
 from written_formats import written
 
+from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.registry import Lengths, family_of
@@ -240,3 +241,40 @@ def test_llama_3_positions_are_recognized(mixed: Path, tmp_path: Path) -> None:
     writer.close()
     found = open_source(tmp_path / "n.gguf").config["rope_scaling"]
     assert found == {k: v for k, v in scaling.items() if k != "rope_theta"}
+
+
+def test_a_bert(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 90,
+    }
+    model = shaken(BertModel(BertConfig(**sizes, max_position_embeddings=48)))
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "bert")
+    writer.add_block_count(2)
+    writer.add_context_length(48)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 2)
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("pooler."):
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    bundle = ingest(tmp_path / "m.gguf", lengths=Lengths(prompt=16))
+    ids = torch.arange(3, 19)[None]
+    with torch.inference_mode():
+        expected = model.eval()(ids).last_hidden_state[0].numpy()
+    feeds = {"input_ids": ids[0].numpy().astype(np.int32), "attention_mask": np.ones(16, np.float32)}
+    found = OrtExecutor(bundle["main"].graph).run(feeds)["last_hidden_state"]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
