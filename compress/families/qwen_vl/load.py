@@ -90,16 +90,17 @@ def static_shape(config: QwenVLConfig, settings: ImageSettings, lengths: Lengths
         UsageError: they do not fit into each other, into the model's context, or an image at the processor's least.
     """
     merged, area = config.vision.merged, settings.patch_size**2
-    patches = lengths.patches or min(settings.max_pixels // area, PATCHES)
-    least = -(-settings.min_pixels // area)
+    least = -(-settings.min_pixels // (area * merged)) * merged
+    patches = lengths.patches or max(least, min(settings.max_pixels // area, PATCHES) // merged * merged)
     if patches % merged or patches < least:
         raise UsageError(
             f"{patches} patches: not a multiple of {merged}, or under the {least} of the smallest image",
-            where="lengths", fix=f"give a multiple of {merged}, at least {-(-least // merged) * merged}",
+            where="lengths", fix=f"give a multiple of {merged}, at least {least}",
         )  # fmt: skip
     needed = patches // merged + QUESTION_TOKENS + TEMPLATE_TOKENS
     prompt = lengths.prompt or -(-needed // PROMPT_STEP) * PROMPT_STEP
-    lengths = Lengths(prompt=prompt, cache=lengths.cache or prompt + NEW_TOKENS)
+    cache = lengths.cache or min(prompt + NEW_TOKENS, config.decoder.max_position_embeddings)
+    lengths = Lengths(prompt=prompt, cache=cache)
     prompt, cache = static_lengths(config.decoder, lengths)
     return StaticShape(patches, prompt, cache)
 

@@ -10,8 +10,10 @@ import onnx_ir as ir
 import pytest
 from qwen_vl_models import MODELS, save_qwen_vl
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from pocketport.calibration.metrics import sqnr_db
+from pocketport.cli import app
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.qwen_vl import parity
@@ -232,3 +234,22 @@ def test_lengths(saved: dict[str, Path]) -> None:
     ):
         with pytest.raises(UsageError, match="lengths"):
             load(folder, lengths)
+
+
+def test_a_quantized_checkpoint(saved: dict[str, Path], tmp_path: Path) -> None:
+    """The language model in integers and the tower as it was; the commands see five components that every target takes."""
+    folder, cache = saved["qwen2_5_vl"], ["--cache", str(tmp_path / "cache")]
+    inspected = CliRunner().invoke(
+        app, ["inspect", str(folder), "-t", "qualcomm/sm8650", "-t", "x86/avx512-vnni", "--json"]
+    )
+    assert inspected.exit_code == 0, inspected.output
+    ported = CliRunner().invoke(
+        app, ["port", str(folder), "--out", str(tmp_path / "run"), "-f", "compressed-tensors", *cache]
+    )
+    assert ported.exit_code == 0, ported.output
+    (made,) = (tmp_path / "run").rglob("model.safetensors")
+    names, before = load_file(made), load_file(folder / "model.safetensors")
+    assert {name for name in names if name.startswith("visual.")} == {
+        name for name in before if name.startswith("visual.")
+    }
+    assert "model.layers.2.mlp.up_proj.weight_packed" in names and "model.layers.2.mlp.up_proj.weight" not in names
