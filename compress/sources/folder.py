@@ -29,7 +29,7 @@ def open_folder(folder: Path) -> Source:
     Raises:
         InputError: a file is missing, damaged or hostile, or its quantization is of an unknown method.
     """
-    _check_links(folder)
+    check_links(folder)
     config = read_json_object(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise InputError(
@@ -45,7 +45,7 @@ def open_folder(folder: Path) -> Source:
     return Source(folder, config, _unpacked(folder, config, checkpoint), files, weight_files)
 
 
-def _check_links(folder: Path) -> None:
+def check_links(folder: Path) -> None:
     """Symbolic links among the files that are read must stay in the folder; those of the hub's cache go to its ``blobs``.
 
     Raises:
@@ -54,7 +54,7 @@ def _check_links(folder: Path) -> None:
     root = folder.resolve()
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     for path in sorted(folder.iterdir()):
-        if path.suffix not in (*FILE_SUFFIXES, ".safetensors") or not path.is_symlink():
+        if path.suffix not in (*FILE_SUFFIXES, ".safetensors", ".gguf") or not path.is_symlink():
             continue
         target = path.resolve()
         if not any(target.is_relative_to(home) for home in homes):

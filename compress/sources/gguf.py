@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from pocketport.compress.ggml.names import COMPUTED_TENSORS, Form, NameTable, projector_names, rotary_rows, text_names
 from pocketport.compress.ggml.reader import GgufFile, GgufTensor
 from pocketport.compress.graph import dimensions
+from pocketport.compress.sources.folder import check_links
 from pocketport.compress.sources.gguf_config import Metadata, text_config
 from pocketport.compress.sources.gguf_projector import composite_config, with_published_layers
 from pocketport.compress.sources.gguf_tensors import Order, Published, changed, published_tensor, stacked
@@ -52,6 +53,8 @@ def open_gguf(path: Path) -> Source:
 
 def _files(path: Path) -> tuple[GgufFile, GgufFile | None]:
     """The language model and its projector."""
+    if path.is_dir():
+        check_links(path)
     found = [GgufFile(p) for p in (sorted(path.glob("*.gguf")) if path.is_dir() else [path])]
     for file in found:
         if Metadata(file).get("split.count", int) not in (None, 1):

@@ -213,6 +213,10 @@ def test_folders_that_are_not_clear(mixed: Path, tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(UsageError, match="no such model"):
         open_source(tmp_path / "c.gguf")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "m.gguf").symlink_to(mixed)
+    with pytest.raises(InputError, match="a symbolic link out of the model's folder"):
+        open_source(tmp_path / "linked")
 
 
 def test_llama_3_positions_are_recognized(mixed: Path, tmp_path: Path) -> None:
