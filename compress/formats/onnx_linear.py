@@ -98,7 +98,7 @@ class OnnxWeights:
                 for i, name in enumerate(names)
             ]
             return self.g.node("Concat", parts, path, axis=-1, output=output)
-        label = f"{path}.weight"
+        label = names[0] if len(names) == 1 else f"{path}.weight"  # a tied projection shares the table's integers
         bias = self._lazy(f"{path}.bias", (self._rows(biases),), lambda: self._joined(biases)) if biases else None
         if names[0] not in self.weights:
             columns = dimensions(self.tensor(names[0]))[1]

@@ -37,8 +37,10 @@ def save_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer of that vocabulary, as transformers saves it."""
     from transformers import PreTrainedTokenizerFast
 
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())[:VOCABULARY]
-    tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[]))
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 1]
+    merge = (symbols[0], symbols[1])  # openvino-tokenizers needs one
+    vocabulary = {symbol: index for index, symbol in enumerate([*symbols, "".join(merge)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[merge]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)

@@ -114,6 +114,12 @@ def test_activations_in_int8_and_float16(tmp_path: Path) -> None:
     assert 1e-5 < worst["fp16"] < 2e-3 < worst["int8"] < 0.1
 
 
+def test_a_tied_projection_shares_the_tables_integers(tmp_path: Path) -> None:
+    done = written(tmp_path, save_decoder(tmp_path / "float", "llama-multi-head"), "onnxruntime-genai")
+    initializers = ir.load(done.directory / "model.onnx").graph.initializers
+    assert [name for name in initializers if name.endswith("_q8")] == ["model.embed_tokens.weight_q8"]
+
+
 def test_the_configuration_is_of_the_model(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "float", "qwen3")
     model = json.loads((written(tmp_path, folder, "onnxruntime-genai").directory / "genai_config.json").read_text())[
