@@ -52,7 +52,6 @@ def port(
         if name not in Request.model_fields:
             raise UsageError(f"there is no option {name!r}", where="port", fix=nearest(name, Request.model_fields))
     directory = Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
     if not isinstance(source, str | Path):
         source = _saved(source, directory / "program.pt2")
     try:
@@ -60,6 +59,7 @@ def port(
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(first["msg"], where=f"port, {first['loc'][0]}", fix="correct the option") from error
+    directory.mkdir(parents=True, exist_ok=True)
     context = Context(request, Store(cache), directory, progress or SilentProgress())
     return finish_run(run_until(context, "profile"))
 

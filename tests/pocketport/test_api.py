@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import pocketport
 from pocketport.errors import UsageError
@@ -30,3 +32,15 @@ def test_a_misspelt_option_names_the_nearest(model: Path, tmp_path: Path) -> Non
         pocketport.port(model, ["x86"], tmp_path / "out", task_samples=0)
     assert "task_samples" in caught.value.where
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_export_is_ported(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)).eval()
+    program = torch.export.export(module, (torch.randn(1, 16),))
+    samples = np.random.default_rng(0).normal(size=(16, 1, 16)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", **{program.graph_signature.user_inputs[0]: samples})
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    document = pocketport.port(program, ["x86"], out, cache=cache, data=str(tmp_path / "data.npz"))
+    assert [target.status for target in document.targets] == ["ok"]
+    assert (out / "program.pt2").is_file()
