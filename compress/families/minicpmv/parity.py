@@ -3,7 +3,8 @@
 The tower and the resampler are compared view by view (see `original`), the language model along the tokens that its
 reference chooses, behind text and behind images: transformers' Llama, Qwen2 or Qwen3, and for MiniCPM its published
 equations in torch. How images are cut and prompts are laid out is compared elsewhere (``benchmarks/parity.py``).
-Large models are compared in part: first and last layer of both stacks and the first words of the vocabulary.
+Large models are compared in part: one layer of the decoder (its layers are of one kind), first and last of the tower,
+and the first words of the vocabulary, so that memory stays at about one layer.
 """
 
 from collections.abc import Generator, Iterator, Sequence

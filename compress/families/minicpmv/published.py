@@ -8,9 +8,9 @@ from typing import Any
 import onnx_ir as ir
 
 from pocketport.compress.families.decoder.config import Published
-from pocketport.compress.families.decoder.published import cut_out, telling_layers
+from pocketport.compress.families.decoder.published import cut_out
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
-from pocketport.compress.families.minicpmv.versions import decoder_of, version_of
+from pocketport.compress.families.minicpmv.versions import version_of
 from pocketport.compress.sources.source import Source
 
 DECODER, HEAD = "llm.model", "llm.lm_head"
@@ -34,14 +34,14 @@ def language_part(source: Source) -> Source:
 
 
 def part_of(source: Source, words: int) -> Source:
-    """A smaller model of the same kind: first and last layer of both stacks, the first words of the vocabulary.
+    """A smaller model of the same kind: one decoder layer, first and last of the tower, the first words of the vocabulary.
 
     Args:
         source: the published model.
         words: how many rows of embedding table and projection stay, at most.
     """
     config = MiniCPMVConfig.of(source)
-    cut = cut_out(source, DECODER, HEAD, telling_layers(decoder_of(config)), words)
+    cut = cut_out(source, DECODER, HEAD, (0,), words)
     path = "vpm.blocks" if version_of(config).timm else "vpm.encoder.layers"
     kept = sorted({0, config.vision_layers - 1})
     vision = {**config.vision_config.model_dump(), "num_hidden_layers": len(kept) + config.drop_vision_last_layer}

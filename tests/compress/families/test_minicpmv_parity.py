@@ -50,7 +50,7 @@ def test_a_large_checkpoint_is_compared_in_part(
     monkeypatch.setattr(parity, "part_of", lambda *given: cut.append(original(*given)) or cut[0])
     report = gate(series[version])
     config = MiniCPMVConfig.of(cut[0])
-    assert config.vocab_size == 320 and config.num_hidden_layers == 2
+    assert config.vocab_size == 320 and config.num_hidden_layers == 1
     assert min(f.sqnr_db for f in report.figures) > LEAST_SQNR_DB
     assert {f.component for f in report.figures} == {"vision", "connector", "prefill", "decode"}
 
