@@ -106,7 +106,9 @@ def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None
         elif key in DEPTH_KEYS:
             result[key] = depth(value)
         elif key in PER_LAYER and value is not None:
-            result[key] = [value[i % len(value)] for i in range(depth(len(value)))]
+            kinds = [value[i % len(value)] for i in range(depth(len(value)))]
+            # a few layers of each kind, if they can be had: the first ones, or the last
+            result[key] = kinds if set(kinds) == set(value) else value[-len(kinds) :]
         elif key in LAYER_LISTS:
             last = depth(section["depth"]) - 1
             result[key] = [layer for layer in value if layer < last] or [0][:last]

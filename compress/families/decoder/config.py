@@ -333,7 +333,7 @@ def _checked(config: DecoderConfig, p: Published) -> DecoderConfig:
         "hidden_act": "" if config.activation else f"the activation {p.hidden_activation or p.hidden_act!r} is not supported",
         "num_key_value_heads": "it does not divide num_attention_heads" if config.num_attention_heads % config.num_key_value_heads else "",
         "head_dim": "rotary positions need an even width" if config.head_dim % 2 or config.rope.width % 2 else "",
-        "layer_types": _unknown(config) or _miscounted(config.layer_types, config),
+        "layer_types": _unknown(config) or _miscounted(config.layer_types, config) or ("" if config.kinds else "linear attention alone is not supported"),
         "linear_num_value_heads": "linear_num_key_heads does not divide it" if config.delta and config.delta.value_heads % config.delta.key_heads else "",
         "attention_bias": "it is not supported beside linear attention, which needs padding rows that stay zero" if config.delta and p.attention_bias else "",
         "no_rope_layers": _miscounted(config.rotary, config),

@@ -211,7 +211,7 @@ def prompt_rows(component: str, feeds: Mapping[str, NDArray[Any]], outputs: Iter
 
     A padding row is seen by itself alone, every other one by the row behind it too.
     """
-    if component != "prefill" or "attention_bias" not in feeds:  # layers with linear attention alone keep no rows
+    if component != "prefill":
         return {}
     bias = np.asarray(feeds["attention_bias"], np.float32)[0]
     padding = int((np.diagonal(bias, -1) < MASKED / 2).sum())

@@ -130,7 +130,7 @@ def test_the_decoder_of_a_composite_with_its_keys_at_the_top() -> None:
      (LLAMA3_8B, {"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers"),
      (GEMMA3_4B["text_config"], {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
      (GEMMA3_4B["text_config"], {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-     (QWEN35_08B, {"layer_types": ["mamba"] * 24}, "mamba"), (QWEN35_08B, {"attention_bias": True}, "attention_bias"),
+     (QWEN35_08B, {"layer_types": ["mamba"] * 24}, "mamba"), (QWEN35_08B, {"layer_types": ["linear_attention"] * 24}, "alone"), (QWEN35_08B, {"attention_bias": True}, "attention_bias"),
      (QWEN35_08B, {"linear_num_value_heads": 17}, "linear_num_value_heads"), (QWEN35_08B, {"linear_conv_kernel_dim": 1}, "kernel"),
      (LLAMA3_8B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
      (MINICPM_2B, {"sparse_config": {"dense_len": "all"}}, "sparse_config")],
