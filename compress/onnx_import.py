@@ -172,7 +172,19 @@ def _with_static_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], pa
     for node in model.graph.all_nodes():
         for output in node.outputs:
             output.shape = None
+    _check_sizes(model, path)
     return inferred(model)
+
+
+def _check_sizes(model: ir.Model, path: Path) -> None:
+    """No tensor may be said to fill any memory: shape inference that follows constants would count it out."""
+    graph = onnx.shape_inference.infer_shapes(ir.to_proto(without_weights(model))).graph
+    for value in graph.value_info:
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        if math.prod(dims) * 4 > MOST_TENSOR_BYTES:
+            raise InputError(
+                f"{value.name} would have the shape {dims}", where=str(path), fix="export the model with smaller shapes"
+            )
 
 
 def _example(declared: Sequence[int | None] | None) -> str:
