@@ -37,10 +37,11 @@ def save_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer of that vocabulary, as transformers saves it."""
     from transformers import PreTrainedTokenizerFast
 
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 1]
-    merge = (symbols[0], symbols[1])  # openvino-tokenizers needs one
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 2]
+    symbols.insert(2, "</s>")
+    merge = (symbols[0], symbols[1])  # openvino-tokenizers needs one, and a special token
     vocabulary = {symbol: index for index, symbol in enumerate([*symbols, "".join(merge)])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[merge]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
