@@ -77,7 +77,7 @@ class Family:
     original: str = "transformers"
 
 
-PACKAGES = ("minicpmv", "minicpmv4_6", "bert", "language", "qwen_vl", "vision", "idefics3")
+PACKAGES = ("minicpmv", "minicpmv4_6", "bert", "language", "qwen_vl", "vision", "idefics3", "whisper")
 
 
 def families() -> tuple[Family, ...]:

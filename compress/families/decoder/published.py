@@ -85,13 +85,13 @@ def cut_out(source: Source, prefix: str, head: str, layers: Sequence[int], vocab
         found = pattern.fullmatch(name)
         if found is None:
             table = name in (f"{prefix}.embed_tokens.weight", f"{head}.weight")
-            tensors[name] = _rows(tensor, words) if table else tensor
+            tensors[name] = first_rows(tensor, words) if table else tensor
         elif int(found[1]) in places:
             tensors[f"{prefix}.layers.{places[int(found[1])]}{found[2]}"] = tensor
     return Source(source.path, config, tensors)
 
 
-def _rows(tensor: ir.TensorProtocol, count: int) -> ir.TensorProtocol:
+def first_rows(tensor: ir.TensorProtocol, count: int) -> ir.TensorProtocol:
     """The first rows of a table, read when they are asked for."""
     shape = (count, *dimensions(tensor)[1:])
 
