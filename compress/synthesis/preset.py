@@ -13,6 +13,7 @@ WIDTH_STEP = 128  # widths stay multiples of it: resampler heads and quantizatio
 LEAST_VOCABULARY = 512
 PER_LAYER = ("layer_types", "no_rope_layers")
 LAYER_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")  # layers of the stack, its last one apart
+INNER_WIDTHS = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")
 DEPTH_KEYS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "depth")
 
 
@@ -116,12 +117,14 @@ def _scaled_section(section: Mapping[str, Any], scale: float, layers: int | None
             result[key] = min(round(value * scale), value if layers is None else layers - 1)
         elif scale != 1 and key == "vocab_size":
             result[key] = max(LEAST_VOCABULARY, round(value * scale / 64) * 64)
-        elif scale != 1 and key == "intermediate_size":
+        elif scale != 1 and key in INNER_WIDTHS:
             result[key] = max(WIDTH_STEP, round(value * scale / WIDTH_STEP) * WIDTH_STEP)
         else:
             result[key] = value
     if scale != 1 and heads and "hidden_size" in section:
         result |= _scaled_heads(section, scale)
+    if scale != 1 and "d_model" in section:
+        result |= _scaled_stacks(section, scale)
     return result
 
 
@@ -149,11 +152,20 @@ def _scaled_heads(section: Mapping[str, Any], scale: float) -> dict[str, int]:
     return result
 
 
+def _scaled_stacks(section: Mapping[str, Any], scale: float) -> dict[str, int]:
+    """An encoder-decoder's one width, and as many heads of the published width in both stacks."""
+    heads = int(section["encoder_attention_heads"])
+    head_dim = int(section["d_model"]) // heads
+    step = max(1, WIDTH_STEP // head_dim)
+    fewer = max(step, round(heads * scale / step) * step)
+    return {"d_model": fewer * head_dim, "encoder_attention_heads": fewer, "decoder_attention_heads": fewer}
+
+
 def _with_ids(value: Any, moved: Mapping[int, int], key: str = "") -> Any:
     """`value` with the ids of special tokens replaced where its keys say that they are ids of tokens."""
     if isinstance(value, dict):
-        return {k: _with_ids(v, moved, k) for k, v in value.items()}
-    if key.endswith(("token_id", "_start_id", "_end_id", "_id_list")):
+        return {k: _with_ids(v, moved, key if key.endswith("_to_id") else k) for k, v in value.items()}
+    if key.endswith(("token_id", "_start_id", "_end_id", "_id_list", "_to_id", "suppress_tokens")):
         if isinstance(value, list):
             return [moved.get(v, v) for v in value]
         return moved.get(value, value)

@@ -21,6 +21,7 @@ PUBLISHED = {
     "minicpm-2b": 2_724_880_896, "minicpm4-0.5b": 433_873_920, "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952,
     "qwen2.5-vl-3b": 3_754_622_976, "qwen2.5-vl-7b": 8_292_166_656, "qwen3-vl-2b": 2_127_532_032,
     "qwen3-vl-4b": 4_437_815_808, "qwen3-vl-8b": 8_767_123_696, "smollm2-135m": 134_515_008, "minilm-l6-v2": 22_713_216, "bert-base": 109_482_240,
+    "whisper-base": 72_593_920,
 }  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def test_as_many_parameters_as_published(name: str) -> None:
         ("qwen3-vl-4b", "model.language_model.layers.35.self_attn.q_norm.weight", (128,)),
         ("gemma-3-270m", "model.layers.17.pre_feedforward_layernorm.weight", (640,)),
         ("minilm-l6-v2", "encoder.layer.5.output.LayerNorm.weight", (384,)),
+        ("whisper-base", "model.decoder.layers.5.encoder_attn.v_proj.bias", (512,)),
     ],
 )
 def test_tensors_have_their_published_names(name: str, tensor: str, shape: tuple[int, ...]) -> None:
@@ -57,6 +59,8 @@ def test_the_dropped_block_and_tied_heads_are_not_stored() -> None:
     assert not any(n.startswith("vpm.blocks.26.") for n in layout_of(load_preset("minicpm-v-2.0").config))
     for name in ("smollm2-135m", "minicpm-2b"):
         assert "lm_head.weight" not in layout_of(load_preset(name).config)
+    whisper = layout_of(load_preset("whisper-base").config)
+    assert not [name for name in whisper if name.startswith("proj_out") or name.endswith("k_proj.bias")]
 
 
 def test_unscaled_is_as_published() -> None:
@@ -95,6 +99,15 @@ def test_token_ids_move_with_the_vocabulary() -> None:
     end = preset.special_tokens["<|im_end|>"]
     assert preset.config["eos_token_id"] == end
     assert preset.files["generation_config.json"]["eos_token_id"][0] == end
+
+
+def test_tables_of_tokens_move_too() -> None:
+    preset = scaled(load_preset("whisper-base"), 0.05, 1)
+    generation = preset.files["generation_config.json"]
+    assert generation["lang_to_id"]["<|su|>"] == preset.special_tokens["<|su|>"] < preset.config["vocab_size"]
+    assert generation["task_to_id"]["translate"] == preset.special_tokens["<|translate|>"]
+    assert generation["begin_suppress_tokens"] == [220, preset.special_tokens["<|endoftext|>"]]
+    assert preset.config["d_model"] == 64 * preset.config["decoder_attention_heads"] == 128
 
 
 @pytest.mark.parametrize(("scale", "layers"), [(0, None), (5, None), (1, 0)])
