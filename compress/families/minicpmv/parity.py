@@ -65,8 +65,8 @@ def compare(bundle: ModelBundle, source: Source) -> Iterator[Pair]:
     images = SAMPLE_COUNT
     if sum(prod(dimensions(tensor)) for tensor in source.tensors.values()) > SMALL:
         source, images = part_of(source, WORDS), 1
-        prompt = MiniCPMVConfig.of(source).query_num + PART_TOKENS
-        lengths = Lengths(prompt, prompt + PART_TOKENS, int(bundle.config["patches"]))
+        length = MiniCPMVConfig.of(source).query_num + PART_TOKENS
+        lengths = Lengths(length, length + PART_TOKENS, int(bundle.config["patches"]))
         bundle = load_minicpmv(source, bundle.name, lengths)
     host = host_of(bundle)
     rng = np.random.default_rng(SAMPLE_SEED)
