@@ -15,7 +15,7 @@ CONFIG: dict[str, Any] = {
 GENERATION: dict[str, Any] = {
     "decoder_start_token_id": 101, "eos_token_id": 100, "pad_token_id": 100, "bos_token_id": 100, "is_multilingual": True,
     "lang_to_id": {"<|en|>": 102, "<|zh|>": 103, "<|de|>": 104}, "task_to_id": {"transcribe": 106, "translate": 105},
-    "no_timestamps_token_id": 107, "suppress_tokens": [1, 2, 7], "begin_suppress_tokens": [20, 100], "max_length": 24,
+    "no_timestamps_token_id": 119, "suppress_tokens": [1, 2, 7], "begin_suppress_tokens": [20, 100], "max_length": 24,
 }  # fmt: skip
 AUDIO: dict[str, Any] = {
     "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16, "sampling_rate": 16000, "hop_length": 160,
@@ -29,6 +29,11 @@ def save_whisper(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
     torch.manual_seed(seed)
     model = shaken(transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**{**CONFIG, **changes})))
+    with torch.no_grad():  # answers that differ from token to token, and from sound to sound
+        model.model.decoder.embed_positions.weight *= 10
+        for layer in model.model.decoder.layers:
+            layer.encoder_attn.q_proj.weight *= 8
+            layer.encoder_attn.out_proj.weight *= 8
     model.save_pretrained(folder)
     for name, document in (("generation_config", GENERATION), ("preprocessor_config", AUDIO)):
         (folder / f"{name}.json").write_text(json.dumps(document))
