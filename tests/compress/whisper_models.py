@@ -8,8 +8,8 @@ import torch
 from decoder_models import shaken
 
 CONFIG: dict[str, Any] = {
-    "d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_layers": 2,
-    "decoder_attention_heads": 4, "decoder_ffn_dim": 40, "vocab_size": 120, "num_mel_bins": 16, "max_source_positions": 50,
+    "d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 96, "decoder_layers": 2,
+    "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "vocab_size": 120, "num_mel_bins": 16, "max_source_positions": 50,
     "max_target_positions": 24, "pad_token_id": 100, "bos_token_id": 100, "eos_token_id": 100, "decoder_start_token_id": 101,
 }  # fmt: skip
 GENERATION: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 The encoder also gives what every decoder layer's cross-attention makes of it: those keys and values stay the same for
 the whole answer. Keys lie there as attention multiplies them, [d,T], since they are read again for each token. Weights
-keep the checkpoint's names and go into the graphs as they lie on disk.
+keep the checkpoint's names and go into the graphs as they lie on disk, kernels of the two convolutions with one more dimension.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from pocketport.compress.builder import GraphBuilder, Weight
-from pocketport.compress.families.layers import Layers
+from pocketport.compress.families.layers import Layers, derived
 from pocketport.compress.families.vision.encoder import activated
 from pocketport.compress.families.whisper.config import WhisperConfig
 
@@ -88,6 +88,7 @@ def build_encoder(parts: WhisperParts) -> None:
         parts.config.encoder_attention_heads,
     )
     x = g.input("input_features", (1, config.num_mel_bins, config.frames))
+    x = g.reshape(x, (1, config.num_mel_bins, 1, config.frames), f"{ENCODER}.features")
     x = _convolved(parts, x, "conv1", config.num_mel_bins, 1)
     x = _convolved(parts, x, "conv2", config.d_model, 2)
     x = g.transpose(g.reshape(x, (config.d_model, rows), f"{ENCODER}.conv2.flat"), (1, 0), f"{ENCODER}.conv2.rows")
@@ -165,10 +166,16 @@ def cross_shapes(config: WhisperConfig) -> dict[str, tuple[int, int, int, int]]:
 
 
 def _convolved(parts: WhisperParts, x: ir.Value, name: str, channels: int, stride: int) -> ir.Value:
-    """A convolution over time of three frames, and the activation."""
+    """A convolution over time of three frames, and the activation: [1,channels,1,n] → [1,D,1,n/stride].
+
+    It is one of two dimensions, the first of them of length 1: that is what every target takes.
+    """
     path, width = f"{ENCODER}.{name}", parts.config.d_model
-    inputs = [x, parts.weight(f"{path}.weight", width, channels, 3), parts.weight(f"{path}.bias", width)]
-    x = parts.g.node("Conv", inputs, path, kernel_shape=[3], strides=[stride], pads=[1, 1])
+    kernel = derived(
+        lambda w: w[:, :, None], parts.tensor(f"{path}.weight", width, channels, 3), shape=(width, channels, 1, 3)
+    )
+    inputs = [x, parts.g.weight(f"{path}.weight", kernel), parts.weight(f"{path}.bias", width)]
+    x = parts.g.node("Conv", inputs, path, kernel_shape=[1, 3], strides=[1, stride], pads=[0, 1, 0, 1])
     return activated(parts, x, parts.config.activation_function, path)
 
 

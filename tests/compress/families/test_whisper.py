@@ -26,7 +26,7 @@ from pocketport.request import Request
 
 transformers = pytest.importorskip("transformers")
 
-FEATURE_TOLERANCE = 2e-6  # transformers rounds the spectrum to complex64, and works in float32 where torch is installed
+FEATURE_TOLERANCE = 1e-6  # transformers rounds the spectrum to complex64
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +126,7 @@ def test_features_are_those_of_transformers(settings: dict[str, Any], seconds: f
     found = ours.apply(waveform)
     expected = theirs(waveform, sampling_rate=16000, return_tensors="np")["input_features"]
     assert found.dtype == np.float32 and found.shape == expected.shape == (1, ours.feature_size, ours.frames)
-    assert np.abs(found - expected).max() <= 20 * FEATURE_TOLERANCE  # torch in float32
+    assert np.abs(found - expected).max() <= 10 * FEATURE_TOLERANCE  # with torch it works in float32
     padded = np.full(ours.samples, ours.padding_value, np.float32)
     padded[: len(waveform)] = waveform
     in_numpy = theirs._np_extract_fbank_features(padded[None], "cpu")
@@ -160,7 +160,7 @@ def test_sounds_that_are_refused(waveform: np.ndarray[Any, Any], message: str) -
 @pytest.mark.parametrize("options", [{"language": "de", "task": "translate"}, {"language": None, "task": "transcribe"}])
 def test_answers_are_those_of_generate(tmp_path: Path, options: dict[str, Any]) -> None:
     prompts, answers = [], set()
-    for seed in (1, 2):
+    for seed in (2, 6):
         folder = save_whisper(tmp_path / f"{seed}", seed=seed)
         model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
         extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
