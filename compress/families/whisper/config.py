@@ -67,6 +67,7 @@ class Generation(BaseModel):
         lang_to_id: ``<|en|>`` … → token; empty for models of one language.
         task_to_id: ``transcribe``, ``translate`` → token.
         no_timestamps_token_id: the token behind which no timestamps come.
+        forced_decoder_ids: (place, token) behind the first, of older files without those tables.
         suppress_tokens: never chosen.
         begin_suppress_tokens: not chosen first.
         language, task: what is taken when the caller says nothing.
@@ -78,6 +79,7 @@ class Generation(BaseModel):
     lang_to_id: dict[str, int] = {}
     task_to_id: dict[str, int] = {}
     no_timestamps_token_id: int | None = Field(None, ge=0)
+    forced_decoder_ids: list[tuple[int, int | None]] = []
     suppress_tokens: list[int] = []
     begin_suppress_tokens: list[int] = []
     language: str | None = None
@@ -92,6 +94,7 @@ class Generation(BaseModel):
         """
         result = validated(cls, generation, "generation_config.json")
         given = [*result.lang_to_id.items(), *result.task_to_id.items()]
+        given.extend(("forced_decoder_ids", token or 0) for _, token in result.forced_decoder_ids)
         given.append(("decoder_start_token_id", result.decoder_start_token_id))
         given.append(("no_timestamps_token_id", result.no_timestamps_token_id or 0))
         for key, token in given:
@@ -120,9 +123,12 @@ class Generation(BaseModel):
         tokens = [self.decoder_start_token_id]
         if language is not None:
             tokens.append(language)
+        elif not self.lang_to_id and not self.task_to_id:
+            tokens.extend(token for _, token in self.forced_decoder_ids if token is not None)
         if self.task_to_id or task not in (None, TRANSCRIBE):
             tokens.append(_chosen(self.task_to_id, task or self.task, "task"))
-        return tokens if self.no_timestamps_token_id is None else [*tokens, self.no_timestamps_token_id]
+        last = self.no_timestamps_token_id
+        return tokens if last in (None, tokens[-1]) else [*tokens, last]
 
 
 def _chosen(tokens: Mapping[str, int], name: str, kind: str) -> int:

@@ -131,7 +131,7 @@ def _reference(
             computed.append(Computed(result.logits[0, -1].numpy(), keys, values))
             tokens.append(int(computed[-1].logits.argmax()))
         found.append(computed)
-    cross = {}
+    cross: dict[str, FloatArray] = {}
     for i, layer in enumerate(result.cache.cross_attention_cache.layers):
         cross |= {f"cross_key_{i}": layer.keys.transpose(2, 3).numpy(), f"cross_value_{i}": layer.values.numpy()}
     return states[0].numpy(), cross, found

@@ -184,6 +184,9 @@ def test_forced_tokens() -> None:
     assert generation.prefix(generation.language_id("<|en|>"), "translate") == [101, 102, 105, 119]
     english = Generation.from_hf({"decoder_start_token_id": 101, "no_timestamps_token_id": 119}, 120)
     assert english.prefix(None, None) == english.prefix(None, "transcribe") == [101, 119]
+    older = {"decoder_start_token_id": 101, "forced_decoder_ids": [[1, 102], [2, 106], [3, 119]]}
+    assert Generation.from_hf(older, 120).prefix(None, None) == [101, 102, 106, 119]
+    assert Generation.from_hf({**older, "no_timestamps_token_id": 119}, 120).prefix(None, None)[-2:] == [106, 119]
     for wrong in (lambda: generation.language_id("xx"), lambda: english.language_id("en")):
         with pytest.raises(UsageError, match="language"):
             wrong()
@@ -247,6 +250,7 @@ def test_configurations_that_are_refused(change: dict[str, Any], message: str) -
         ("generation_config", {"lang_to_id": {"<|en|>": 120}}, "<|en|>"),
         ("generation_config", {"task_to_id": ["transcribe"]}, "task_to_id"),
         ("generation_config", {"no_timestamps_token_id": -1}, "no_timestamps_token_id"),
+        ("generation_config", {"forced_decoder_ids": [[1, 120]]}, "forced_decoder_ids"),
     ],
 )
 def test_files_that_do_not_fit(saved: Path, tmp_path: Path, file: str, change: dict[str, Any], message: str) -> None:
