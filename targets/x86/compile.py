@@ -18,7 +18,7 @@ from pocketport.targets.contract import Artifact, CompileRequest, CompileResult,
 from pocketport.targets.x86.choose import try_engines
 from pocketport.targets.x86.engines import MODEL_FILE, ONNX, OPENVINO_IR, compile_model, onnx_session
 from pocketport.targets.x86.lower import lower_graph
-from pocketport.targets.x86.target import cpu_model, lacking
+from pocketport.targets.x86.target import cpu_model, has_vnni, lacking
 
 AUTOMATIC_NAME = re.compile(r"[A-Za-z]\w*_\d+")
 INTEGER_KERNELS = re.compile(r"QLinear|QGemm|QAttention|Integer")  # onnxruntime's names
@@ -29,7 +29,7 @@ def lower_component(request: CompileRequest, *, openvino: bool) -> Lowered:
     """What each engine's artifact is made of."""
     lowered = request.work / f"{request.component}.onnxruntime"
     model = load_graph(request.pivot)
-    lower_graph(model)
+    lower_graph(model, saturating=not has_vnni(request.target))
     save_graph(model, lowered / MODEL_FILE[ONNX])
     return Lowered({ONNX: lowered, OPENVINO_IR: request.pivot} if openvino else {ONNX: lowered})
 
@@ -37,8 +37,9 @@ def lower_component(request: CompileRequest, *, openvino: bool) -> Lowered:
 def compile_component(request: CompileRequest, lowered: Lowered) -> CompileResult:
     """Write the artifacts; the primary one is the faster among those that compute what the pivot says.
 
-    The artifacts' bytes depend on the pivot alone. The choice depends on this machine; where it can't run the
-    target, onnxruntime's is the primary and a note says that nothing was measured.
+    The artifacts' bytes depend on pivot and target alone. The choice depends on this machine: an engine that computes
+    something else here is left out, with a warning. Where the machine can't run the target, onnxruntime's artifact is
+    the primary and a note says that nothing was measured.
     """
     artifacts = [_onnx_artifact(request, lowered.paths[ONNX])]
     diagnostics: list[Diagnostic] = []
@@ -63,7 +64,9 @@ def compile_component(request: CompileRequest, lowered: Lowered) -> CompileResul
     for kind, decibels in trial.fidelity_db.items():
         if decibels < trial.bound_db:
             why = f"it differs from the pivot: {decibels:.1f} dB on arbitrary inputs, {trial.bound_db:.1f} expected"
-            diagnostics.append(_warning(request, f"{kind}-inexact", why, "see the component's verification"))
+            fix = "see the component's verification" if kind == trial.choice else "nothing: it is left out"
+            diagnostics.append(_warning(request, f"{kind}-inexact", why, fix))
+    artifacts = [a for a in artifacts if trial.fidelity_db[a.kind] >= trial.bound_db or a.kind == trial.choice]
     estimates = {f"{kind}_ms": median for kind, median in trial.median_ms.items()}
     return CompileResult(_with_primary(artifacts, trial.choice), diagnostics=tuple(diagnostics), estimates=estimates)
 

@@ -14,12 +14,41 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 CLAMPS = ("Relu", "Clip")
 
 
-def lower_graph(model: ir.Model) -> None:
-    """Rewrite the pivot in place; the results stay the same to float32 rounding."""
+MIDDLE = 128  # what signed 8-bit weights are raised by
+
+
+def lower_graph(model: ir.Model, *, saturating: bool) -> None:
+    """Rewrite the pivot in place; the results stay the same to float32 rounding.
+
+    Args:
+        model: the pivot.
+        saturating: whether the CPU sums products of u8 and s8 in 16 bits (every one without VNNI).
+    """
     pack_int4_layers(model)
     look_up_integers(model)
     unfold_float_products(model)
+    if saturating:
+        raise_weights(model)
     RemoveUnusedNodesPass()(model)
+
+
+def raise_weights(model: ir.Model) -> None:
+    """Signed 8-bit weights of integer products become unsigned, with a zero point of 128.
+
+    Without VNNI, onnxruntime multiplies u8 by s8 with an instruction (vpmaddubsw) whose 16-bit sums saturate; its
+    kernels for u8 by u8 do not.
+    """
+    for node in list(model.graph):
+        if node.op_type not in PRODUCTS or dequantize_node(node.inputs[0]) is None:
+            continue
+        weight = symmetric_weight(node.inputs[1])
+        if weight is None or weight.block or weight.integers.dtype != np.int8:
+            continue
+        name = weight.node.name
+        raised = add_initializer(model, f"{name}.raised", (weight.integers.astype(np.int16) + MIDDLE).astype(np.uint8))
+        zeros = add_initializer(model, f"{name}.middle", np.full(weight.scales.shape, MIDDLE, np.uint8))
+        inputs = [raised, weight.node.inputs[1], zeros]
+        _swap(model, weight.node, [ir.node("DequantizeLinear", inputs, {"axis": weight.axis}, name=name)])
 
 
 def look_up_integers(model: ir.Model) -> None:

@@ -32,6 +32,11 @@ def required_flags(target: Target) -> frozenset[str]:
         raise unknown_soc(target, INSTRUCTION_SETS) from None
 
 
+def has_vnni(target: Target) -> bool:
+    """Whether every host of `target` has the instructions that sum 8-bit products in 32 bits."""
+    return bool(required_flags(target) & {"avx_vnni", "avx512_vnni", "amx_int8"})
+
+
 def lacking(target: Target) -> tuple[str, ...]:
     """The flags of `target` that this host doesn't have, sorted; empty where it can run."""
     return tuple(sorted(required_flags(target) - _host()[1]))

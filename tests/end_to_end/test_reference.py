@@ -11,6 +11,8 @@ from pocketport.request import Request
 from pocketport.run_document import RunDocument, TargetRecord, json_schema
 from pocketport.stages.context import Context
 from pocketport.store import Store
+from pocketport.targets.contract import Target
+from pocketport.targets.x86.target import lacking
 
 TARGETS = {
     "qualcomm/sm8650": {"qnn-context"},
@@ -54,13 +56,22 @@ def test_every_component_is_compiled_and_executed(document: RunDocument, name: s
     assert found.status == "ok", found.diagnostics
     assert [c.name for c in found.components] == list(COMPONENTS)
     for component in found.components:
-        assert {a.kind for a in component.artifacts} == TARGETS[name]
+        kinds = TARGETS[name] - left_out(found, component.name)
+        assert {a.kind for a in component.artifacts} == kinds
         verified = [v for v in (component.verify, *component.verify_others) if v]
-        assert {v.kind for v in verified} == TARGETS[name]
+        assert {v.kind for v in verified} == kinds
         for record in verified:
             assert record.sqnr_db > LEAST_SQNR_DB, (component.name, record)
             assert record.pivot_db > LEAST_PIVOT_DB, (component.name, record)
         assert sum(a.bytes for a in component.artifacts if a.primary) < 0.75 * 4 * parameters(document, component.name)
+
+
+def left_out(found: TargetRecord, component: str) -> set[str]:
+    """Engines whose integer kernels saturate on this CPU and that a warning says were left out: OpenVINO without VNNI."""
+    if all(lacking(Target("x86", name)) for name in ("avx-vnni", "avx512-vnni")):
+        warned = {d.code for d in found.diagnostics if d.where.startswith(f"{component},")}
+        return {"openvino-ir"} & {code.removeprefix("x86.").removesuffix("-inexact") for code in warned}
+    return set()
 
 
 def parameters(document: RunDocument, component: str) -> int:

@@ -47,9 +47,9 @@ def run(proto: onnx.ModelProto, feeds: dict[str, NDArray[np.generic]], *, optimi
     return result
 
 
-def lowered(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+def lowered(proto: onnx.ModelProto, *, saturating: bool = False) -> tuple[onnx.ModelProto, list[str]]:
     graph = ir.from_proto(proto)
-    lower_graph(graph)
+    lower_graph(graph, saturating=saturating)
     return ir.to_proto(graph), [node.op_type for node in graph.graph]
 
 
@@ -167,3 +167,31 @@ def test_a_conv_that_does_not_end_in_integers_is_a_float_layer(quantized: bool, 
     assert [op for op in ops[2:] if op in ("DequantizeLinear", "Cast", "Mul")][: len(kept)] == kept
     step = 0.05 if quantized else 1e-4  # integer kernels may round one step apart
     np.testing.assert_allclose(run(changed, feeds, optimize=True), run(proto, feeds, optimize=False), atol=1.01 * step)
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul", "Conv"])
+def test_large_products_do_not_saturate_without_vnni(op: str) -> None:
+    rng = np.random.default_rng(9)
+    shape, axis = {"Gemm": ((16, 64), 0), "MatMul": ((64, 16), 1), "Conv": ((16, 64, 1, 1), 0)}[op]
+    integers = np.where(rng.random(shape) < 0.8, 127, -128).astype(np.int8)  # two of them times 255 pass 16 bits
+    weight, initializers = dequantized("w", integers, rng.uniform(0.01, 0.02, 16).astype(np.float32), axis=axis)
+    initializers += [numpy_helper.from_array(np.float32(v), n) for v, n in ((0.01, "s"), (0.5, "t"))]
+    initializers += [numpy_helper.from_array(np.uint8(0), "z")]
+    attributes = {"transB": 1} if op == "Gemm" else {}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["x.q"]),
+        helper.make_node("DequantizeLinear", ["x.q", "s", "z"], ["x.dq"]),
+        weight,
+        helper.make_node(op, ["x.dq", "w"], ["p"], name="product", **attributes),
+        helper.make_node("QuantizeLinear", ["p", "t", "z"], ["p.q"]),
+        helper.make_node("DequantizeLinear", ["p.q", "t", "z"], ["y"]),
+    ]
+    feeds = {"x": rng.uniform(2.0, 2.55, (1, 64, 2, 2) if op == "Conv" else (4, 64)).astype(np.float32)}
+    proto = model(nodes, initializers, feeds, (1, 16, 2, 2) if op == "Conv" else (4, 16))
+    changed, _ = lowered(proto, saturating=True)
+    kinds = {t.name: t.data_type for t in changed.graph.initializer}
+    assert kinds["w.dq.raised"] == TensorProto.UINT8 and "w.q" not in kinds
+    expected = run(proto, feeds, optimize=False)
+    assert expected.max() > 50  # far beyond what 16 bits can sum here
+    np.testing.assert_array_equal(run(changed, feeds, optimize=False), expected)
+    np.testing.assert_allclose(run(changed, feeds, optimize=True), expected, atol=0.501)  # one step, at a tie
