@@ -9,6 +9,7 @@ import torch
 from pocketport.compress.blockwise.calibrated import Settings, calibrate
 from pocketport.compress.blockwise.estimate import activation_budget
 from pocketport.compress.blockwise.journal import Journal
+from pocketport.compress.blockwise.memory import return_large_blocks
 from pocketport.compress.blockwise.rounding import rounded
 from pocketport.compress.blockwise.segments import layer_number
 from pocketport.compress.blockwise.timing import Timing
@@ -54,6 +55,7 @@ def quantize_weights(
         InputError: an op of the graph can't be run in torch.
         VerificationError: calibration met numbers that are not finite, or a Hessian that is not positive definite.
     """
+    return_large_blocks()
     timing, journal = Timing(), Journal(directory)
     done = 0
 
