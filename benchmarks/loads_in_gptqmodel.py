@@ -29,9 +29,9 @@ TOKENS = list(range(3, 60))
 SCHEMES = ("w4b128fp16", "w4b32fp16", "w8b64fp16", "w3b128fp16", "w2b32fp16", "w4cfp16")
 LEAST_SQNR_DB = 30.0  # GPTQModel computes in bfloat16; a layout that is misread gives less than 10
 PEER = """
-import sys, traceback, numpy as np, torch
+import json, sys, traceback, numpy as np, torch
 from gptqmodel import BACKEND, GPTQModel
-tokens = torch.tensor([eval(sys.argv[1])])
+tokens = torch.tensor([json.loads(sys.argv[1])])
 for folder in sys.argv[3:]:
     try:
         model = GPTQModel.load(folder, backend=BACKEND.TORCH, device="cpu")
