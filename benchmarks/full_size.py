@@ -1,7 +1,7 @@
 """A full-size MiniCPM-Llama3-V 2.5 (8.5 B parameters, random weights) to 4 bits: time, peak memory, sizes, peers.
 
-``python benchmarks/full_size.py rtn gguf gptq peers [--layers 8] [--peer-layers 2] [--work DIR] [--json FILE]
-[--gptqmodel PYTHON] [--llm-compressor PYTHON]``
+``python benchmarks/full_size.py rtn gguf gptq peers [--layers 8] [--peer-layers 2] [--memory-limit 9GB] [--work DIR]
+[--json FILE] [--gptqmodel PYTHON] [--llm-compressor PYTHON]``
 
 ``rtn``: the whole model to 4 bits, round to nearest. ``gguf``: the whole model as Q4_K_M, with its bytes beside the
 published ones. ``gptq``: `--layers` of the 32 layers at full width, 128 × 512 tokens, groups of 128, symmetric; the rest
@@ -171,7 +171,8 @@ def last_logits(bundle: ModelBundle, ids: np.ndarray) -> np.ndarray:
 
 
 def _calibration(options: argparse.Namespace) -> list[str]:
-    return ["--calibration-samples", str(options.sequences), "--sequence-length", str(SEQUENCE)]
+    samples = ["--calibration-samples", str(options.sequences), "--sequence-length", str(SEQUENCE)]
+    return [*samples, "--memory-limit", options.memory_limit]
 
 
 def main() -> None:
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--peer-layers", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--memory-limit", default="9GB")
     parser.add_argument("--gptqmodel", type=Path)
     parser.add_argument("--llm-compressor", type=Path)
     parser.add_argument("--work", type=Path, default=Path("build/full-size"))
