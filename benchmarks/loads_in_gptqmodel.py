@@ -26,7 +26,7 @@ from pocketport.compress.families.transformers_reference import transformers_mod
 from pocketport.compress.sources.open import open_source
 
 TOKENS = list(range(3, 60))
-SCHEMES = ("w4b128fp16", "w4b32fp16", "w8b64fp16", "w3b128fp16", "w2b32fp16", "w4cfp16")
+SCHEMES = ("w4b128fp16", "w4b32fp16", "w8b64fp16", "w3b128fp16", "w2b32fp16", "w4cfp16", "w4b64fp16 w3b32fp16 w8cfp16")
 LEAST_SQNR_DB = 30.0  # GPTQModel computes in bfloat16; a layout that is misread gives less than 10
 PEER = """
 import json, sys, traceback, numpy as np, torch
@@ -62,9 +62,10 @@ def random_llama(folder: Path) -> Path:
 
 
 def ported(model: Path, scheme: str, root: Path) -> Path:
-    """The model in the format gptq."""
+    """The model in the format gptq; of several schemes the second is for values, the third for the first layer's MLP."""
     recipe = root / f"{scheme}.yaml"
-    recipe.write_text(yaml.safe_dump({"version": 1, "rules": [{"scheme": scheme}]}))
+    rules = [{"scheme": s, "name": n} for s, n in zip(scheme.split(), ("*", "*v_proj", "*.0.mlp.*"), strict=False)]
+    recipe.write_text(yaml.safe_dump({"version": 1, "rules": rules}))
     command = ["port", str(model), "--format", "gptq", "--recipe", str(recipe), "--out", str(root / scheme), "--json"]
     with (root / "log").open("w") as log:
         subprocess.run(["pocketport", *command], check=True, stdout=log)

@@ -3,9 +3,12 @@
 For a linear layer [N, K] in b bits: ``qweight`` int32 [K·b/32, N], packed along K; ``qzeros`` int32 [G, N·b/32], packed
 along N; ``scales`` float16 [G, N]; ``g_idx`` int32 [K], the group of each column. In the ``checkpoint_format: gptq`` each
 zero point is stored less 1. Weights whose zero points vary are written as ``gptq_v2``, where they are stored as they are:
-readers of the older format disagree about a zero point of 0.
+readers of the older format disagree about a zero point of 0. Layers in another form than most are named under ``dynamic``
+(GPTQModel's), by a pattern that matches the layer's path.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +76,7 @@ class GptqFormat:
         """Shards with their index, ``config.json``, ``quantize_config.json`` and the files beside them.
 
         Raises:
-            UsageError: weights differ in bits or blocks, for which this format has no place.
+            UsageError: only some of the weights have zero points that vary, for which this format has no place.
         """
         quantization = _quantization(weights)
         entries: list[TensorEntry] = []
@@ -97,21 +100,28 @@ class GptqFormat:
 
 def _quantization(weights: QuantizedWeights) -> dict[str, Any]:
     sizes = group_sizes(weights)
-    forms = {(weights.form(name)["bits"], sizes[name], weights.form(name)["symmetric"]) for name in weights}
-    if len(forms) != 1:
+    forms = {name: (int(weights.form(name)["bits"]), sizes[name]) for name in weights}
+    symmetric = {bool(weights.form(name)["symmetric"]) for name in weights}
+    if len(symmetric) != 1:
         raise UsageError(
-            f"{len(forms)} forms of weights in one checkpoint: {sorted(forms)}",
+            "zero points vary in some of the weights only",
             where="format gptq",
-            fix="use one scheme for all linear layers, or the format compressed-tensors",
+            fix="use symmetric or asymmetric weights throughout, or the format compressed-tensors",
         )
-    ((bits, block, symmetric),) = forms
+    (bits, block), _ = max(Counter(forms.values()).items(), key=lambda item: (item[1], item[0]))
+    others = {name: form for name, form in forms.items() if form != (bits, block)}
     reordered = any(weights.form(name)["reordered"] for name in weights)
-    return {
-        "quant_method": "gptq", "checkpoint_format": "gptq" if symmetric else "gptq_v2", "bits": bits,
-        "group_size": block, "sym": symmetric, "desc_act": reordered, "static_groups": not reordered,
+    settings = {
+        "quant_method": "gptq", "checkpoint_format": "gptq" if symmetric == {True} else "gptq_v2", "bits": bits,
+        "group_size": block, "sym": symmetric == {True}, "desc_act": reordered, "static_groups": not reordered,
         "true_sequential": True, "lm_head": False, "damp_percent": 0.01,
         "meta": {"quantizer": [f"pocketport:{version('pocketport')}"]},
     }  # fmt: skip
+    dynamic = {
+        f"+:^{re.escape(name.removesuffix('.weight'))}$": {"bits": own, "group_size": size}
+        for name, (own, size) in sorted(others.items())
+    }
+    return {**settings, "dynamic": dynamic} if dynamic else settings
 
 
 def _entries(name: str, form: Any) -> list[TensorEntry]:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from written_formats import written
 
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.packed import PackedLinear
-from pocketport.errors import UsageError
 
 LINEAR = "model.layers.0.mlp.down_proj"
 
@@ -63,11 +63,31 @@ def test_what_is_written_is_read_again(tmp_path: Path, scheme: str) -> None:
         np.testing.assert_array_equal(tensor.numpy(), weight.dequantized())
 
 
-def test_two_forms_have_no_place(tmp_path: Path) -> None:
+def test_layers_in_another_form_are_named(tmp_path: Path) -> None:
+    """As GPTQModel resolves them: the first pattern that `re.match` finds in the layer's path."""
     folder = save_decoder(tmp_path / "float", "llama")
-    rules = [{"scheme": "w4b32fp16"}, {"name": "*up_proj*", "scheme": "w8b32fp16"}]
-    with pytest.raises(UsageError, match="2 forms of weights"):
-        written(tmp_path, folder, "gptq", *rules)
+    rules = [
+        {"scheme": "w4b32fp16"},
+        {"name": "*up_proj*", "scheme": "w8cfp16"},
+        {"name": "*.0.*v_proj", "scheme": "w3b32fp16"},
+    ]
+    done = written(tmp_path, folder, "gptq", *rules)
+    settings = json.loads((done.directory / "config.json").read_text())["quantization_config"]
+    assert (settings["bits"], settings["group_size"]) == (4, 32)
+    tensors = load_file(done.directory / "model.safetensors")
+    source = open_source(done.directory)
+    assert all(pattern.startswith("+:") for pattern in settings["dynamic"])
+    for name in done.weights:
+        layer = name.removesuffix(".weight")
+        found = [own for pattern, own in settings["dynamic"].items() if re.match(pattern.removeprefix("+:"), layer)]
+        own = found[0] if found else {"bits": 4, "group_size": 32}
+        wanted = {"bits": 8, "group_size": -1} if "up_proj" in name else {"bits": 4, "group_size": 32}
+        wanted = {"bits": 3, "group_size": 32} if "layers.0" in name and "v_proj" in name else wanted
+        assert own == wanted and len(found) <= 1
+        if own["bits"] != 3:
+            unpacked = dequantized(tensors, layer, own["bits"], 1)
+            np.testing.assert_allclose(unpacked, done.weight(name).dequantized(), rtol=1e-6)
+        np.testing.assert_array_equal(source.tensors[name].numpy(), done.weight(name).dequantized())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
