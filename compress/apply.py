@@ -1,6 +1,7 @@
 """Plan and statistics → pivot: the quantized QDQ graphs, and the table of their encodings."""
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import reduce
 
 import numpy as np
@@ -56,15 +57,36 @@ def apply_plan(
     return bundle.with_graphs(graphs), applier.table
 
 
+def apply_component(
+    bundle: ModelBundle, plan: Plan, statistics: Statistics, component: str, known: MutableMapping[str, QuantizedTensor]
+) -> ir.Model:
+    """The pivot of one component alone, as `apply_plan` makes it.
+
+    Args:
+        bundle: float graphs.
+        plan: of the whole bundle.
+        statistics: of this bundle's calibration.
+        component: which one.
+        known: remembers rounded weights from one plan to the next, which shares most of them.
+    """
+    return _Applier(bundle, plan, statistics, None, known).component(plan[component])
+
+
 class _Applier:
     def __init__(
-        self, bundle: ModelBundle, plan: Plan, statistics: Statistics, progress: Callable[[int], None] | None
+        self,
+        bundle: ModelBundle,
+        plan: Plan,
+        statistics: Statistics,
+        progress: Callable[[int], None] | None,
+        known: MutableMapping[str, QuantizedTensor] | None = None,
     ) -> None:
         self._bundle = bundle
         self._plan = plan
         self._statistics = statistics
         self._progress = progress
         self._done = 0
+        self._known = known
         self._rounded: dict[str, QuantizedTensor] = {}
         self.table = EncodingTable()
         self._ranges = group_encodings(bundle, plan, statistics)
@@ -138,10 +160,22 @@ class _Applier:
             return self._rounded[keys[0]]
         known = (self._statistics.moments.get(f"{name}/{twin.activation}") for name, twin in twins)
         moments = [m.mean() for m in known if m is not None]
-        done = quantize_weight(real, tensor, reduce(SecondMoment.merged, moments) if moments else None, least)
+        done = self._round(keys, real, tensor, reduce(SecondMoment.merged, moments) if moments else None, least)
         if least is None and len(keys) > 1:
             self._rounded[keys[0]] = done
         return done
+
+    def _round(
+        self, keys: list[str], real: NDArray[np.float32], tensor: TensorPlan, moment: SecondMoment | None,
+        least: NDArray[np.float64] | None,
+    ) -> QuantizedTensor:  # fmt: skip
+        if self._known is None:
+            return quantize_weight(real, tensor, moment, least)
+        bound = "" if least is None else hashlib.sha256(least.tobytes()).hexdigest()
+        key = f"{keys} {tensor} {bound}"
+        if key not in self._known:
+            self._known[key] = quantize_weight(real, tensor, moment, least)
+        return self._known[key]
 
     def _correct_bias(
         self, key: str, value: ir.Value, real: NDArray[np.float32], done: QuantizedTensor,

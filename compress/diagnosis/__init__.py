@@ -1,0 +1,1 @@
+"""Why a pivot is not float: which tensor's rounding costs what at the component's outputs, and what would help."""
