@@ -6,6 +6,7 @@ from pathlib import Path
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs
+from pocketport.compress.evidence import check_evidence
 from pocketport.compress.graph import hollowed
 from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.plan import Plan, make_plan
@@ -33,11 +34,12 @@ def make_plans(request: Request, bundle: ModelBundle) -> tuple[dict[str, Plan], 
     """Plan and legality findings of every target, before anything slow happens.
 
     Raises:
-        UsageError: an unknown target, or a recipe that asks for what a chip does not take.
+        UsageError: an unknown target, a recipe that asks for what a chip does not take, or one known to be bad there.
     """
     recipe = load_recipe(request.recipe)
     plans, findings = {}, {}
     for text in request.targets:
+        check_evidence(request.recipe, text)
         target = Target.parse(text)
         backend = backend_for(target)
         legality = backend.legality(target)
