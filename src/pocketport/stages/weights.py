@@ -108,7 +108,7 @@ def port_format(context: Context, job: WeightJob) -> Path:
         InputError: a weight holds NaN or infinity, or calibration met a number that is not finite.
     """
     _check(context, job.source)
-    result = _quantize(context, job)
+    result = quantize_format(context, job)
     return _write(context, job, result)
 
 
@@ -118,7 +118,8 @@ def _check(context: Context, source: Source) -> None:
     context.progress.finish("check", f"{seconds:.1f} s")
 
 
-def _quantize(context: Context, job: WeightJob) -> StageResult:
+def quantize_format(context: Context, job: WeightJob) -> StageResult:
+    """The weights of a job as `QuantizedWeights`: quantized, or from the store."""
     key = f"quantize {job.label}"
     context.progress.start(key, f"{job.label}: quantize", sum(p.quantized for p in job.plans))
     plans = [p for p in job.plans if p.quantized]

@@ -1,0 +1,161 @@
+"""The layers of a checkpoint format, the schemes that it takes for each, and what rounding to them gives."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pocketport.compress.blockwise.grids import Form, dequantized, round_to, searched_grid
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.formats.contract import Format, WeightPlan
+from pocketport.compress.formats.sizes import GGML_BLOCKS
+from pocketport.compress.ggml.dequantize import dequantize
+from pocketport.compress.ggml.quantize import quantize
+from pocketport.compress.ggml.types import TYPES
+from pocketport.compress.mixed_precision.allocation import Layer, Node
+from pocketport.compress.quantized_weights import PackedWeight, QuantizedWeights
+from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.sources.source import Source
+from pocketport.compress.weight_planning import CALIBRATED_COMPONENT, Use, find_uses, plan_weights
+from pocketport.errors import UsageError
+
+SCHEMES = (
+    "w2b32fp16", "w3b64fp16", "w3b32fp16", "w4b128fp16", "w4b64fp16", "w4b32fp16", "w8b128fp16", "w8b64fp16", "w8b32fp16",
+    "q4_0", "q5_0", "q6_k", "q8_0", "q4_k", "q5_k", "iq4_xs",
+)  # fmt: skip
+"""What is tried where the user names nothing: of these what the format takes."""
+
+FUSING = frozenset({"gptq", "compressed-tensors"})
+"""Formats whose engines (vLLM) join layers that share an input into one, which has one scheme."""
+
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class CheckpointLayers:
+    """What a search over a checkpoint chooses among.
+
+    Attributes:
+        layers: with bytes as costs.
+        plans: scheme → weight → its plan.
+        fixed_bytes: of all tensors that are not searched.
+    """
+
+    layers: tuple[Layer, ...]
+    plans: Mapping[str, Mapping[str, WeightPlan]]
+    fixed_bytes: int
+
+    @property
+    def schemes(self) -> dict[str, list[str]]:
+        """Weight → the schemes of its layer."""
+        return {weight: list(layer.costs) for layer in self.layers for weight in layer.weights}
+
+    @property
+    def elements(self) -> int:
+        """Of all weights that are searched."""
+        return sum(layer.elements for layer in self.layers)
+
+    def rounded(self, name: str, scheme: str, weight: Tensor, importance: Tensor) -> Tensor:
+        """A `Rounder`: to nearest on the grid of least weighted error, whatever algorithm the recipe has."""
+        plan = self.plans[scheme][name]
+        if plan.scheme in GGML_BLOCKS:
+            data = quantize(plan.scheme, weight.cpu().numpy(), importance.cpu().numpy())
+            back = dequantize(TYPES[plan.scheme], data, name).reshape(plan.shape)
+            return torch.from_numpy(back).to(weight.device)
+        if not plan.quantized:
+            return weight
+        form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
+        grid = searched_grid(weight, form, importance)
+        return dequantized(round_to(weight, grid, form), grid, form)
+
+
+def checkpoint_layers(
+    source: Source, bundle: ModelBundle, base: Recipe, form: Format, variant: str, schemes: Sequence[str] | None
+) -> CheckpointLayers:
+    """Plan the checkpoint once in every scheme; no weight is read.
+
+    Args:
+        source: the checkpoint.
+        bundle: its graphs.
+        base: whose rules come first (algorithms, what stays float).
+        form: the format.
+        variant: of it.
+        schemes: to choose among; None: those of `SCHEMES` that the format takes.
+
+    Raises:
+        UsageError: the format takes none of the schemes, or not one of those that were named.
+    """
+    uses = {n: u for n, u in find_uses(bundle).items() if u.component == CALIBRATED_COMPONENT and u.role == "linear"}
+    fixed = plan_weights(source, bundle, base, form, variant)
+    left = {p.tensor for p in fixed if p.tensor in uses and p.quantized}
+    plans: dict[str, dict[str, WeightPlan]] = {}
+    for scheme in schemes or SCHEMES:
+        try:
+            taken = _taken(source, bundle, base, form, variant, scheme, left)
+        except UsageError:
+            if schemes:
+                raise
+            continue
+        if taken:
+            plans[scheme] = taken
+        elif schemes:
+            raise UsageError(
+                f"no layer takes {scheme}",
+                where=f"format {form.name}",
+                fix=f"choose others, e.g. {form.default_scheme}",
+            )
+    layers = tuple(_layers(uses, plans, fuse=form.name in FUSING))
+    if not layers:
+        raise UsageError(
+            "the format takes none of the schemes", where=f"format {form.name}", fix="name schemes that it takes"
+        )
+    searched = {weight for layer in layers for weight in layer.weights}
+    return CheckpointLayers(layers, plans, sum(p.bytes_after for p in fixed if p.tensor not in searched))
+
+
+def _taken(
+    source: Source, bundle: ModelBundle, base: Recipe, form: Format, variant: str, scheme: str, left: set[str]
+) -> dict[str, WeightPlan]:
+    """Plans of the weights that become just this."""
+    rule = Rule(component=CALIBRATED_COMPONENT, scheme=scheme, fallback=[FLOAT])
+    recipe = base.model_copy(update={"rules": [*base.rules, rule]})
+    planned = plan_weights(source, bundle, recipe, form, variant, only=sorted(left))
+    return {p.tensor: p for p in planned if (not p.quantized if scheme == FLOAT else p.scheme == scheme)}
+
+
+def _layers(uses: Mapping[str, Use], plans: Mapping[str, Mapping[str, WeightPlan]], *, fuse: bool) -> Iterator[Layer]:
+    groups: dict[str, list[str]] = {}
+    for name, use in uses.items():
+        if any(name in own for own in plans.values()):
+            groups.setdefault(use.activation if fuse else name, []).append(name)
+    for weights in groups.values():
+        costs = {
+            scheme: float(sum(own[w].bytes_after for w in weights))
+            for scheme, own in plans.items()
+            if all(w in own for w in weights)
+        }
+        if costs:
+            nodes = tuple(Node(uses[w].component, uses[w].node) for w in weights)
+            elements = sum(int(np.prod(next(own[w].shape for own in plans.values() if w in own))) for w in weights)
+            yield Layer(nodes[0].name, nodes, tuple(weights), elements, costs)
+
+
+class Dequantized(Mapping[str, Tensor]):
+    """Quantized weights as the floats that they stand for, each made when it is asked for."""
+
+    def __init__(self, weights: QuantizedWeights) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._weights[name]
+        if isinstance(weight, PackedWeight):
+            return torch.from_numpy(dequantize(TYPES[weight.type], weight.data, name).reshape(weight.shape))
+        return torch.from_numpy(weight.dequantized())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -1,0 +1,130 @@
+"""``pocketport search``: a recipe with a scheme for each layer, the best for a budget."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pocketport.commands.console import out, print_json, table
+from pocketport.commands.options import Cache, Json, MemoryLimit, opened, parse_bytes
+from pocketport.compress.mixed_precision.allocation import Layer
+from pocketport.errors import UsageError
+from pocketport.profiles.units import format_quantity
+from pocketport.request import Request
+from pocketport.stages.search import Budget, Candidate, FormatSearch, Searched, write_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(search)
+
+
+def search(
+    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint folder or a .gguf file.")],
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.", dir_okay=False)],
+    format_: Annotated[str, typer.Option("--format", "-f", help="Checkpoint format, name[:variant].")],
+    budget_bytes: Annotated[str | None, typer.Option(help="Bytes of the whole model, e.g. 80MB.")] = None,
+    budget_bits: Annotated[
+        float | None, typer.Option(min=1, help="Mean bits of a weight, scales included, over the layers searched.")
+    ] = None,
+    schemes: Annotated[str | None, typer.Option(help="Schemes to choose among, separated by commas.")] = None,
+    recipe: Annotated[str, typer.Option(help="The recipe that the rules are added to.")] = "default",
+    data: Annotated[str | None, typer.Option(help="A text, or an .npz file with input_ids.")] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 64,
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens of a calibration sequence.")] = 512,
+    confirm: Annotated[
+        bool, typer.Option(help="Quantize with the best of each error model and measure; the best measured one wins.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    limit: MemoryLimit = None,
+    cache: Cache = None,
+    json_output: Json = False,
+) -> None:
+    """Choose a scheme for each layer: least loss of quality within a budget of bytes."""
+    if (budget_bytes is None) == (budget_bits is None):
+        raise UsageError(
+            "one budget is needed", where="search", fix="give --budget-bytes 80MB or --budget-bits 4.25, not both"
+        )
+    request = Request(
+        source=source, formats=[format_], recipe=recipe, data=data, calibration_samples=calibration_samples,
+        sequence_length=sequence_length, seed=seed, memory_limit=parse_bytes(limit),
+    )  # fmt: skip
+    names = [name.strip() for name in schemes.split(",")] if schemes else None
+    with tempfile.TemporaryDirectory() as work, opened(request, Path(work), cache, quiet=json_output) as context:
+        budget = Budget(parse_bytes(budget_bytes), budget_bits)
+        searched = FormatSearch(context, names).search(budget, confirm=confirm)
+    write_recipe(out_file, searched, searched.best, request)
+    if json_output:
+        print_json(document(searched))
+        return
+    print_layers(searched)
+    print_candidates(searched)
+    out.print(f"\n[bold]{out_file}[/] has a rule for each of {len(searched.best.rules)} nodes.")
+
+
+def print_layers(searched: Searched) -> None:
+    """Every layer: what each scheme would cost it, and the one chosen."""
+    best, model = searched.best.allocation, searched.best.allocation.model
+    schemes = list(dict.fromkeys(s for layer in searched.layers for s in layer.costs))
+    shown = table(
+        f"error of each layer ({model})", "layer", "weights", *schemes, "chosen", right=tuple(range(1, len(schemes) + 2))
+    )  # fmt: skip
+    for layer in searched.layers:
+        errors = [
+            f"{layer.error(searched.errors, s, model):.1e}" if s in layer.costs else "" for s in schemes
+        ]  # fmt: skip
+        shown.add_row(_title(layer), f"{layer.elements:,}", *errors, f"[bold]{best.schemes[layer.name]}[/]")
+    out.print(shown)
+
+
+def print_candidates(searched: Searched) -> None:
+    """The allocations, the best first."""
+    elements = sum(layer.elements for layer in searched.layers)
+    shown = table(
+        "allocations", "error model", "searched", "all", "bits", "perplexity", "divergence", right=(1, 2, 3, 4, 5)
+    )
+    for candidate in searched.candidates:
+        cost, measured = candidate.allocation.cost, candidate.quality
+        figures = ("", "") if measured is None else (f"{measured.perplexity:.3f}", f"{measured.divergence:.5f}")
+        shown.add_row(
+            candidate.allocation.model, format_quantity(cost, "bytes"), format_quantity(cost + searched.fixed, "bytes"),
+            f"{8 * cost / elements:.3f}", *figures,
+        )  # fmt: skip
+    out.print(shown)
+
+
+def document(searched: Searched) -> dict[str, Any]:
+    """The JSON document."""
+    return {
+        "schema": "pocketport.search/1",
+        "fixed_bytes": searched.fixed,
+        "layers": [
+            {
+                "layer": layer.name,
+                "weights": layer.weights,
+                "elements": layer.elements,
+                "scheme": searched.best.allocation.schemes[layer.name],
+                "costs": dict(layer.costs),
+                "errors": {s: {m: layer.error(searched.errors, s, m) for m in _models(searched)} for s in layer.costs},
+            }
+            for layer in searched.layers
+        ],
+        "candidates": [_candidate(candidate) for candidate in searched.candidates],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    allocation = candidate.allocation
+    measured = None if candidate.quality is None else vars(candidate.quality)
+    return {"model": allocation.model, "cost": allocation.cost, "error": allocation.error, "measured": measured}
+
+
+def _models(searched: Searched) -> Sequence[str]:
+    return list(next(iter(next(iter(searched.errors.values())).values())))
+
+
+def _title(layer: Layer) -> str:
+    """``model.layers.0.self_attn.q_proj k_proj v_proj``."""
+    return " ".join([layer.name, *(node.name.rpartition(".")[2] for node in layer.nodes[1:])])
