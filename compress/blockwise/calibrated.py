@@ -5,6 +5,7 @@ way; those weights are quantized and take their new values; then on from there (
 sequential). What the next stage needs is kept, see `Activations`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from pocketport.errors import UsageError
 ROWS = 2048  # of inputs that a Hessian takes in at once
 SPILL_NAME = ".spill"
 STREAM = "inputs_embeds"  # differs from sample to sample, even if there is one only
+ROW_WEIGHTS = "row_weights"
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,28 @@ class Samples:
         count: how many.
         shared: what is the same for all of them.
         activations: what is not.
+        row_weights: how much each row of a sample counts, [S] ≥ 0; None: all the same.
     """
 
     count: int
     shared: Values
     activations: Activations
+    row_weights: Sequence[Tensor | None]
 
     def values(self, sample: int, device: torch.device) -> Values:
         """What a sample starts a stage with."""
         own = self.activations.names(sample)
         return {**self.shared, **{name: self.activations.get(name, sample, device) for name in own}}
+
+    def weighted(self, value: Tensor, sample: int) -> tuple[Tensor, float]:
+        """The rows [n, K] of an activation, each times the root of its weight and without those of weight 0; and the
+        weights' sum. Where there are fewer rows than weights they are the last ones."""
+        rows, weights = value.reshape(-1, value.shape[-1]), self.row_weights[sample]
+        if weights is None:
+            return rows, float(len(rows))
+        weights = weights[-len(rows) :].to(rows.device)
+        seen = weights > 0
+        return rows[seen] * weights[seen, None].sqrt(), float(weights.sum())
 
 
 def calibrate(
@@ -80,7 +94,8 @@ def calibrate(
     Args:
         graph: the component.
         plans: of its weights, with the algorithms ``gptq`` or ``importance``.
-        feeds: the component's inputs, sample after sample.
+        feeds: the component's inputs, sample after sample; beside them ``row_weights`` [S] ≥ 0, how much each row counts
+            (padding: 0), where rows are not all the same.
         journal: of the parts; layers that it has are not done again.
         settings: see `Settings`.
         timing: takes the seconds.
@@ -133,10 +148,14 @@ def _taken_in(
     """
     shared: Values = {}
     differing: set[str] = set()
-    count = 0
-    for arrays in feeds:
+    row_weights: list[Tensor | None] = []
+    for count, arrays in enumerate(feeds):
+        row_weights.append(None)
         for name, array in arrays.items():
             value = torch.from_numpy(np.asarray(array))
+            if name == ROW_WEIGHTS:
+                row_weights[count] = value
+                continue
             if name not in shared:
                 shared[name] = value
             if name not in differing and (name == STREAM or not torch.equal(value, shared[name])):
@@ -145,8 +164,7 @@ def _taken_in(
                     activations.put(name, earlier, shared[name])
             if name in differing:
                 activations.put(name, count, value)
-        count += 1
-    if not count:
+    if not row_weights:
         raise UsageError("there are no calibration samples", where="calibration", fix="give data, or use rtn or mse")
     values = {name: value.to(device) for name, value in shared.items() if name not in differing}
     constant: list[ir.Node] = []
@@ -157,7 +175,7 @@ def _taken_in(
         if depends:
             differing |= {v.name or "" for v in node.outputs}
     run_nodes(constant, values, WeightCache(device), {})
-    return Samples(count, values, activations), varying
+    return Samples(len(row_weights), values, activations, row_weights), varying
 
 
 def _resumed(journal: Journal, parts: Sequence[str], samples: Samples, settings: Settings) -> int:
@@ -185,7 +203,7 @@ class _Layer:
         self.uses = _uses(cut.nodes, wanted)
         self.weights = WeightCache(settings.device)
         self.squares: dict[str, Tensor] = {}
-        self.rows = 0
+        self.rows: defaultdict[str, float] = defaultdict(float)
         solved = [name for name, uses in self.uses.items() if any(plan.algorithm == "gptq" for _, plan in uses)]
         self.stages = stages(cut, solved, [name for name in self.uses if name not in solved])
 
@@ -197,7 +215,7 @@ class _Layer:
             if hessian is not None:
                 quantized |= self._solved(stage.observed, hessian)
         for name, squares in self.squares.items():
-            importance = squares / (self.samples.count * self.rows)
+            importance = squares / self.rows[name]
             for value, plan in self.uses[name]:
                 with self.timing.phase("pack"):
                     quantized[plan.tensor] = pack_ggml(plan, self.weights.get(value).cpu(), importance.cpu())
@@ -217,14 +235,14 @@ class _Layer:
                 run_nodes(stage.nodes, values, self.weights, uses)
             for name in stage.watched:
                 with self.timing.phase("statistics"):
-                    self._add_squares(name, values[name])
+                    self._add_squares(name, *self.samples.weighted(values[name], sample))
             with self.timing.phase("load"):
                 for name in stage.kept - before - self.samples.shared.keys():
                     self.samples.activations.put(name, sample, values[name])
                 for name in before - stage.kept:
                     self.samples.activations.drop(name, sample)
             if stage.observed:
-                waiting.append(values[stage.observed].reshape(-1, values[stage.observed].shape[-1]))
+                waiting.append(self.samples.weighted(values[stage.observed], sample)[0])
                 if sum(map(len, waiting)) >= ROWS or sample + 1 == self.samples.count:
                     with self.timing.phase("hessian"):
                         hessian = hessian or Hessian(waiting[0].shape[1], self.settings.device)
@@ -232,9 +250,8 @@ class _Layer:
                         waiting.clear()
         return hessian
 
-    def _add_squares(self, name: str, value: Tensor) -> None:
-        rows = value.reshape(-1, value.shape[-1])
-        self.rows = len(rows)
+    def _add_squares(self, name: str, rows: Tensor, weight: float) -> None:
+        self.rows[name] += weight
         squares = rows.square().sum(0)
         self.squares[name] = squares if name not in self.squares else self.squares[name] + squares
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -34,7 +34,7 @@ class ImagePrompt:
         vision: the vision tokens of each span, [last − first, H].
         views: how many pictures the image became.
         positions: of the tokens, [T] or [3,T]; None: 0, 1, 2, ...
-        extra: further inputs of ``prefill``, in its static shapes.
+        extra: further inputs of ``prefill``, in its static shapes, a row for a token [S,…].
     """
 
     input_ids: list[int]
@@ -49,6 +49,19 @@ class ImagePrompt:
         padding = len(embeds) - len(self.input_ids)
         for (first, last), tokens in zip(self.spans, self.vision, strict=True):
             embeds[padding + first : padding + last] = tokens
+
+    def followed_by(self, tokens: Sequence[int]) -> "ImagePrompt":
+        """The prompt with an answer's tokens behind it."""
+        positions = self.positions
+        if positions is not None:
+            behind = int(positions.max()) + 1 + np.arange(len(tokens))
+            behind = np.broadcast_to(behind, (*positions.shape[:-1], len(tokens)))
+            positions = np.concatenate([positions, behind], axis=-1)
+        moved = {
+            name: np.concatenate([rows[len(tokens) :], np.zeros_like(rows[: len(tokens)])])
+            for name, rows in self.extra.items()
+        }
+        return replace(self, input_ids=[*self.input_ids, *tokens], positions=positions, extra=moved)
 
 
 @dataclass(frozen=True)

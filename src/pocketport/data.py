@@ -80,6 +80,49 @@ def load_data(bundle: ModelBundle, request: Request) -> RunData:
     return _arrays(bundle, request, path)
 
 
+@dataclass(frozen=True)
+class PromptSamples:
+    """Images with a question each, to calibrate on.
+
+    Attributes:
+        samples: makes them anew: image, question and, where it is known, the right answer.
+        count: how many there are.
+        origin: where they come from, for reports.
+        fingerprint: changes when any sample changes.
+    """
+
+    samples: Callable[[], Iterator[PromptSample]]
+    count: int
+    origin: str
+    fingerprint: str
+
+
+def prompt_samples(bundle: ModelBundle, request: Request) -> PromptSamples | None:
+    """The images of a request: those of its folder, the reference model's own; None where it has none.
+
+    Raises:
+        InputError: a file is not a readable image.
+    """
+    if chat_of(bundle) is None:
+        return None
+    if request.data is None:
+        if request.source != "reference":
+            return None
+        count = request.calibration_samples
+        return PromptSamples(
+            lambda: iter(_rendered(CALIBRATION_SEED + request.seed, count)), count, "rendered text",
+            f"rendered-text/{request.seed}/{count}",
+        )  # fmt: skip
+    files = _image_files(Path(request.data))
+    if not files:
+        return None
+    chosen, _ = _split(files, request.calibration_samples)
+    return PromptSamples(
+        lambda: ((image, PROMPT, None) for image in _opened(chosen)), len(chosen), f"images in {request.data}",
+        f"images/{sha256_path(Path(request.data))}/{len(chosen)}",
+    )  # fmt: skip
+
+
 def _inputs(bundle: ModelBundle) -> Mapping[str, ir.Value]:
     """Every component's inputs; components share what they name alike.
 
@@ -100,16 +143,18 @@ def _inputs(bundle: ModelBundle) -> Mapping[str, ir.Value]:
 
 
 def _generated(bundle: ModelBundle, chat: ChatFactory, request: Request) -> RunData:
-    def samples(seed: int, count: int) -> list[PromptSample]:
-        source = RenderedText(seed=seed + request.seed, fonts="train")
-        return [(s.image, s.prompt, s.answer) for s in source.take(count)]
-
+    count = request.calibration_samples
     return RunData(
-        fingerprint=f"rendered-text/{request.seed}/{request.calibration_samples}",
-        calibration=lambda: _chain(bundle, chat, samples(CALIBRATION_SEED, request.calibration_samples)),
-        held_out=lambda: _chain(bundle, chat, samples(VERIFICATION_SEED, 4)),
-        count=request.calibration_samples,
+        fingerprint=f"rendered-text/{request.seed}/{count}",
+        calibration=lambda: _chain(bundle, chat, _rendered(CALIBRATION_SEED + request.seed, count)),
+        held_out=lambda: _chain(bundle, chat, _rendered(VERIFICATION_SEED + request.seed, 4)),
+        count=count,
     )
+
+
+def _rendered(seed: int, count: int) -> list[PromptSample]:
+    """The reference task's own images, questions and answers."""
+    return [(s.image, s.prompt, s.answer) for s in RenderedText(seed=seed, fonts="train").take(count)]
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -128,22 +173,22 @@ def _images(
             fix=f"put {', '.join(sorted(IMAGE_SUFFIXES))} files in it",
         )
     chosen, held = _split(files, request.calibration_samples)
-
-    def opened(paths: Sequence[Path]) -> Iterator[Image.Image]:
-        for file in paths:
-            try:
-                yield Image.open(file).convert("RGB")
-            except (OSError, UnidentifiedImageError) as error:
-                raise InputError(
-                    f"not a readable image: {error}", where=str(file), fix="remove or replace the file"
-                ) from error
-
     return RunData(
         fingerprint=f"images/{sha256_path(path)}/{len(chosen)}",
-        calibration=lambda: run(opened(chosen)),
-        held_out=lambda: run(opened(held[:4])),
+        calibration=lambda: run(_opened(chosen)),
+        held_out=lambda: run(_opened(held[:4])),
         count=len(chosen),
     )
+
+
+def _opened(paths: Sequence[Path]) -> Iterator[Image.Image]:
+    for file in paths:
+        try:
+            yield Image.open(file).convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise InputError(
+                f"not a readable image: {error}", where=str(file), fix="remove or replace the file"
+            ) from error
 
 
 def _chain(bundle: ModelBundle, chat: ChatFactory, samples: Iterable[PromptSample]) -> Iterator[tuple[str, Feeds]]:

@@ -29,6 +29,7 @@ class Request(BaseModel):
         seed: of everything random.
         sequence_length: tokens of a calibration sequence, where weights are calibrated block by block; at most half of
             the model's context is used.
+        visual_weight: how much a vision token counts where a text token counts 1, when weights are calibrated on images.
         memory_limit: bytes that quantizing block by block may take; None: 70 % of what is free.
     """
 
@@ -47,6 +48,7 @@ class Request(BaseModel):
     emulated_task_samples: int = Field(default=64, ge=1)
     seed: int = 0
     sequence_length: int = Field(default=512, ge=8)
+    visual_weight: float = Field(default=1.0, ge=0)
     memory_limit: int | None = Field(default=None, ge=1 << 28)
 
     def save(self, directory: Path) -> None:

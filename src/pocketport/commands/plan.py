@@ -71,7 +71,7 @@ def plan(
 
 def estimate_of(job: WeightJob, request: Request) -> Estimate:
     """Seconds and peak memory of quantizing, from a quick benchmark of this machine."""
-    tokens = 0 if job.sequences is None else job.sequences.tokens.size
+    tokens = 0 if job.sequences is None else job.sequences.rows
     return estimate([p for p in job.plans if p.quantized], tokens, memory_limit(request))
 
 

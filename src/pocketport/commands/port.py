@@ -60,6 +60,9 @@ def port(
     sequence_length: Annotated[
         int, typer.Option(min=8, help="Tokens of a calibration sequence, where weights are calibrated block by block.")
     ] = 512,
+    visual_weight: Annotated[
+        float, typer.Option(min=0, help="What a vision token counts where a text token counts 1 (formats).")
+    ] = 1.0,
     limit: MemoryLimit = None,
     cache: Cache = None,
     json_output: Json = False,
@@ -70,7 +73,7 @@ def port(
         source=source, shapes=parse_shapes(shape), recipe=recipe, targets=list(dict.fromkeys(target or [])), data=data, task=task,
         budget=budget, calibration_samples=calibration_samples, task_samples=task_samples,
         emulated_task_samples=emulated_task_samples, seed=seed, formats=list(dict.fromkeys(format_ or [])),
-        sequence_length=sequence_length, memory_limit=parse_bytes(limit),
+        sequence_length=sequence_length, visual_weight=visual_weight, memory_limit=parse_bytes(limit),
     )  # fmt: skip
     if request.formats:
         written = write_formats(request, out_dir, cache, quiet=json_output)

@@ -1,5 +1,6 @@
 """Calibration sequences for weights: token sequences of one length, through the embedding, as prefill takes them."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,16 @@ class Sequences:
 
     tokens: Tokens
     origin: str
+
+    @property
+    def rows(self) -> int:
+        """Tokens of all sequences together."""
+        return self.tokens.size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens."""
+        return hashlib.sha256(self.tokens.tobytes()).hexdigest()
 
     def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
         """The inputs of ``prefill`` for each sequence, made when asked for."""

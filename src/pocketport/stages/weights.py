@@ -20,11 +20,13 @@ from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.scan import check_weights
 from pocketport.compress.sources.source import Source
 from pocketport.compress.weight_planning import CALIBRATED, plan_weights
+from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.files import atomic_directory, sha256_file, write_json
 from pocketport.formats import format_named
 from pocketport.request import Request
 from pocketport.stages.context import Context
+from pocketport.stages.image_sequences import ImageSequences
 from pocketport.stages.sequences import Sequences, sequences_for
 from pocketport.store import StageResult, code_digest
 
@@ -52,7 +54,7 @@ class WeightJob:
     form: Format
     variant: str
     plans: list[WeightPlan]
-    sequences: Sequences | None
+    sequences: Sequences | ImageSequences | None
 
     @property
     def label(self) -> str:
@@ -78,15 +80,20 @@ def plan_formats(request: Request) -> list[WeightJob]:
         plans = plan_weights(source, bundle, recipe, form, variant)
         sequences = None
         if any(p.algorithm in CALIBRATED for p in plans):
-            sequences = sequences_for(
-                bundle,
-                request.data,
-                request.calibration_samples,
-                sequence_length(source, request),
-                request.seed,
-            )
+            sequences = _sequences(request, source, bundle)
         jobs.append(WeightJob(source, bundle, form, variant, plans, sequences))
     return jobs
+
+
+def _sequences(request: Request, source: Source, bundle: ModelBundle) -> Sequences | ImageSequences:
+    """Images and text where the request has them (the reference model has its own), else text."""
+    images = prompt_samples(bundle, request)
+    if images is None:
+        length = sequence_length(source, request)
+        return sequences_for(bundle, request.data, request.calibration_samples, length, request.seed)
+    return ImageSequences(
+        images.samples, images.count, int(bundle.config["prompt"]), request.visual_weight, images.origin, images.fingerprint,
+    )  # fmt: skip
 
 
 def sequence_length(source: Source, request: Request) -> int:
@@ -123,11 +130,10 @@ def quantize_format(context: Context, job: WeightJob) -> StageResult:
     key = f"quantize {job.label}"
     context.progress.start(key, f"{job.label}: quantize", sum(p.quantized for p in job.plans))
     plans = [p for p in job.plans if p.quantized]
-    tokens = None if job.sequences is None else hashlib.sha256(job.sequences.tokens.tobytes()).hexdigest()
     inputs: dict[str, Any] = {
         "source": job.source.sha256(),
         "plans": [asdict(p) for p in plans],
-        "tokens": tokens,
+        "sequences": None if job.sequences is None else job.sequences.fingerprint,
     }
 
     def produce(directory: Path) -> None:

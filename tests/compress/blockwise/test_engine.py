@@ -26,6 +26,7 @@ from pocketport.errors import UsageError, VerificationError
 from pocketport.files import sha256_path
 
 TOKENS, COUNT = 24, 12
+REFINED = {"propagation": 0.5, "sweeps": 2}
 
 
 class Model:
@@ -42,14 +43,17 @@ class Model:
     def feeds(self) -> Iterator[Arrays]:
         return (self.host.prefill_feeds(embeds, TOKENS) for embeds in self.embeds)
 
-    def plans(self, algorithm: str) -> list[WeightPlan]:
-        recipe = Recipe(name="test", rules=[Rule(algorithm=algorithm, scheme="w4b32fp16")])  # type: ignore[arg-type]
+    def plans(self, algorithm: str, options: dict[str, float] | None = None) -> list[WeightPlan]:
+        rule = Rule(algorithm=algorithm, scheme="w4b32fp16", algorithm_options=options or {})  # type: ignore[arg-type]
+        recipe = Recipe(name="test", rules=[rule])
         return [p for p in plan_weights(self.source, self.bundle, recipe, CompressedTensorsFormat(), "") if p.quantized]
 
-    def quantize(self, directory: Path, algorithm: str = "gptq", limit: int = 1 << 34) -> QuantizedWeights:
+    def quantize(
+        self, directory: Path, algorithm: str = "gptq", limit: int = 1 << 34, options: dict[str, float] | None = None
+    ) -> QuantizedWeights:
         directory.mkdir(exist_ok=True)
         quantize_weights(
-            self.source, self.bundle, self.plans(algorithm), directory,
+            self.source, self.bundle, self.plans(algorithm, options), directory,
             feeds={"prefill": self.feeds()}, memory_limit=limit,
         )  # fmt: skip
         return QuantizedWeights(directory)
@@ -97,6 +101,16 @@ def test_calibrated_weights_serve_the_model_better_than_rounded_ones(model: Mode
     assert noise(QuantizedWeights(whole)) < 0.7 * noise(model.quantize(tmp_path / "rtn", "rtn"))
 
 
+def test_refining_brings_the_model_nearer_to_float(model: Model, whole: Path, tmp_path: Path) -> None:
+    """On the sequences that it saw: propagation fits the float model's outputs there, sweeps the layers' own."""
+    expected = model.logits(None)
+    plain, refined = (
+        float(np.square(model.logits(weights) - expected).mean())
+        for weights in (QuantizedWeights(whole), model.quantize(tmp_path / "refined", options=REFINED))
+    )
+    assert refined < 0.9 * plain
+
+
 def test_the_memory_limit_does_not_change_a_bit(
     model: Model, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +134,9 @@ def test_threads_do_not_change_a_bit(model: Model, whole: Path, tmp_path: Path) 
         for count in (1, 2):
             torch.set_num_threads(count)
             model.quantize(tmp_path / str(count))
+            model.quantize(tmp_path / f"{count}-refined", options=REFINED)
             assert sha256_path(tmp_path / str(count)) == sha256_path(whole)
+        assert sha256_path(tmp_path / "1-refined") == sha256_path(tmp_path / "2-refined")
     finally:
         torch.set_num_threads(threads)
 
@@ -129,12 +145,13 @@ class Killed(BaseException):
     """What a kill is to a test: nobody catches it."""
 
 
-@pytest.mark.parametrize("algorithm", ["gptq", "importance"])
+@pytest.mark.parametrize("algorithm", ["gptq", "importance", "refined"])
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
 def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_bytes(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, writes: int
 ) -> None:
-    plans = [_packed(p) if algorithm == "importance" else p for p in model.plans("gptq")]
+    plans = model.plans("gptq", REFINED if algorithm == "refined" else None)
+    plans = [_packed(p) if algorithm == "importance" else p for p in plans]
     expected, directory = tmp_path / "expected", tmp_path / "killed"
     _quantize(model, plans, expected)
     allowed = iter(range(writes))
@@ -175,9 +192,11 @@ def _packed(plan: WeightPlan) -> WeightPlan:
     return WeightPlan(**{**plan.__dict__, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 def test_importance_is_the_mean_square_of_each_input(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weighted: bool
 ) -> None:
+    weights = np.random.default_rng(1).choice([0, 0.25, 1], (COUNT, TOKENS)) if weighted else np.ones((COUNT, TOKENS))
     found: dict[str, np.ndarray] = {}
 
     def noted(plan: WeightPlan, stored: torch.Tensor, importance: torch.Tensor) -> PackedWeight:
@@ -186,17 +205,50 @@ def test_importance_is_the_mean_square_of_each_input(
 
     monkeypatch.setattr(calibrated, "pack_ggml", noted)
     plans = {p.tensor: p for p in map(_packed, model.plans("gptq"))}
-    _quantize(model, list(plans.values()), tmp_path / "watched")
+    feeds = list(model.feeds())
+    if weighted:
+        feeds = [{**f, "row_weights": w.astype(np.float32)} for f, w in zip(feeds, weights, strict=True)]
+    (tmp_path / "watched").mkdir()
+    quantize_weights(
+        model.source, model.bundle, list(plans.values()), tmp_path / "watched",
+        feeds={"prefill": iter(feeds)}, memory_limit=1 << 34,
+    )  # fmt: skip
     graph = clone_graph(model.bundle["prefill"].graph)
     values = {v.name: v for node in graph.graph for v in node.outputs}
     names = sorted({p.activation for p in plans.values()})
     graph.graph.outputs.extend(values[name] for name in names if values[name] not in graph.graph.outputs)
     executor = OrtExecutor(graph)
     runs = [executor.run(feeds) for feeds in model.feeds()]
-    squares = {name: np.mean([np.square(run[name]).mean(0) for run in runs], axis=0) for name in names}
+    squares = {}
+    for name in names:
+        rows = np.stack([np.square(run[name]) for run in runs])
+        squares[name] = np.average(rows, axis=(0, 1), weights=weights[:, -rows.shape[1] :])
     for tensor, plan in plans.items():
         tolerance = 0.05 * float(squares[plan.activation].max())  # products may be in bfloat16
         np.testing.assert_allclose(found[tensor], squares[plan.activation], rtol=0.05, atol=tolerance)
+
+
+def test_rows_of_weight_0_are_as_if_they_were_not_there(model: Model, tmp_path: Path) -> None:
+    """A row that nobody attends to (the first is alone) changes nothing when it does not count either."""
+    padding = 6
+    results = []
+    for seed in (0, 1):
+        feeds = []
+        for embeds in model.embeds:
+            other = np.array(embeds)
+            other[:padding] = np.random.default_rng(seed).normal(size=other[:padding].shape)
+            weights = np.where(np.arange(TOKENS) < padding, 0, 1).astype(np.float32)
+            feeds.append({**model.host.prefill_feeds(other, TOKENS - padding), "row_weights": weights})
+        (tmp_path / str(seed)).mkdir()
+        quantize_weights(
+            model.source, model.bundle, model.plans("gptq"), tmp_path / str(seed),
+            feeds={"prefill": iter(feeds)}, memory_limit=1 << 34,
+        )  # fmt: skip
+        results.append(QuantizedWeights(tmp_path / str(seed)))
+    for name in results[0]:
+        first, second = results[0][name], results[1][name]
+        assert isinstance(first, QuantizedWeight) and isinstance(second, QuantizedWeight)
+        np.testing.assert_array_equal(first.integers, second.integers)
 
 
 def test_no_data_and_numbers_that_are_not_finite_are_errors(model: Model, tmp_path: Path) -> None:

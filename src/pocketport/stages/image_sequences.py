@@ -1,0 +1,96 @@
+"""Calibration samples of images and text for weights: each whole prompt and its answer, as the language model sees them.
+
+Text alone would show the layers none of the vision tokens that make up most of a multimodal prompt.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from pocketport.compress.blockwise.calibrated import ROW_WEIGHTS
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executor import Arrays
+from pocketport.compress.families.chat import ImagePrompt
+from pocketport.compress.families.decoder.host import DecoderHost
+from pocketport.compress.families.decoder.rope import FloatArray
+from pocketport.compress.families.registry import chat_of
+from pocketport.compress.torch_executor import TorchExecutor
+from pocketport.errors import InputError, UsageError
+
+Sample: TypeAlias = tuple[Image.Image, str, str | None]
+DECODERS = ("prefill", "decode")  # they are what is quantized; all else runs in float to make their inputs
+
+
+@dataclass(frozen=True)
+class ImageSequences:
+    """Calibration samples of images and text.
+
+    Attributes:
+        samples: makes them anew: image, question and, where it is known, the right answer.
+        count: how many there are.
+        length: rows of ``prefill`` (S).
+        visual_weight: how much a vision token counts where a text token counts 1.
+        origin: where they come from, for reports.
+        data: changes when any sample changes.
+    """
+
+    samples: Callable[[], Iterator[Sample]]
+    count: int
+    length: int
+    visual_weight: float
+    origin: str
+    data: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any feed changes."""
+        return f"{self.data}/{self.length} rows/vision {self.visual_weight:g}"
+
+    @property
+    def rows(self) -> int:
+        """Rows of all samples together, padding included."""
+        return self.count * self.length
+
+    def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
+        """The inputs of ``prefill`` for each sample and its ``row_weights`` [S], made when asked for.
+
+        Raises:
+            UsageError: the model does not answer about images.
+            InputError: a prompt and its answer are longer than S.
+        """
+        factory = chat_of(bundle)
+        if factory is None:
+            raise UsageError("it does not answer about images", where=bundle.name, fix="calibrate it with a text")
+        executors = {c.name: TorchExecutor(c.graph) for c in bundle if c.name not in DECODERS}
+        chat = factory(executors, bundle.config, bundle.files)
+        for index, (image, question, answer) in enumerate(self.samples()):
+            prompt = chat.encode(image, question)
+            if answer is not None:
+                prompt = prompt.followed_by(chat.answer_tokens(answer))
+            length = len(prompt.input_ids)
+            if length > host.prompt:
+                raise InputError(
+                    f"prompt and answer take {length} tokens, a calibration sequence has {host.prompt}",
+                    where=f"sample {index} of {self.origin}",
+                    fix=f"give --sequence-length {length} or more, or smaller images",
+                )
+            embeds = np.array(executors["embed"].run({"input_ids": host.prompt_ids(prompt.input_ids)})["embeds"])
+            prompt.place(embeds)
+            yield {
+                **host.prefill_feeds(embeds, length, prompt.positions),
+                **prompt.extra,
+                ROW_WEIGHTS: row_weights(prompt, host.prompt, self.visual_weight),
+            }
+
+
+def row_weights(prompt: ImagePrompt, rows: int, visual_weight: float) -> FloatArray:
+    """How much each row of a left-padded prompt counts, [S]: padding 0, vision tokens `visual_weight`, text 1."""
+    padding = rows - len(prompt.input_ids)
+    weights = np.ones(rows, np.float32)
+    weights[:padding] = 0
+    for first, last in prompt.spans:
+        weights[padding + first : padding + last] = visual_weight
+    return weights
