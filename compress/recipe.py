@@ -21,6 +21,7 @@ from pocketport.suggest import nearest
 SUFFIX = ".yaml"
 
 ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
+RewriteName = Literal["awq", "equalize", "fold_gain", "reorder", "rotate", "smoothquant"]
 AlgorithmName = Literal["rtn", "mse", "gptq", "importance"]
 
 
@@ -51,6 +52,7 @@ class Rule(_Section):
         fallback: schemes tried in order where a target does not take `scheme`. Without it that is an error.
         algorithm: how weights are rounded.
         algorithm_options: the algorithm's keyword arguments.
+        symmetric: in checkpoint formats, whether zero points lie in the middle of the integers; targets have their own.
         observer: how the ranges of activations are chosen.
         observer_options: the observer's keyword arguments.
     """
@@ -62,12 +64,27 @@ class Rule(_Section):
     fallback: list[SchemeText] = Field(default_factory=list)
     algorithm: AlgorithmName | None = None
     algorithm_options: dict[str, float] = Field(default_factory=dict)
+    symmetric: bool | None = None
     observer: ObserverName | None = None
     observer_options: dict[str, float] = Field(default_factory=dict)
 
     def matches(self, component: str, op: str, name: str) -> bool:
         """Whether the rule speaks about this node."""
         return fnmatchcase(component, self.component) and fnmatchcase(op, self.op) and fnmatchcase(name, self.name)
+
+
+class Conditioning(_Section):
+    """An exact rewrite of the float graphs before they are calibrated.
+
+    Attributes:
+        rewrite: which one.
+        component: glob of the components that it changes.
+        options: the rewrite's keyword arguments.
+    """
+
+    rewrite: RewriteName
+    component: str = "*"
+    options: dict[str, float | str] = Field(default_factory=dict)
 
 
 class TargetSection(_Section):
@@ -83,6 +100,7 @@ class Recipe(_Section):
         version: of the format.
         name: for reports.
         description: one line on what it is for.
+        conditioning: rewrites of the float graphs, in this order, for all targets.
         rules: for all targets.
         targets: vendor or ``vendor/soc`` → rules that come after the common ones.
     """
@@ -90,6 +108,7 @@ class Recipe(_Section):
     version: Literal[1] = 1
     name: str
     description: str = ""
+    conditioning: list[Conditioning] = Field(default_factory=list)
     rules: list[Rule] = Field(default_factory=list)
     targets: dict[str, TargetSection] = Field(default_factory=dict)
 
@@ -160,6 +179,8 @@ def _model_at(location: Sequence[Any]) -> type[BaseModel]:
     """The section that a path of a validation error is in."""
     if "rules" in location:
         return Rule
+    if "conditioning" in location:
+        return Conditioning
     return TargetSection if "targets" in location else Recipe
 
 

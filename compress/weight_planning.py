@@ -6,6 +6,7 @@ from math import prod
 
 import onnx_ir as ir
 
+from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.checkpoint import StoredTensor
 from pocketport.compress.formats.contract import Format, SchemeChoice, WeightPlan
@@ -42,8 +43,15 @@ def plan_weights(
 
     Raises:
         UsageError: the recipe asks for a scheme that the format does not take, without a fall-back; or for schemes
-            under which no tensor at all would be quantized.
+            under which no tensor at all would be quantized; or for conditioning, which changes graphs; or gives gptq
+            options that it does not have.
     """
+    if recipe.conditioning:
+        raise UsageError(
+            f"{recipe.conditioning[0].rewrite} rewrites graphs, which a format of weights does not have",
+            where=f"recipe {recipe.name}, conditioning",
+            fix="use the recipe for a --target, or take `conditioning` out of it",
+        )
     uses = find_uses(bundle)
     rules = recipe.rules_for(f"{form.name}/{variant}" if variant else form.name)
     names = sorted(source.tensors) if only is None else only
@@ -95,6 +103,8 @@ def _plan(
     matching = [r for r in rules if r.matches(use.component, use.op, use.node or name)]
     own = _own_form(tensor, form)
     choice = _chosen(name, shape, use, matching, form, variant, own)
+    if use.role == "linear":
+        choice = _with_zero_points(name, choice, matching)
     algorithm, options = _algorithm(choice, use, matching, own)
     return WeightPlan(
         tensor=name, shape=shape, component=use.component, scheme=choice.scheme, algorithm=algorithm,
@@ -138,6 +148,20 @@ def _chosen(
     raise refusal
 
 
+def _with_zero_points(name: str, choice: SchemeChoice, rules: Sequence[Rule]) -> SchemeChoice:
+    """The choice with the zero points that the last rule which speaks of them asks for."""
+    symmetric = next((r.symmetric for r in reversed(rules) if r.symmetric is not None), None)
+    if symmetric is None or choice.scheme in FLOAT_SCHEMES:
+        return choice
+    if choice.scheme in GGML_BLOCKS:
+        raise UsageError(
+            f"{choice.scheme} has zero points of its own",
+            where=f"recipe, tensor {name}",
+            fix="take `symmetric` out of the rule",
+        )
+    return replace(choice, symmetric=symmetric)
+
+
 def _published(
     name: str, shape: tuple[int, ...], use: Use, form: Format, variant: str, own: QuantizedTensor | None
 ) -> SchemeChoice | None:
@@ -164,6 +188,8 @@ def _algorithm(
         return "stored", {}
     if rule is None or wanted is None or wanted == "importance":
         return DEFAULT_ALGORITHM, {}
+    if wanted == "gptq":
+        GptqOptions.of(rule.algorithm_options)
     return str(wanted), dict(rule.algorithm_options)
 
 

@@ -1,8 +1,10 @@
-"""GPTQModel's GPTQ over a local checkpoint, for `full_size.py`; runs in an environment that has GPTQModel.
+"""GPTQModel's GPTQ over a local checkpoint, for `full_size.py` and `llm_weights.py`; wants an environment that has GPTQModel.
 
-``python gptqmodel_gptq.py MODEL TOKENS.npz OUT``: 4 bits, groups of 128, symmetric, its own defaults otherwise.
+``python gptqmodel_gptq.py MODEL TOKENS.npz OUT [OPTIONS]``: 4 bits, groups of 128, symmetric, its own defaults otherwise;
+OPTIONS is a JSON object of further arguments of its QuantizeConfig.
 """
 
+import json
 import os
 import sys
 
@@ -15,10 +17,11 @@ from gptqmodel import GPTQModel, QuantizeConfig
 
 def main() -> None:
     """Load, quantize, save."""
-    model_folder, tokens_file, out = sys.argv[1:]
+    model_folder, tokens_file, out, *rest = sys.argv[1:]
+    options = {"bits": 4, "group_size": 128, "sym": True} | (json.loads(rest[0]) if rest else {})
     rows = np.load(tokens_file)["input_ids"]
     samples = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in rows]
-    model = GPTQModel.load(model_folder, QuantizeConfig(bits=4, group_size=128, sym=True), device="cpu")
+    model = GPTQModel.load(model_folder, QuantizeConfig(**options), device="cpu")
     model.quantize(samples, batch_size=1)
     model.save(out)
 

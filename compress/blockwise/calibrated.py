@@ -2,12 +2,13 @@
 
 Each layer runs once over all samples, in stages: up to the input of some weights, whose statistics are summed on the
 way; those weights are quantized and take their new values; then on from there (Frantar et al. 2022, section 3: true
-sequential). What the next stage needs is kept, see `Activations`.
+sequential). What the next stage needs is kept, see `Activations`. Where the error of earlier weights is to be made up
+for, see `Drift`, the same stages are run with the float weights beside it.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,16 +16,18 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.blockwise.gptq import DAMPING, Hessian, solve
+from pocketport.compress.blockwise.drift import Drift
+from pocketport.compress.blockwise.gptq import Hessian, solve
 from pocketport.compress.blockwise.grids import Form, dequantized
 from pocketport.compress.blockwise.journal import Journal
+from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import as_weight, pack_ggml
 from pocketport.compress.blockwise.segments import Segment, Stage, segments, stages
 from pocketport.compress.blockwise.timing import Timing
 from pocketport.compress.executor import Arrays
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.quantized_weights import Quantized
-from pocketport.compress.structure import weight_operand
+from pocketport.compress.structure import is_constant, weight_operand
 from pocketport.compress.torch_executor import Values, WeightCache, last_uses, run_nodes
 from pocketport.errors import UsageError
 
@@ -32,6 +35,7 @@ ROWS = 2048  # of inputs that a Hessian takes in at once
 SPILL_NAME = ".spill"
 STREAM = "inputs_embeds"  # differs from sample to sample, even if there is one only
 ROW_WEIGHTS = "row_weights"
+FLOAT = "float:"  # begins the names of activations of the float chain
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,32 @@ class Samples:
         shared: what is the same for all of them.
         activations: what is not.
         row_weights: how much each row of a sample counts, [S] ≥ 0; None: all the same.
+        prefix: `FLOAT` for the chain whose weights are not quantized.
     """
 
     count: int
     shared: Values
     activations: Activations
     row_weights: Sequence[Tensor | None]
+    prefix: str = ""
 
     def values(self, sample: int, device: torch.device) -> Values:
         """What a sample starts a stage with."""
-        own = self.activations.names(sample)
-        return {**self.shared, **{name: self.activations.get(name, sample, device) for name in own}}
+        own = self.names(sample)
+        return {**self.shared, **{name: self.activations.get(self.prefix + name, sample, device) for name in own}}
+
+    def names(self, sample: int) -> set[str]:
+        """What is kept of a sample."""
+        mine = {name for name in self.activations.names(sample) if name.startswith(FLOAT) == bool(self.prefix)}
+        return {name.removeprefix(self.prefix) for name in mine}
+
+    def keep(self, kept: frozenset[str], sample: int, values: Values) -> None:
+        """Keep these values of a sample and nothing else of it."""
+        before = self.names(sample)
+        for name in kept - before - self.shared.keys():
+            self.activations.put(self.prefix + name, sample, values[name])
+        for name in before - kept:
+            self.activations.drop(self.prefix + name, sample)
 
     def weighted(self, value: Tensor, sample: int) -> tuple[Tensor, float]:
         """The rows [n, K] of an activation, each times the root of its weight and without those of weight 0; and the
@@ -110,6 +129,7 @@ def calibrate(
         timing.start("samples")
         with timing.phase("load"):
             samples, varying = _taken_in(graph, feeds, activations, settings.device)
+            exact = _float_chain(samples) if any(_options(plan).propagation for plan in plans) else None
         cuts = segments(varying)
         while not _uses(cuts[-1].nodes, wanted):
             cuts.pop()
@@ -117,7 +137,7 @@ def calibrate(
         first = _resumed(journal, parts, samples, settings)
         for index in range(first, len(cuts)):
             timing.start(f"layer {cuts[index].layer}")
-            quantized = _Layer(cuts[index], wanted, samples, settings, timing).run()
+            quantized = _Layer(cuts[index], wanted, samples, exact, settings, timing).run()
             with timing.phase("write"):
                 if index + 1 < len(cuts):
                     journal.save_state(parts[index], activations, samples.count)
@@ -127,15 +147,47 @@ def calibrate(
             settings.advance(len(quantized))
 
 
-def _uses(nodes: Iterable[ir.Node], wanted: Mapping[str, WeightPlan]) -> dict[str, list[tuple[ir.Value, WeightPlan]]]:
+@dataclass(frozen=True)
+class _Use:
+    """A weight that is to be quantized, its plan, and the residual that its outputs are added to ("" for none)."""
+
+    value: ir.Value
+    plan: WeightPlan
+    residual: str
+
+
+def _uses(nodes: Iterable[ir.Node], wanted: Mapping[str, WeightPlan]) -> dict[str, list[_Use]]:
     """Weights that are to be quantized, by the activation that meets them, in topological order."""
-    found: dict[str, list[tuple[ir.Value, WeightPlan]]] = {}
+    found: dict[str, list[_Use]] = {}
     for node in nodes:
         operand = weight_operand(node)
         plan = None if operand is None else wanted.get(operand.value.name or "")
         if operand is not None and plan is not None and operand.activation is not None:
-            found.setdefault(operand.activation.name or "", []).append((operand.value, plan))
+            found.setdefault(operand.activation.name or "", []).append(_Use(operand.value, plan, _residual(node)))
     return found
+
+
+def _residual(node: ir.Node) -> str:
+    """What an Add joins to a node's output, "" where nothing else follows it than that."""
+    product = node.outputs[0]
+    followers = product.consumers()
+    if len(followers) != 1 or followers[0].op_type != "Add":
+        return ""
+    others = [v for v in followers[0].inputs if v is not None and v is not product and not is_constant(v)]
+    return (others[0].name or "") if others and others[0].shape == product.shape else ""
+
+
+def _options(plan: WeightPlan) -> GptqOptions:
+    return GptqOptions.of(plan.options if plan.algorithm == "gptq" else {})
+
+
+def _float_chain(samples: Samples) -> Samples:
+    """The same samples once more, for the chain whose weights stay as they are."""
+    for sample in range(samples.count):
+        for name in samples.names(sample):
+            value = samples.activations.get(name, sample, torch.device("cpu"))
+            samples.activations.put(FLOAT + name, sample, value)
+    return replace(samples, prefix=FLOAT)
 
 
 def _taken_in(
@@ -197,74 +249,114 @@ class _Layer:
     """One segment on its way through its stages."""
 
     def __init__(
-        self, cut: Segment, wanted: Mapping[str, WeightPlan], samples: Samples, settings: Settings, timing: Timing
-    ) -> None:
-        self.samples, self.settings, self.timing = samples, settings, timing
+        self, cut: Segment, wanted: Mapping[str, WeightPlan], samples: Samples, exact: Samples | None,
+        settings: Settings, timing: Timing,
+    ) -> None:  # fmt: skip
+        self.samples, self.exact, self.settings, self.timing = samples, exact, settings, timing
         self.uses = _uses(cut.nodes, wanted)
-        self.weights = WeightCache(settings.device)
+        self.weights, self.exact_weights = WeightCache(settings.device), WeightCache(settings.device)
         self.squares: dict[str, Tensor] = {}
         self.rows: defaultdict[str, float] = defaultdict(float)
-        solved = [name for name, uses in self.uses.items() if any(plan.algorithm == "gptq" for _, plan in uses)]
+        solved = [name for name, uses in self.uses.items() if any(use.plan.algorithm == "gptq" for use in uses)]
         self.stages = stages(cut, solved, [name for name in self.uses if name not in solved])
 
     def run(self) -> dict[str, Quantized]:
         """Every weight of the segment, quantized."""
         quantized: dict[str, Quantized] = {}
         for stage in self.stages:
-            hessian = self._forward(stage)
-            if hessian is not None:
-                quantized |= self._solved(stage.observed, hessian)
+            sums = self._forward(stage)
+            if sums is not None:
+                quantized |= self._solved(stage.observed, sums)
         for name, squares in self.squares.items():
             importance = squares / self.rows[name]
-            for value, plan in self.uses[name]:
+            for use in self.uses[name]:
                 with self.timing.phase("pack"):
-                    quantized[plan.tensor] = pack_ggml(plan, self.weights.get(value).cpu(), importance.cpu())
+                    stored = self.weights.get(use.value).cpu()
+                    quantized[use.plan.tensor] = pack_ggml(use.plan, stored, importance.cpu())
         return quantized
 
-    def _forward(self, stage: Stage) -> Hessian | None:
-        """All samples through a stage; the Hessian of what it observes."""
-        hessian: Hessian | None = None
-        waiting: list[Tensor] = []
+    def _forward(self, stage: Stage) -> "_Sums | None":
+        """All samples through a stage; what is summed over the activation that it observes."""
+        sums: _Sums | None = None
+        waiting: list[list[Tensor]] = []
         extra = {stage.observed, *stage.watched} - {""}
         uses = last_uses(stage.nodes, set(stage.kept) | extra | self.samples.shared.keys())
+        residuals = {use.residual for use in self.uses[stage.observed]} & stage.kept if stage.observed else set()
+        names = [stage.observed, *sorted(residuals if self.exact else ())]
         for sample in range(self.samples.count):
-            with self.timing.phase("load"):
-                before = self.samples.activations.names(sample)
-                values = self.samples.values(sample, self.settings.device)
-            with self.timing.phase("forward"):
-                run_nodes(stage.nodes, values, self.weights, uses)
+            chains = [self._advanced(self.samples, self.weights, stage, sample, uses)]
             for name in stage.watched:
                 with self.timing.phase("statistics"):
-                    self._add_squares(name, *self.samples.weighted(values[name], sample))
-            with self.timing.phase("load"):
-                for name in stage.kept - before - self.samples.shared.keys():
-                    self.samples.activations.put(name, sample, values[name])
-                for name in before - stage.kept:
-                    self.samples.activations.drop(name, sample)
+                    self._add_squares(name, *self.samples.weighted(chains[0][name], sample))
+            if self.exact is not None:
+                chains.append(self._advanced(self.exact, self.exact_weights, stage, sample, uses))
             if stage.observed:
-                waiting.append(self.samples.weighted(values[stage.observed], sample)[0])
-                if sum(map(len, waiting)) >= ROWS or sample + 1 == self.samples.count:
+                waiting.append([self.samples.weighted(values[name], sample)[0] for values in chains for name in names])
+                if sum(len(rows[0]) for rows in waiting) >= ROWS or sample + 1 == self.samples.count:
                     with self.timing.phase("hessian"):
-                        hessian = hessian or Hessian(waiting[0].shape[1], self.settings.device)
-                        hessian.add(torch.cat(waiting))
+                        sums = sums or _Sums(
+                            names, waiting[0][0].shape[1], self.exact is not None, self.settings.device
+                        )
+                        sums.add([torch.cat(part) for part in zip(*waiting, strict=True)])
                         waiting.clear()
-        return hessian
+        return sums
+
+    def _advanced(
+        self, samples: Samples, weights: WeightCache, stage: Stage, sample: int, uses: Mapping[str, ir.Node]
+    ) -> Values:
+        """One sample through a stage; what is needed later is kept."""
+        with self.timing.phase("load"):
+            values = samples.values(sample, self.settings.device)
+        with self.timing.phase("forward"):
+            run_nodes(stage.nodes, values, weights, uses)
+        with self.timing.phase("load"):
+            samples.keep(stage.kept, sample, values)
+        return values
 
     def _add_squares(self, name: str, rows: Tensor, weight: float) -> None:
         self.rows[name] += weight
         squares = rows.square().sum(0)
         self.squares[name] = squares if name not in self.squares else self.squares[name] + squares
 
-    def _solved(self, observed: str, hessian: Hessian) -> dict[str, Quantized]:
+    def _solved(self, observed: str, sums: "_Sums") -> dict[str, Quantized]:
         """All weights that meet one activation; they take their new values."""
         uses = self.uses[observed]
+        options = [_options(use.plan) for use in uses]
         with self.timing.phase("factor"):
-            factor = hessian.factor(float(uses[0][1].options.get("damping", DAMPING)))
+            factor = sums.hessian.factor(options[0].damping, whole=any(o.sweeps for o in options))
         quantized: dict[str, Quantized] = {}
-        for value, plan in uses:
-            form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
+        for use, wanted in zip(uses, options, strict=True):
+            form = Form.of(use.plan.scheme, use.plan.symmetric, use.plan.shape[-1])
             with self.timing.phase("solve"):
-                integers, grid = solve(self.weights.get(value), factor, form)
-                self.weights.replace(plan.tensor, dequantized(integers, grid, form))
-            quantized[plan.tensor] = as_weight(integers, grid, form)
+                weight = self.weights.get(use.value)
+                if sums.drift is not None and wanted.propagation:
+                    weight = sums.drift.target(weight, use.residual, factor, wanted.propagation)
+                integers, grid = solve(weight, factor, form, wanted.sweeps)
+                self.weights.replace(use.plan.tensor, dequantized(integers, grid, form))
+            quantized[use.plan.tensor] = as_weight(integers, grid, form)
         return quantized
+
+
+class _Sums:
+    """The Hessian of an activation and, beside a float chain, its drift.
+
+    Args:
+        names: of the activation and of the residuals.
+        columns: of the activation.
+        exact: whether there is a float chain.
+        device: where the sums lie.
+    """
+
+    def __init__(self, names: Sequence[str], columns: int, exact: bool, device: torch.device) -> None:
+        self.hessian = Hessian(columns, device)
+        self.drift = Drift(columns, device) if exact else None
+        self._names = names
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        """Take in rows of each name, of the quantized chain and then of the float one."""
+        self.hessian.add(values[0])
+        if self.drift is not None:
+            exact = values[len(self._names) :]
+            self.drift.add(values[0], exact[0])
+            for name, residual, wanted in zip(self._names[1:], values[1 : len(self._names)], exact[1:], strict=True):
+                self.drift.add_residual(name, values[0], residual, wanted)

@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
+from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import RUN_ELEMENTS
 from pocketport.compress.blockwise.segments import layer_number
 from pocketport.compress.formats.contract import WeightPlan
@@ -21,6 +22,7 @@ PROBE_ROWS, PROBE_COLUMNS = 1024, 2048
 # Of one K × K matrix in flops: Cholesky K³/3 and triangular inverse K³, twice as slow as a product.
 FACTOR_FLOPS = 2 * (1 / 3 + 1)
 HESSIAN_COPIES = 4  # sums, reordered, factor, inverse
+SWEEP_FLOPS = 11  # of N·K² a weight: four products to fit scales, one and a half to descend
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,19 @@ def estimate(plans: Sequence[WeightPlan], tokens: int, memory_limit: int) -> Est
     watched = [p for p in plans if p.algorithm == "importance"]
     free = [p for p in plans if p.algorithm not in ("gptq", "importance")]
     speeds = _measured({p.algorithm for p in plans})
+    chains = _chains(plans)
     seconds = sum(p.bytes_after for p in plans) / WRITE_BYTES_PER_SECOND
     for plan in (*free, *watched):
         seconds += prod(plan.shape) / speeds.get(plan.algorithm, speeds["mse"])
     for plan in (*gptq, *watched):
-        seconds += 2.0 * prod(plan.shape) * tokens / speeds["flops"]
+        seconds += chains * 2.0 * prod(plan.shape) * tokens / speeds["flops"]
     for columns in _inputs(gptq):
-        seconds += columns**2 * tokens / speeds["flops"] + FACTOR_FLOPS * columns**3 / speeds["flops"]
+        flops = (2 * chains - 1) * columns**2 * tokens + FACTOR_FLOPS * columns**3
+        seconds += flops / speeds["flops"]
     for plan in gptq:
         n, k = plan.shape
-        seconds += n * k * k / speeds["flops"] + n * k / speeds["mse"]
+        sweeps = SWEEP_FLOPS * GptqOptions.of(plan.options).sweeps
+        seconds += (1 + sweeps) * n * k * k / speeds["flops"] + n * k / speeds["mse"]
     return Estimate(seconds, _peak(plans, gptq, watched, tokens, memory_limit), _basis(speeds))
 
 
@@ -69,14 +74,22 @@ def activation_budget(plans: Sequence[WeightPlan], memory_limit: int) -> int:
 
 
 def _working_bytes(plans: Sequence[WeightPlan]) -> int:
-    """One layer's weights in float32, and the largest Hessian with its factor."""
+    """One layer's weights in float32, of both chains, and the largest Hessian with its factor."""
     layers: dict[int, int] = {}
     for plan in plans:
         number = layer_number(plan.tensor) or 0
         layers[number] = layers.get(number, 0) + 4 * prod(plan.shape)
-    hessians = [p.shape[-1] for p in plans if p.algorithm == "gptq"]
+    gptq = [p for p in plans if p.algorithm == "gptq"]
+    chains = _chains(plans)
+    copies = HESSIAN_COPIES + chains - 1 + any(GptqOptions.of(p.options).sweeps for p in gptq)
     largest = max((4 * prod(p.shape) for p in plans), default=0)
-    return max(layers.values(), default=0) + 3 * largest + HESSIAN_COPIES * 4 * max(hessians, default=0) ** 2
+    hessian = 4 * max((p.shape[-1] for p in gptq), default=0) ** 2
+    return chains * max(layers.values(), default=0) + 3 * largest + copies * hessian
+
+
+def _chains(plans: Sequence[WeightPlan]) -> int:
+    """Runs of the layers: the quantized one, and the float one where the error of earlier weights is made up for."""
+    return 1 + any(p.algorithm == "gptq" and GptqOptions.of(p.options).propagation for p in plans)
 
 
 def _peak(
@@ -85,7 +98,7 @@ def _peak(
     calibrated = [*gptq, *watched]
     widest = max((p.shape[-1] for p in calibrated), default=0)
     narrowest = min((p.shape[-1] for p in calibrated), default=0)
-    activations = 4 * tokens * (widest + narrowest)
+    activations = 4 * tokens * (widest + narrowest) * _chains(calibrated)
     held = min(activations, activation_budget(calibrated, limit)) + _working_bytes(calibrated) if calibrated else 0
     free = max((prod(p.shape) * 2 + p.bytes_after * 4 for p in plans), default=0) + RUN_ELEMENTS * 16
     return BASE_BYTES + max(held, free)

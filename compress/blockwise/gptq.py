@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.grids import Form, Grid, searched_grid
+from pocketport.compress.blockwise.refine import refined
 from pocketport.errors import VerificationError
 
-DAMPING = 0.01
 BLOCK = 128  # columns whose updates to the rest are applied at once
 INNER = 32  # the same within a block
-RANK_BLOCK = 2048  # columns of a Hessian that are summed at a time: about half of the products are left out
+RANK_BLOCK = 512  # columns of a Hessian that are summed at a time: about half of the products are left out
 
 
 class Hessian:
@@ -41,8 +41,12 @@ class Hessian:
         """Σ x², [K]."""
         return self._sum.diagonal().clone()
 
-    def factor(self, damping: float) -> "Factor":
+    def factor(self, damping: float, *, whole: bool = False) -> "Factor":
         """Order and factor for `solve`; the sums are used up, for their memory.
+
+        Args:
+            damping: share of the mean diagonal that is added to it.
+            whole: keep the damped Hessian beside its factor, for sweeps.
 
         Raises:
             VerificationError: the Hessian is not positive definite even when damped, or not finite.
@@ -59,6 +63,7 @@ class Hessian:
         ordered = h.diagonal()
         ordered[ordered <= 0] = 1.0
         ordered += damping * (float(diagonal.mean()) or 1.0)
+        kept = _symmetric_permuted(h, torch.argsort(reverse)) if whole else None
         # inv(H) = UᵀU with U upper triangular: from the lower factor L of H with rows and columns reversed.
         lower, failed = torch.linalg.cholesky_ex(h)
         if int(failed):
@@ -70,7 +75,7 @@ class Hessian:
         torch.eye(len(h), out=h)
         inverse = torch.linalg.solve_triangular(lower, h, upper=False, out=h)
         del lower
-        return Factor(order, inverse, diagonal)
+        return Factor(order, inverse, diagonal, kept)
 
 
 @dataclass(frozen=True)
@@ -81,25 +86,35 @@ class Factor:
         order: columns by falling size of their input, [K].
         reversed_upper: the upper Cholesky factor of the inverse Hessian in that order, rows and columns reversed [K, K].
         diagonal: Σ x², [K], in the original order.
+        hessian: damped, in the original order [K, K], where it was asked for.
     """
 
     order: Tensor
     reversed_upper: Tensor
     diagonal: Tensor
+    hessian: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start … stop of the upper factor, [stop − start, K]."""
         columns = len(self.order)
         return self.reversed_upper[columns - stop : columns - start].flip(0, 1)
 
+    def applied(self, matrix: Tensor) -> Tensor:
+        """A matrix [N, K] times the damped Hessian's inverse."""
+        reverse = self.order.flip(0)
+        result = torch.empty_like(matrix)
+        result[:, reverse] = matrix[:, reverse] @ self.reversed_upper.T @ self.reversed_upper
+        return result
 
-def solve(weight: Tensor, factor: Factor, form: Form) -> tuple[Tensor, Grid]:
+
+def solve(weight: Tensor, factor: Factor, form: Form, sweeps: int = 0) -> tuple[Tensor, Grid]:
     """Round column by column and spread each error over the columns still to come.
 
     Args:
         weight: float32 [N, K].
-        factor: of the Hessian of its input.
+        factor: of the Hessian of its input; with the Hessian itself for sweeps.
         form: see `Form`.
+        sweeps: of `refined` afterwards.
 
     Returns:
         Integers uint8 [N, K] in the original order of the columns, and their grid.
@@ -119,7 +134,11 @@ def solve(weight: Tensor, factor: Factor, form: Form) -> tuple[Tensor, Grid]:
             w[stop:].addmm_(upper[:, stop:].T, errors, alpha=-1)
     result = torch.empty_like(integers)
     result[factor.order] = integers
-    return result.T.contiguous(), grid
+    rounded = result.T.contiguous()
+    if not sweeps:
+        return rounded, grid
+    assert factor.hessian is not None
+    return refined(weight, factor.hessian, rounded, grid, form, sweeps)
 
 
 def _block(w: Tensor, integers: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, form: Form) -> Tensor:

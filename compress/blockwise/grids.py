@@ -1,7 +1,8 @@
 """Scales and zero points of grouped weights, and rounding to them, in torch: for matrices that fill a cache many times.
 
-The same definitions as `pocketport.compress.algorithms` has for whole graphs (extremes, or the clipping ratio of least
-weighted squared error); scales are rounded to float16 first where that is what files will hold.
+Extremes, or a search for the least weighted squared error; scales are rounded to float16 first where that is what files
+will hold. The integers of a symmetric grid go one further down than up: the search gives a scale the sign that lets the
+greatest weight of its group lie there, as ggml's Q4_0 does.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,7 @@ from torch import Tensor
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.torch_device import row_runs
 
-RATIOS = tuple(1 - 0.06 * step for step in range(8))  # of clipping, tried everywhere
-REFINEMENTS = (-0.02, 0.02)  # tried around the best of them
+RATIOS = tuple(1 - 0.05 * step for step in range(11))  # of clipping that are tried; each is then fitted
 CHUNK_ELEMENTS = 1 << 18  # what the caches of two cores hold
 LEAST_IMPORTANCE = 1e-4  # of the mean: inputs that were never seen still must not be thrown away
 
@@ -61,7 +61,9 @@ def extreme_grid(weight: Tensor, form: Form) -> Grid:
 
 
 def searched_grid(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid:
-    """The grid of least Σ importance · (w − ŵ)² a group, over clipping ratios from 1 down to 0.56.
+    """The grid of least Σ importance · (w − ŵ)² a group, over clipping ratios from 1 down to 0.5.
+
+    The scale of each ratio is replaced by the one that fits the integers it leads to by least squares.
 
     Args:
         weight: float32 [N, K].
@@ -115,42 +117,61 @@ def _extremes(weight: Tensor, form: Form) -> tuple[Tensor, Tensor]:
 def _grid(low: Tensor, high: Tensor, form: Form) -> Grid:
     middle = 2 ** (form.bits - 1)
     scale = torch.maximum(-low, high) / (form.highest - middle) if form.symmetric else (high - low) / form.highest
+    return _with_zero(scale, low, form)
+
+
+def _signed_grid(low: Tensor, high: Tensor, form: Form) -> Grid:
+    """As `_grid`, but a symmetric one has the farther of the two at its least integer, whichever sign that takes."""
+    if not form.symmetric:
+        return _grid(low, high, form)
+    return _with_zero(torch.where(high > -low, high, low) / -(2 ** (form.bits - 1)), low, form)
+
+
+def _with_zero(scale: Tensor, low: Tensor, form: Form) -> Grid:
     if form.half:
         scale = scale.half().float()
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = torch.where(scale == 0, 1.0, scale)
     if form.symmetric:
-        return Grid(scale, torch.full_like(scale, middle))
+        return Grid(scale, torch.full_like(scale, 2 ** (form.bits - 1)))
     return Grid(scale, (-low / scale).round().clamp_(0, form.highest))
 
 
 def _searched(weight: Tensor, form: Form, heed: Tensor | None) -> Grid:
     low, high = _extremes(weight, form)
     grouped = weight.reshape(len(weight), -1, form.group)
-    best = torch.full_like(low, torch.inf)
-    ratio = torch.ones_like(low)
-    chosen = _grid(low, high, form)
     work = torch.empty_like(grouped)
-    for tried in (*RATIOS, *REFINEMENTS):
-        candidate = torch.full_like(low, tried) if tried > 0.5 else torch.clamp(ratio + tried, max=1.0)
-        grid = _grid(low * candidate, high * candidate, form)
-        error = _error(grouped, grid, form, heed, work)
+    chosen = _grid(low, high, form)
+    _steps(grouped, chosen, form, work)
+    best = _error(grouped, chosen.scale, heed, work)
+    for ratio in RATIOS:
+        grid = _signed_grid(low * ratio, high * ratio, form)
+        _steps(grouped, grid, form, work)
+        scale = _fitted(grouped, grid.scale, form, heed, work)
+        error = _error(grouped, scale, heed, work)
         better = error < best
-        best, ratio = torch.where(better, error, best), torch.where(better, candidate, ratio)
-        chosen = Grid(torch.where(better, grid.scale, chosen.scale), torch.where(better, grid.zero, chosen.zero))
+        best = torch.where(better, error, best)
+        chosen = Grid(torch.where(better, scale, chosen.scale), torch.where(better, grid.zero, chosen.zero))
     return chosen
 
 
-def _error(grouped: Tensor, grid: Grid, form: Form, heed: Tensor | None, work: Tensor) -> Tensor:
-    """Σ importance · (w − ŵ)² of each group, [n, G]; `work` is overwritten."""
-    scale = grid.scale[..., None]
-    torch.mul(grouped, 1 / scale, out=work)
-    work.round_()
-    if form.symmetric:
-        middle = 2 ** (form.bits - 1)
-        work.clamp_(-middle, middle - 1)
-    else:
-        zero = grid.zero[..., None]
-        work.add_(zero).clamp_(0, form.highest).sub_(zero)
-    work.mul_(scale).sub_(grouped)
-    error: Tensor = torch.linalg.vecdot(work, work if heed is None else work * heed)
+def _steps(grouped: Tensor, grid: Grid, form: Form, work: Tensor) -> None:
+    """Nearest integers less the zero point, into `work`."""
+    torch.mul(grouped, 1 / grid.scale[..., None], out=work)
+    zero = grid.zero[..., None]
+    work.round_().add_(zero).clamp_(0, form.highest).sub_(zero)
+
+
+def _fitted(grouped: Tensor, scale: Tensor, form: Form, heed: Tensor | None, steps: Tensor) -> Tensor:
+    """The scales that fit these steps best, of the same signs, [n, G]; as they were where none does."""
+    weighted = steps if heed is None else steps * heed
+    fitted = torch.linalg.vecdot(weighted, grouped) / torch.linalg.vecdot(weighted, steps)
+    if form.half:
+        fitted = fitted.half().float()
+    return torch.where(torch.isfinite(fitted) & (fitted * scale > 0), fitted, scale)
+
+
+def _error(grouped: Tensor, scale: Tensor, heed: Tensor | None, steps: Tensor) -> Tensor:
+    """Σ importance · (w − ŵ)² of each group, [n, G]; `steps` is overwritten."""
+    difference = steps.mul_(scale[..., None]).sub_(grouped)
+    error: Tensor = torch.linalg.vecdot(difference, difference if heed is None else difference * heed)
     return error

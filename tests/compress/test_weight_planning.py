@@ -84,6 +84,29 @@ def test_what_a_format_refuses_is_an_error_unless_a_fallback_is_named(reference:
     assert {p.scheme for p in plans} == {"w8cfp16", "source"}
 
 
+def test_a_rule_says_whether_zero_points_vary(reference: tuple[Source, ModelBundle]) -> None:
+    rules = (Rule(symmetric=False), Rule(name="*layers.0.*", symmetric=True))
+    plans = {p.tensor: p for p in plan_weights(*reference, recipe(*rules), Plain(), "")}
+    first, second = (plans[f"llm.model.layers.{i}.mlp.up_proj.weight"] for i in (0, 1))
+    assert (first.symmetric, second.symmetric) == (True, False)
+    n, k = second.shape
+    assert second.bytes_after - first.bytes_after == n * k // 32 // 2  # a zero point of 4 bits for each block
+
+    class Blocks(Plain):
+        def choose(self, *arguments: object) -> SchemeChoice:  # type: ignore[override]
+            return SchemeChoice("q4_0", "the format's")
+
+    with pytest.raises(UsageError, match="zero points of its own"):
+        plan_weights(*reference, recipe(Rule(symmetric=False)), Blocks(), "")
+
+
+def test_options_that_gptq_does_not_have_are_refused_before_anything_is_done(
+    reference: tuple[Source, ModelBundle],
+) -> None:
+    with pytest.raises(UsageError, match="no option 'sweep'"):
+        plan_weights(*reference, recipe(Rule(algorithm="gptq", algorithm_options={"sweep": 2})), Plain(), "")
+
+
 def test_a_plan_that_would_do_nothing_is_an_error(reference: tuple[Source, ModelBundle]) -> None:
     class Nothing(Plain):
         def choose(self, *arguments: object) -> SchemeChoice:  # type: ignore[override]

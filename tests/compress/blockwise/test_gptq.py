@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pocketport.compress.blockwise.gptq import DAMPING, Hessian, solve
+from pocketport.compress.blockwise.gptq import Hessian, solve
 from pocketport.compress.blockwise.grids import Form, dequantized, round_to, searched_grid
 from pocketport.errors import VerificationError
 
 ROWS, COLUMNS, SAMPLES = 16, 192, 600  # more columns than a block of the solver
+DAMPING = 0.01
 CPU = torch.device("cpu")
 
 

@@ -58,11 +58,23 @@ def test_the_search_is_never_worse_than_the_extremes_and_near_the_best_ratio(sym
     grouped = weight.reshape(len(weight), -1, GROUP)
     for ratio in np.linspace(0.5, 1.0, 51):
         low, high = grouped.amin(-1).clamp(max=0) * ratio, grouped.amax(-1).clamp(min=0) * ratio
-        step = torch.maximum(-low, high) / 3 if symmetric else (high - low) / 7
-        step = step.half().float()
-        zero = torch.full_like(step, 4) if symmetric else (-low / step).round().clamp(0, 7)
-        best = torch.minimum(best, error(weight, Grid(step, zero), form, importance))
+        for reach in (3, 4, -4) if symmetric else (7,):  # integers between zero and the greatest weight, upwards
+            step = torch.where(high > -low, high, -low if reach == 3 else low) if symmetric else high - low
+            step = (step / reach).half().float()
+            zero = torch.full_like(step, 4) if symmetric else (-low / step).round().clamp(0, 7)
+            best = torch.minimum(best, error(weight, Grid(step, zero), form, importance))
     assert float(found.sum()) <= 1.03 * float(best.sum())
+
+
+def test_the_greatest_weight_of_a_symmetric_group_lies_at_its_least_integer() -> None:
+    """As in ggml's Q4_0: one integer more, whichever sign it has."""
+    form = form_of(3, symmetric=True)
+    for sign in (1, -1):
+        weight = sign * torch.tensor([[4.0, 3, 2, 1, 0, -1, -2, -3] * 2])
+        grid = searched_grid(weight, form)
+        integers = round_to(weight, grid, form)
+        torch.testing.assert_close(dequantized(integers, grid, form), weight)
+        assert int(integers[0, 0]) == 0
 
 
 def test_groups_of_zeros_and_odd_sizes() -> None:

@@ -1,0 +1,48 @@
+"""The options of block-wise GPTQ, as recipes give them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from pocketport.errors import UsageError
+from pocketport.suggest import nearest
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """What a recipe's ``algorithm_options`` may say to ``gptq`` in checkpoint formats.
+
+    Attributes:
+        damping: share of the Hessian's mean diagonal that is added to it, greater than 0.
+        propagation: 0 … 1, the part of the error of earlier weights that each weight takes over; see `drift.Drift`.
+        sweeps: of `refine.refined` over integers and scales after rounding.
+    """
+
+    damping: float = 0.01
+    propagation: float = 0.0
+    sweeps: int = 0
+
+    @classmethod
+    def of(cls, options: Mapping[str, float]) -> "GptqOptions":
+        """Read a recipe's options.
+
+        Raises:
+            UsageError: there is no such option, or its value is out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UsageError(
+                    f"gptq has no option {name!r}", where="recipe, algorithm_options", fix=nearest(name, known)
+                )
+        made = cls(
+            float(options.get("damping", cls.damping)),
+            float(options.get("propagation", cls.propagation)),
+            int(options.get("sweeps", cls.sweeps)),
+        )
+        if not (made.damping > 0 and 0 <= made.propagation <= 1 and made.sweeps >= 0):
+            raise UsageError(
+                f"the options {dict(options)} are out of range",
+                where="recipe, algorithm_options",
+                fix="give a damping above 0, a propagation from 0 to 1, and 0 or more sweeps",
+            )
+        return made
