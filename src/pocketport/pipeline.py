@@ -1,4 +1,4 @@
-"""The road: source → bundle → statistics → plans → pivots → artifacts → verified, profiled, gated run.
+"""The road: source → bundle (→ conditioned) → statistics → plans → pivots → artifacts → verified, profiled, gated run.
 
 Every step goes through the store, so `port` and the single-stage commands make the same bytes, a second run takes
 everything from the cache, and a killed run goes on where it stopped.
@@ -16,6 +16,7 @@ from pocketport.errors import PocketportError, ToolchainError, UsageError
 from pocketport.files import atomic_directory, atomic_file, sha256_path
 from pocketport.stages.calibrate import calibrate, check_memory
 from pocketport.stages.compile import compile_component, load_compiled
+from pocketport.stages.condition import check_equivalence, condition
 from pocketport.stages.context import Context
 from pocketport.stages.held_out import collect_held_out
 from pocketport.stages.ingest import ingest, load_bundle, parity
@@ -49,11 +50,13 @@ class TargetRun:
 
 @dataclass
 class Run:
-    """A run as far as it went."""
+    """A run as far as it went. `conditioned` is `ingested` where the recipe asks for no conditioning."""
 
     context: Context
     ingested: StageResult
     parity: StageResult
+    conditioned: StageResult
+    equivalence: StageResult | None = None
     calibrated: StageResult | None = None
     held_out: StageResult | None = None
     float_task: StageResult | None = None
@@ -77,18 +80,22 @@ def run_until(context: Context, last: str) -> Run:
         backend_for(target).legality(target)
     context.request.save(context.out)
     ingested = ingest(context)
-    run = Run(context, ingested, parity(context, ingested))
+    run = Run(context, ingested, parity(context, ingested), ingested)
     if goal < STAGES.index("calibrate"):
         _copy(ingested.path / "bundle", context.out / "bundle")
         return run
     plans, findings = make_plans(context.request, load_bundle(ingested))
-    run.targets = {t: TargetRun(t, plan, list(findings[t])) for t, plan in plans.items()}
     check_memory(plans)
-    run.calibrated = calibrate(context, ingested, plans)
+    run.conditioned = condition(context, ingested)
+    if run.conditioned is not ingested:
+        run.equivalence = check_equivalence(context, ingested, run.conditioned)
+        plans, findings = make_plans(context.request, load_bundle(run.conditioned))
+    run.targets = {t: TargetRun(t, plan, list(findings[t])) for t, plan in plans.items()}
+    run.calibrated = calibrate(context, run.conditioned, plans)
     if goal == STAGES.index("calibrate"):
         _copy(run.calibrated.path, context.out / "calibration")
         return run
-    run.held_out = collect_held_out(context, ingested)
+    run.held_out = collect_held_out(context, run.conditioned)
     if goal >= STAGES.index("verify"):
         run.float_task = float_task(context, ingested)
     with ThreadPoolExecutor(PARALLEL_TARGETS) as pool:
@@ -103,13 +110,13 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
     context, target = run.context, one.target
     assert run.calibrated is not None and run.held_out is not None
     held_out = run.held_out
-    one.stages["quantize"] = quantize(context, run.ingested, run.calibrated, held_out, target, one.plan)
+    one.stages["quantize"] = quantize(context, run.conditioned, run.calibrated, held_out, target, one.plan)
     _copy(one.stages["quantize"].path, context.out / folder_of(target) / "pivot")
     missing = backend_for(Target.parse(target)).missing()
     one.diagnostics += missing
     if goal < STAGES.index("compile") or any(d.severity is Severity.ERROR for d in missing):
         return
-    names = list(load_bundle(run.ingested).components)
+    names = list(load_bundle(run.conditioned).components)
     for name in names:
 
         def compile_one(name: str = name) -> StageResult:
@@ -137,7 +144,7 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
         _try(
             one,
             "task",
-            lambda: target_task(context, target, run.ingested, one.stages["quantize"], compiled_all),
+            lambda: target_task(context, target, run.conditioned, one.stages["quantize"], compiled_all),
         )
     if goal >= STAGES.index("profile") and complete:
         _try(
@@ -146,7 +153,7 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
             lambda: profile_target(
                 context,
                 target,
-                run.ingested,
+                run.conditioned,
                 held_out,
                 one.stages["quantize"],
                 compiled_all,

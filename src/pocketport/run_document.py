@@ -34,6 +34,21 @@ class ModelRecord(_Record):
     parity: dict[str, Any] = Field(default_factory=dict)
 
 
+class RewriteRecord(_Record):
+    """One conditioning rewrite: how many streams of channels it changed, in which components."""
+
+    rewrite: str
+    streams: int
+    components: list[str]
+
+
+class ConditioningRecord(_Record):
+    """Exact rewrites before calibration. `sqnr_db`: each component's conditioned float against float, held out."""
+
+    rewrites: list[RewriteRecord]
+    sqnr_db: dict[str, float]
+
+
 class DiagnosticRecord(_Record):
     """See `pocketport.diagnostics.Diagnostic`."""
 
@@ -201,6 +216,7 @@ class RunDocument(_Record):
 
     model: ModelRecord
     recipe: str
+    conditioning: ConditioningRecord | None = None
     targets: list[TargetRecord]
     verdict: VerdictRecord
     environment: dict[str, str]

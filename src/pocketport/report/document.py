@@ -23,10 +23,12 @@ from pocketport.run_document import (
     ArtifactRecord,
     CheckRecord,
     ComponentRecord,
+    ConditioningRecord,
     DiagnosticRecord,
     ModelComponent,
     ModelRecord,
     OffloadRecord,
+    RewriteRecord,
     RunDocument,
     StageRecord,
     TargetRecord,
@@ -34,6 +36,7 @@ from pocketport.run_document import (
     VerdictRecord,
 )
 from pocketport.stages.compile import load_compiled
+from pocketport.stages.condition import load_equivalence, load_rewrites
 from pocketport.stages.ingest import load_bundle, load_parity
 from pocketport.stages.profile import load_profile
 from pocketport.stages.quantize import load_layer_errors, load_plan
@@ -86,6 +89,7 @@ def build_document(run: Run) -> RunDocument:
             parity=load_parity(run.parity),
         ),
         recipe=run.context.request.recipe,
+        conditioning=_conditioning(run),
         targets=[_target(run, one, metric) for one in run.targets.values()],
         verdict=VerdictRecord(status="none"),
         environment=_environment(),
@@ -94,6 +98,14 @@ def build_document(run: Run) -> RunDocument:
             for n, r in sorted(run.context.results.items())
         ],
     )
+
+
+def _conditioning(run: Run) -> ConditioningRecord | None:
+    if run.equivalence is None:
+        return None
+    kept = RewriteRecord.model_fields
+    rewrites = [RewriteRecord(**{k: r[k] for k in kept}) for r in load_rewrites(run.conditioned)]
+    return ConditioningRecord(rewrites=rewrites, sqnr_db=load_equivalence(run.equivalence))
 
 
 def _parameters(bundle: ModelBundle) -> int:

@@ -41,11 +41,14 @@ class HeldOut:
         return np.concatenate(parts)
 
 
-def collect_held_out(context: Context, ingested: StageResult) -> StageResult:
-    """``<component>.npz`` with the first few feeds that calibration does not see, and the float results."""
+def collect_held_out(context: Context, ingested: StageResult, name: str = "held-out") -> StageResult:
+    """``<component>.npz`` with the first few feeds that calibration does not see, and the float results.
+
+    `name` is the stage's in the run's record.
+    """
     bundle = load_bundle(ingested)
     data = load_data(bundle, context.request)
-    context.progress.start("held-out", "run float on held-out samples", None)
+    context.progress.start(name, "run float on held-out samples", None)
 
     def produce(directory: Path) -> None:
         family = family_named(bundle.family)
@@ -67,9 +70,7 @@ def collect_held_out(context: Context, ingested: StageResult) -> StageResult:
 
     inputs = {"bundle": ingested.digest, "data": data.fingerprint, "count": FEEDS_PER_COMPONENT}
     code = ("compress", "calibration")
-    return context.record(
-        "held-out", context.store.run("held-out", inputs, produce, code=code, packages=("onnxruntime",))
-    )
+    return context.record(name, context.store.run("held-out", inputs, produce, code=code, packages=("onnxruntime",)))
 
 
 def load_held_out(result: StageResult, component: str) -> HeldOut:
