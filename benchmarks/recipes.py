@@ -32,7 +32,7 @@ from pocketport.stages.held_out import collect_held_out, load_held_out
 from pocketport.stages.ingest import ingest, load_bundle
 from pocketport.stages.quantize import load_pivot, load_plan
 from pocketport.stages.weights import plan_formats, quantize_format
-from pocketport.store import Store
+from pocketport.store import StageResult, Store
 from pocketport.tasks import choose_task
 from pocketport.tasks.base import mean_score
 
@@ -52,7 +52,7 @@ def on_target(context: Context, recipe: str, target: str, samples: int) -> Evide
     (one,) = run.targets.values()
     assert run.held_out is not None
     size = sum(c.bytes_after for c in load_plan(one.stages["quantize"]))
-    return measured(context, recipe, target, load_pivot(one.stages["quantize"]), size, samples)
+    return measured(context, recipe, target, load_pivot(one.stages["quantize"]), size, samples, run.held_out)
 
 
 def on_format(context: Context, recipe: str, form: str, samples: int) -> Evidence:
@@ -70,21 +70,27 @@ def on_format(context: Context, recipe: str, form: str, samples: int) -> Evidenc
             if name in weights:
                 value.const_value = ir.tensor(weights[name].numpy(), name=name)
     size = sum(plan.bytes_after for plan in job.plans)
-    return measured(context, recipe, form, bundle.with_graphs(graphs), size, samples)
+    held_out = collect_held_out(context, ingest(context))
+    return measured(context, recipe, form, bundle.with_graphs(graphs), size, samples, held_out)
 
 
 def measured(
-    context: Context, recipe: str, destination: str, quantized: ModelBundle, size: int, samples: int
+    context: Context,
+    recipe: str,
+    destination: str,
+    quantized: ModelBundle,
+    size: int,
+    samples: int,
+    held_out: StageResult,
 ) -> Evidence:
-    """Score and SQNR of a quantized bundle beside float's."""
-    ingested = ingest(context)
-    bundle, held_out = load_bundle(ingested), collect_held_out(context, ingested)
+    """Score and SQNR of a quantized bundle beside float's; `held_out` is of the float bundle that it was made from."""
+    bundle = load_bundle(ingest(context))
     task = choose_task(bundle, context.request)
     scores, noise = [], {}
     for graphs in (bundle, quantized):
         executors = {c.name: OrtExecutor(c.graph, optimize=graphs is bundle) for c in graphs}
         scores.append(mean_score(task.evaluate(executors, samples)))
-        for name, executor in executors.items():
+        for name, executor in executors.items() if graphs is quantized else ():
             known = load_held_out(held_out, name)
             noise[name] = least_db(output_noise(known, [executor.run(f) for f in known.feeds]))
     return Evidence(

@@ -36,17 +36,17 @@ class Awq(Rewrite):
         bits: of the weights that will be rounded.
         block: input columns that share a scale; 0: all of an output channel.
         symmetric: 1 where zero points are in the middle, 0 where each scale has its own.
-        steps: exponents tried between 0 and 1.
+        steps: exponents tried, from 0 on and under 1.
     """
 
     def __init__(self, bits: float = 4, block: float = 0, symmetric: float = 1, steps: float = 20) -> None:
-        if not 2 <= bits <= 8 or block < 0 or steps < 1:
+        if not 2 <= bits <= 8 or block < 0 or steps < 2:
             raise UsageError(
                 f"bits {bits:g}, block {block:g}, steps {steps:g}", where="recipe, awq",
-                fix="choose 2 to 8 bits, a block size or 0, and at least one step",
+                fix="choose 2 to 8 bits, a block size or 0, and at least two steps",
             )  # fmt: skip
         self._levels, self._block, self._symmetric = 1 << int(bits), int(block), bool(symmetric)
-        self._exponents = np.linspace(0, 1, int(steps), endpoint=False) if steps > 1 else np.array([0.0, 0.5])
+        self._exponents = np.linspace(0, 1, int(steps), endpoint=False)
 
     def __call__(self, chain: Chain, observe: Observe) -> tuple[list[Stream], dict[str, str]]:
         """See `Rewrite`; streams that are best left alone are among those returned."""

@@ -21,6 +21,10 @@ from pocketport.store import Store
 
 
 def context(model: Path, data: Path, out: Path, recipe: str, store: Store | None = None) -> Context:
+    if recipe == "equalized":
+        file = data.with_name("equalized.yaml")
+        file.write_text("conditioning: [{rewrite: equalize}]")
+        recipe = str(file)
     request = Request(source=str(model), data=str(data), targets=["x86"], recipe=recipe)
     return Context(request, store or Store(), out)
 
