@@ -42,7 +42,9 @@ class Remedy:
     rules: tuple[Rule, ...]
 
 
-def remedies(component: str, switch: Switch, legality: Legality, fit: Fit | None = None) -> list[Remedy]:
+def remedies(
+    component: str, switch: Switch, legality: Legality, *, fit: Fit | None = None, columns: int = 0
+) -> list[Remedy]:
     """What could help the tensors of a switch, the most promising first.
 
     Args:
@@ -50,6 +52,7 @@ def remedies(component: str, switch: Switch, legality: Legality, fit: Fit | None
         switch: the tensors.
         legality: of the target; a scheme that it does not take is not among the remedies.
         fit: how the leader's range fits its values, where that is known: it decides which observer comes first.
+        columns: input dimension of a linear layer's weight, which blocks must divide.
     """
     leader = switch.leader
     scheme = Scheme.parse(leader.scheme)
@@ -57,7 +60,7 @@ def remedies(component: str, switch: Switch, legality: Legality, fit: Fit | None
         found = [*_observers(leader, fit), *_wider(scheme, legality), *_float_activation(scheme, legality)]
         members = [t for t in switch.tensors if t.kind is TensorKind.ACTIVATION]
     elif leader.kind is TensorKind.WEIGHT:
-        found = [*_algorithms(leader), *_blocks(leader, scheme, legality), *_more_bits(scheme, legality)]
+        found = [*_algorithms(leader), *_blocks(leader, scheme, legality, columns), *_more_bits(scheme, legality)]
         found += _float_weight(legality)
         members = [leader]
     elif leader.kind is TensorKind.CONSTANT:
@@ -114,11 +117,12 @@ def _algorithms(tensor: TensorPlan) -> Iterator[_Found]:
             yield f"algorithm {name}", Cost.NOTHING, {"algorithm": name}
 
 
-def _blocks(tensor: TensorPlan, scheme: Scheme, legality: Legality) -> Iterator[_Found]:
+def _blocks(tensor: TensorPlan, scheme: Scheme, legality: Legality, columns: int) -> Iterator[_Found]:
     rule = legality.weights.get(str(scheme.weight_bits))
     if rule is None or tensor.op not in LINEAR_OPS or "b" not in rule.granularities:
         return
-    smaller = [b for b in sorted(rule.blocks, reverse=True) if not scheme.block or b < scheme.block]
+    whole = [b for b in sorted(rule.blocks, reverse=True) if b < columns and columns % b == 0]
+    smaller = [b for b in whole if not scheme.block or b < scheme.block]
     for block in dict.fromkeys((*smaller[:1], *smaller[-1:])):
         finer = replace(scheme, granularity=Granularity.BLOCK, block=block)
         yield f"blocks of {block}", Cost.BITS, {"scheme": str(finer)}

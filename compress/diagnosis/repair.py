@@ -76,17 +76,6 @@ class Workbench:
         """The whole model's plan with these rules behind the recipe's own; UsageError where they are not legal."""
         return make_plan(self.bundle, with_rules(self.recipe, self.target, rules), self.target, self.legality)
 
-    def legal(self, remedies: Sequence[Remedy]) -> list[Remedy]:
-        """Those that can be planned."""
-        found = []
-        for remedy in remedies:
-            try:
-                self.plan(remedy.rules)
-            except UsageError:
-                continue
-            found.append(remedy)
-        return found
-
     def measure(self, rules: Sequence[Rule], statistics: Statistics, samples: Samples) -> Measured:
         """Make the component's pivot and run it.
 

@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from pocketport.calibration.metrics import EXACT_DB
 from pocketport.profiles.units import format_quantity
 from pocketport.run_document import MeasurementRecord, RunDocument, TargetRecord
 
+BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_FIGURES = ("image_encode", "time_to_first_token", "tokens_per_second", "latency", "peak_memory")
 TITLES = {
     "image_encode": "image encode", "time_to_first_token": "first token", "tokens_per_second": "tokens/s", "latency": "latency",
@@ -107,3 +111,27 @@ def size_rows(document: RunDocument) -> list[tuple[str, int, list[tuple[str, int
         ]
         rows.append((component.name, component.bytes, list(cells)))
     return rows
+
+
+def format_db(value: float | None) -> str:
+    """SQNR for a table; tensors that are equal have no noise."""
+    if value is None:
+        return "–"
+    return "equal" if value >= EXACT_DB else f"{value:.1f} dB"
+
+
+def format_share(value: float) -> str:
+    """A share for a table, in percent."""
+    if value == 0.0:
+        return "0"
+    return f"{100 * value:.1f} %" if value >= 1e-3 else "< 0.1 %"
+
+
+def sparkline(counts: Sequence[int], width: int = 16) -> str:
+    """A histogram as a line of bars; heights are logarithms, so that rare values show."""
+    bins = np.add.reduceat(
+        np.asarray(counts, np.float64), np.linspace(0, len(counts), width, endpoint=False).astype(int)
+    )
+    heights = np.log1p(bins)
+    steps = np.ceil(heights / max(float(heights.max()), 1e-9) * (len(BARS) - 1)).astype(int)
+    return "".join(BARS[step] for step in steps)

@@ -13,7 +13,7 @@ from pocketport import __version__
 from pocketport.files import write_text
 from pocketport.profiles.units import format_quantity
 from pocketport.report.charts import colour, layer_chart, memory_chart
-from pocketport.report.figures import figure_rows, size_rows
+from pocketport.report.figures import figure_rows, format_db, format_share, size_rows
 from pocketport.run_document import RunDocument
 
 
@@ -25,17 +25,24 @@ def write_report(document: RunDocument, images: dict[int, Image.Image], path: Pa
         images: held-out images by sample index, as many as should be shown.
         path: where to write the page.
     """
+    page = render_page(
+        "report.html", run=document, figures=figure_rows(document), sizes=size_rows(document), samples=_samples(document, images),
+        layer_charts=_layer_charts(document), memory_chart=memory_chart(document.targets),
+    )  # fmt: skip
+    write_text(path, page)
+
+
+def render_page(template: str, **content: Any) -> str:
+    """One of the templates in the house style, self-contained."""
     environment = Environment(
         loader=PackageLoader("pocketport.report"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["bytes"] = lambda count: format_quantity(count, "bytes")
+    environment.filters["db"] = format_db
+    environment.filters["share"] = format_share
     environment.globals["colour"] = colour
-    page = environment.get_template("report.html").render(
-        run=document, version=__version__, figures=figure_rows(document), sizes=size_rows(document), samples=_samples(document, images),
-        layer_charts=_layer_charts(document), memory_chart=memory_chart(document.targets),
-    )  # fmt: skip
-    write_text(path, page)
+    return environment.get_template(template).render(version=__version__, **content)
 
 
 def _layer_charts(document: RunDocument) -> list[str]:

@@ -11,6 +11,7 @@ import psutil
 
 from pocketport.compress.blockwise.engine import quantize_weights
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.evidence import check_evidence
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.formats.contract import Format, WeightPlan
 from pocketport.compress.ingest import path_of
@@ -66,7 +67,8 @@ def plan_formats(request: Request) -> list[WeightJob]:
     """Plan every format that the request names; no weight is read.
 
     Raises:
-        UsageError: an unknown format, variant or recipe, or a scheme that a format does not take.
+        UsageError: an unknown format, variant or recipe, a scheme that a format does not take, or a recipe known to be
+            bad there.
         InputError: the model is damaged, or a format has no place for it.
     """
     source = open_source(path_of(request.source))
@@ -77,6 +79,7 @@ def plan_formats(request: Request) -> list[WeightJob]:
     for text in request.formats:
         form, variant = format_named(text)
         form.check(source, bundle, variant)
+        check_evidence(request.recipe, text)
         plans = plan_weights(source, bundle, recipe, form, variant)
         sequences = None
         if any(p.algorithm in CALIBRATED for p in plans):
