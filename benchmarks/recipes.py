@@ -3,7 +3,7 @@
 ``python benchmarks/recipes.py [--recipe …] [--target …] [--format …] [--samples 32] [--docs docs/recipes.md]``
 
 A target's pivot is executed by onnxruntime as it is, and so are the weights of a checkpoint format. The figures go into
-``compress/recipes/evidence.json``, which is read when planning (others' entries stay), and with ``--docs`` into the page's table.
+``compress/recipes/evidence.json``, which is read when planning (others' entries stay), and with ``--docs`` into the page's tables.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pocketport.commands.console import BarProgress, out
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.diagnosis.samples import least_db, output_noise
-from pocketport.compress.evidence import EVIDENCE_FILE, Evidence, evidence_table, known_evidence
+from pocketport.compress.evidence import EVIDENCE_FILE, Evidence, evidence_table, known_evidence, recipes_table
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.ingest import REFERENCE
@@ -137,7 +137,8 @@ def main() -> None:
     out.print(evidence_table())
     if options.docs is not None:
         head, _, rest = options.docs.read_text(encoding="utf-8").partition(BEGIN)
-        write_text(options.docs, f"{head}{BEGIN}\n{evidence_table()}\n{END}{rest.partition(END)[2]}")
+        tables = f"{recipes_table()}\n{evidence_table()}"
+        write_text(options.docs, f"{head}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pocketport.compress.recipe import shipped_recipes
+from pocketport.compress.recipe import load_recipe, shipped_recipes
 from pocketport.errors import InputError, UsageError
 
 EVIDENCE_FILE = "evidence.json"
@@ -108,8 +108,14 @@ def _kind(destination: str) -> str:
     return destination.partition("/")[0] if "/" in destination else destination
 
 
+def recipes_table() -> str:
+    """The shipped recipes and what they are for, as a table in Markdown."""
+    rows = (f"| `{name}` | {load_recipe(name).description} |" for name in shipped_recipes())
+    return "\n".join(("| recipe | is |", "|---|---|", *rows)) + "\n"
+
+
 def evidence_table() -> str:
-    """All of it as a table in Markdown, recipe by recipe."""
+    """All that was measured as a table in Markdown, recipe by recipe."""
     lines = ["| recipe | for | score: float → here | least SQNR | weights | executed by |", "|---|---|---|---|---|---|"]
     for e in sorted(known_evidence(), key=lambda e: (e.recipe, "/" not in e.destination, e.destination)):
         if e.refused:
