@@ -8,9 +8,8 @@ for, see `Drift`, the same stages are run with the float weights beside it.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from pocketport.compress.blockwise.grids import Form, dequantized
 from pocketport.compress.blockwise.journal import Journal
 from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import as_weight, pack_ggml
+from pocketport.compress.blockwise.samples import Samples, float_chain, taken_in
 from pocketport.compress.blockwise.segments import Segment, Stage, segments, stages
 from pocketport.compress.blockwise.timing import Timing
 from pocketport.compress.executor import Arrays
@@ -29,13 +29,9 @@ from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.quantized_weights import Quantized
 from pocketport.compress.structure import is_constant, weight_operand
 from pocketport.compress.torch_executor import Values, WeightCache, last_uses, run_nodes
-from pocketport.errors import UsageError
 
 ROWS = 2048  # of inputs that a Hessian takes in at once
 SPILL_NAME = ".spill"
-STREAM = "inputs_embeds"  # differs from sample to sample, even if there is one only
-ROW_WEIGHTS = "row_weights"
-FLOAT = "float:"  # begins the names of activations of the float chain
 
 
 @dataclass(frozen=True)
@@ -51,53 +47,6 @@ class Settings:
     device: torch.device
     budget: int
     advance: Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Calibration samples on their way through the graph.
-
-    Attributes:
-        count: how many.
-        shared: what is the same for all of them.
-        activations: what is not.
-        row_weights: how much each row of a sample counts, [S] ≥ 0; None: all the same.
-        prefix: `FLOAT` for the chain whose weights are not quantized.
-    """
-
-    count: int
-    shared: Values
-    activations: Activations
-    row_weights: Sequence[Tensor | None]
-    prefix: str = ""
-
-    def values(self, sample: int, device: torch.device) -> Values:
-        """What a sample starts a stage with."""
-        own = self.names(sample)
-        return {**self.shared, **{name: self.activations.get(self.prefix + name, sample, device) for name in own}}
-
-    def names(self, sample: int) -> set[str]:
-        """What is kept of a sample."""
-        mine = {name for name in self.activations.names(sample) if name.startswith(FLOAT) == bool(self.prefix)}
-        return {name.removeprefix(self.prefix) for name in mine}
-
-    def keep(self, kept: frozenset[str], sample: int, values: Values) -> None:
-        """Keep these values of a sample and nothing else of it."""
-        before = self.names(sample)
-        for name in kept - before - self.shared.keys():
-            self.activations.put(self.prefix + name, sample, values[name])
-        for name in before - kept:
-            self.activations.drop(self.prefix + name, sample)
-
-    def weighted(self, value: Tensor, sample: int) -> tuple[Tensor, float]:
-        """The rows [n, K] of an activation, each times the root of its weight and without those of weight 0; and the
-        weights' sum. Where there are fewer rows than weights they are the last ones."""
-        rows, weights = value.reshape(-1, value.shape[-1]), self.row_weights[sample]
-        if weights is None:
-            return rows, float(len(rows))
-        weights = weights[-len(rows) :].to(rows.device)
-        seen = weights > 0
-        return rows[seen] * weights[seen, None].sqrt(), float(weights.sum())
 
 
 def calibrate(
@@ -128,8 +77,8 @@ def calibrate(
     with Activations(journal.directory / SPILL_NAME, settings.budget) as activations:
         timing.start("samples")
         with timing.phase("load"):
-            samples, varying = _taken_in(graph, feeds, activations, settings.device)
-            exact = _float_chain(samples) if any(_options(plan).propagation for plan in plans) else None
+            samples, varying = taken_in(graph, feeds, activations, settings.device)
+            exact = float_chain(samples) if any(_options(plan).propagation for plan in plans) else None
         cuts = segments(varying)
         while not _uses(cuts[-1].nodes, wanted):
             cuts.pop()
@@ -179,55 +128,6 @@ def _residual(node: ir.Node) -> str:
 
 def _options(plan: WeightPlan) -> GptqOptions:
     return GptqOptions.of(plan.options if plan.algorithm == "gptq" else {})
-
-
-def _float_chain(samples: Samples) -> Samples:
-    """The same samples once more, for the chain whose weights stay as they are."""
-    for sample in range(samples.count):
-        for name in samples.names(sample):
-            value = samples.activations.get(name, sample, torch.device("cpu"))
-            samples.activations.put(FLOAT + name, sample, value)
-    return replace(samples, prefix=FLOAT)
-
-
-def _taken_in(
-    graph: ir.Model, feeds: Iterator[Arrays], activations: Activations, device: torch.device
-) -> tuple[Samples, list[ir.Node]]:
-    """Read all samples; what is the same for all of them, and what follows from that alone, is computed once.
-
-    Returns:
-        The samples, and the nodes that depend on what differs.
-    """
-    shared: Values = {}
-    differing: set[str] = set()
-    row_weights: list[Tensor | None] = []
-    for count, arrays in enumerate(feeds):
-        row_weights.append(None)
-        for name, array in arrays.items():
-            value = torch.from_numpy(np.asarray(array))
-            if name == ROW_WEIGHTS:
-                row_weights[count] = value
-                continue
-            if name not in shared:
-                shared[name] = value
-            if name not in differing and (name == STREAM or not torch.equal(value, shared[name])):
-                differing.add(name)
-                for earlier in range(count):
-                    activations.put(name, earlier, shared[name])
-            if name in differing:
-                activations.put(name, count, value)
-    if not row_weights:
-        raise UsageError("there are no calibration samples", where="calibration", fix="give data, or use rtn or mse")
-    values = {name: value.to(device) for name, value in shared.items() if name not in differing}
-    constant: list[ir.Node] = []
-    varying: list[ir.Node] = []
-    for node in graph.graph:
-        depends = any(v is not None and v.name in differing for v in node.inputs)
-        (varying if depends else constant).append(node)
-        if depends:
-            differing |= {v.name or "" for v in node.outputs}
-    run_nodes(constant, values, WeightCache(device), {})
-    return Samples(len(row_weights), values, activations, row_weights), varying
 
 
 def _resumed(journal: Journal, parts: Sequence[str], samples: Samples, settings: Settings) -> int:

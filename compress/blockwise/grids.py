@@ -5,6 +5,7 @@ will hold. The integers of a symmetric grid go one further down than up: the sea
 greatest weight of its group lie there, as ggml's Q4_0 does.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.torch_device import row_runs
 
-RATIOS = tuple(1 - 0.05 * step for step in range(11))  # of clipping that are tried; each is then fitted
+RATIOS = tuple(1 - 0.07 * step for step in range(8))  # of clipping that are tried; each is then fitted
+OPPOSITE_RATIOS = RATIOS[::2]  # tried with the other sign too
 CHUNK_ELEMENTS = 1 << 18  # what the caches of two cores hold
 LEAST_IMPORTANCE = 1e-4  # of the mean: inputs that were never seen still must not be thrown away
 
@@ -61,7 +63,7 @@ def extreme_grid(weight: Tensor, form: Form) -> Grid:
 
 
 def searched_grid(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid:
-    """The grid of least Σ importance · (w − ŵ)² a group, over clipping ratios from 1 down to 0.5.
+    """The grid of least Σ importance · (w − ŵ)² a group, over clipping ratios from 1 down to 0.51.
 
     The scale of each ratio is replaced by the one that fits the integers it leads to by least squares.
 
@@ -120,11 +122,14 @@ def _grid(low: Tensor, high: Tensor, form: Form) -> Grid:
     return _with_zero(scale, low, form)
 
 
-def _signed_grid(low: Tensor, high: Tensor, form: Form) -> Grid:
-    """As `_grid`, but a symmetric one has the farther of the two at its least integer, whichever sign that takes."""
+def _candidates(low: Tensor, high: Tensor, form: Form) -> Iterator[Grid]:
+    """Grids of clipped extremes; symmetric ones have the farther extreme at their least integer, or at their greatest."""
     if not form.symmetric:
-        return _grid(low, high, form)
-    return _with_zero(torch.where(high > -low, high, low) / -(2 ** (form.bits - 1)), low, form)
+        yield from (_grid(low * ratio, high * ratio, form) for ratio in RATIOS)
+        return
+    scale = torch.where(high > -low, high, low) / -(2 ** (form.bits - 1))
+    for ratio in (*RATIOS, *(-ratio for ratio in OPPOSITE_RATIOS)):
+        yield _with_zero(scale * ratio, low, form)
 
 
 def _with_zero(scale: Tensor, low: Tensor, form: Form) -> Grid:
@@ -143,8 +148,7 @@ def _searched(weight: Tensor, form: Form, heed: Tensor | None) -> Grid:
     chosen = _grid(low, high, form)
     _steps(grouped, chosen, form, work)
     best = _error(grouped, chosen.scale, heed, work)
-    for ratio in RATIOS:
-        grid = _signed_grid(low * ratio, high * ratio, form)
+    for grid in _candidates(low, high, form):
         _steps(grouped, grid, form, work)
         scale = _fitted(grouped, grid.scale, form, heed, work)
         error = _error(grouped, scale, heed, work)

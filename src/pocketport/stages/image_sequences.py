@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from pocketport.compress.blockwise.calibrated import ROW_WEIGHTS
+from pocketport.compress.blockwise.samples import ROW_WEIGHTS
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import Arrays
 from pocketport.compress.families.chat import ImagePrompt
