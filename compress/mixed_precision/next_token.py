@@ -1,6 +1,6 @@
 """The loss of a language model that predicts its next token, from the hidden states of all positions at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,10 @@ class Head:
         run_nodes(self._nodes, values, self._weights, {})
         return values[LOGITS]
 
-    def gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    def gradient(self, hidden: Tensor, generator: torch.Generator, counting: Tensor | None = None) -> Tensor:
         """Of −log p(token) by the hidden states [S, H], the tokens drawn from the model's own predictions.
 
-        The mean of such gradients' squares is Fisher's information, the Hessian of the divergence from the model as it
+        Rows that `counting` [S] leaves out predict nothing. The mean of such gradients' squares is Fisher's information, the Hessian of the divergence from the model as it
         is (Kunstner et al. 2019, arXiv 1905.12558); with a text's own tokens it is not.
         """
         gradient = torch.empty_like(hidden)
@@ -67,49 +67,53 @@ class Head:
                 tokens = torch.multinomial(chances, 1, generator=generator).to(logits.device)
                 loss = functional.cross_entropy(logits, tokens[:, 0], reduction="sum")
             gradient[start : start + ROWS] = torch.autograd.grad(loss, rows)[0]
-        return gradient
+        return gradient if counting is None else gradient * counting[:, None]
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a language model predicts a text.
+    """How well a quantized language model predicts.
 
     Attributes:
-        loss: mean −log p of the tokens, nats.
         divergence: mean Kullback-Leibler divergence from the float model's predictions, nats.
-        tokens: how many.
+        positions: how many predictions.
+        loss: mean −log p of the tokens that follow, nats; None where they are not known.
     """
 
-    loss: float
     divergence: float
-    tokens: int
+    positions: int
+    loss: float | None = None
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return float(np.exp(self.loss))
+    def figures(self) -> dict[str, float]:
+        """The divergence, and the perplexity where it is known."""
+        found = {"divergence": self.divergence}
+        return found if self.loss is None else found | {"perplexity": float(np.exp(self.loss))}
 
 
 @torch.no_grad()
 def quality(
-    head: Head, float_hidden: Sequence[Tensor], hidden: Iterator[Tensor], tokens: NDArray[np.integer[Any]]
-) -> Quality:
-    """Score hidden states against the next tokens and against the float model's.
+    head: Head, float_hidden: Sequence[Tensor], hidden: Iterable[Tensor], counting: Sequence[Tensor | None],
+    tokens: NDArray[np.integer[Any]] | None = None,
+) -> Quality:  # fmt: skip
+    """Compare the predictions from hidden states with the float model's, and with the next tokens.
 
     Args:
         head: of the float model.
-        float_hidden: of each sequence, [S, H].
+        float_hidden: of each sample, [S, H].
         hidden: the same of the model that is scored.
-        tokens: [sequences, S].
+        counting: which rows of each sample count; None: all.
+        tokens: [samples, S] where they are known; the last row then has no next token.
     """
-    loss = divergence = 0.0
-    for row, expected, found in zip(tokens, float_hidden, hidden, strict=True):
-        following = torch.from_numpy(row[1:].astype(np.int64)).to(found.device)
-        for start in range(0, len(following), ROWS):
-            part = slice(start, min(start + ROWS, len(following)))
-            wanted = head.logits(expected[part].to(found.device)).log_softmax(-1)
-            given = head.logits(found[part]).log_softmax(-1)
-            loss += float(functional.nll_loss(given, following[part], reduction="sum"))
+    loss, divergence, positions = 0.0, 0.0, 0
+    for sample, (expected, found, rows) in enumerate(zip(float_hidden, hidden, counting, strict=True)):
+        expected = expected.to(found.device)
+        following = None if tokens is None else torch.from_numpy(tokens[sample, 1:].astype(np.int64)).to(found.device)
+        places = torch.arange(len(found), device=found.device) if rows is None else rows.nonzero()[:, 0]
+        for part in places[: None if following is None else len(following)].split(ROWS):
+            wanted, given = (head.logits(h[part]).log_softmax(-1) for h in (expected, found))
             divergence += float(functional.kl_div(given, wanted, reduction="sum", log_target=True))
-    count = tokens.shape[0] * (tokens.shape[1] - 1)
-    return Quality(loss / count, divergence / count, count)
+            positions += len(part)
+            if following is not None:
+                loss += float(functional.nll_loss(given, following[part], reduction="sum"))
+    return Quality(divergence / positions, positions, None if tokens is None else loss / positions)

@@ -1,6 +1,7 @@
 """What each weight's rounding costs in each scheme, from one pass over the data: forwards, and once backwards.
 
-With x the rows that meet a weight W [N, K], g the gradients of the loss by its output, and ΔW what rounding changes:
+With x the rows that meet a weight W [N, K], g the gradients of the loss by its output, and ΔW what rounding changes
+(rows whose g is 0, of padding for instance, are left out):
 
 ``output``
     tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), H = Σ xxᵀ: noise over signal at the layer's output (1/SQNR).
@@ -39,7 +40,7 @@ class _Moments:
     """What is summed up for one weight.
 
     Attributes:
-        hessian: Σ xxᵀ [K, K], shared by the weights that meet the same x.
+        hessian: Σ xxᵀ, [K, K].
         heeded: Σ |g|² xxᵀ, [K, K].
         rows: Σ g² of each output, [N].
         count: rows of x.
@@ -67,7 +68,6 @@ class Sensitivities:
         """Weight → scheme → errors."""
         self._schemes, self._rounder, self._advance = schemes, rounder, advance
         self._moments: dict[str, _Moments] = {}
-        self._hessians: dict[str, tuple[str, Tensor]] = {}
 
     def wants(self, node: ir.Node) -> bool:
         """Whether a node computes with one of the weights."""
@@ -78,18 +78,19 @@ class Sensitivities:
         """Sum up one sample of a node."""
         operand = weight_operand(node)
         assert operand is not None
-        weight, activation = operand.value.name or "", node.inputs[0].name or ""  # type: ignore[union-attr]
         rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        owner, hessian = self._hessians.setdefault(activation, (weight, _square(rows)))
-        if owner == weight:  # of the weights that share an input, one sums it up
-            hessian.addmm_(rows.T, rows)
-        if weight not in self._moments:
-            self._moments[weight] = _Moments(hessian, _square(rows), gradients.new_zeros(gradients.shape[1]))
-        moments = self._moments[weight]
         squares = gradients.square()
-        moments.rows += squares.sum(0)
-        scaled = rows * squares.sum(1, keepdim=True).sqrt()
+        energy = squares.sum(1, keepdim=True)
+        seen = energy[:, 0] > 0  # what nothing depends on is padding
+        rows, energy = rows[seen], energy[seen]
+        name = operand.value.name or ""
+        if name not in self._moments:
+            self._moments[name] = _Moments(_square(rows), _square(rows), gradients.new_zeros(gradients.shape[1]))
+        moments = self._moments[name]
+        moments.hessian.addmm_(rows.T, rows)
+        scaled = rows * energy.sqrt()
         moments.heeded.addmm_(scaled.T, scaled)
+        moments.rows += squares.sum(0)
         moments.count += len(rows)
 
     @torch.no_grad()
@@ -102,13 +103,12 @@ class Sensitivities:
                 continue
             moments, weight = self._moments.pop(name), matrix_of(operand)
             weight = weight.to(moments.hessian.device)
-            importance = moments.hessian.diagonal() / moments.count
+            importance = moments.hessian.diagonal() / max(moments.count, 1)
             own = self.errors.setdefault(name, {})
             for scheme in self._schemes[name]:
                 own[scheme] = _errors(weight, self._rounder(name, scheme, weight, importance) - weight, moments)
             if self._advance:
                 self._advance(len(self.errors))
-        self._hessians.clear()
 
 
 def matrix_of(operand: WeightOperand) -> Tensor:

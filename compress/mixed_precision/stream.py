@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
+from pocketport.compress.blockwise.samples import ROW_WEIGHTS
 from pocketport.compress.blockwise.segments import Segment, segments
 from pocketport.compress.executor import Arrays
 from pocketport.compress.structure import is_constant
@@ -45,7 +46,7 @@ class Stream:
 
     Args:
         graph: with static shapes, in ops of the torch executor.
-        feeds: its inputs, sample after sample; read once.
+        feeds: its inputs, sample after sample, and where not all rows count their `ROW_WEIGHTS` [S]; read once.
         wanted: values to be computed.
         activations: takes what goes from layer to layer.
         device: where it computes.
@@ -59,6 +60,8 @@ class Stream:
         device: torch.device,
     ) -> None:  # fmt: skip
         self.activations, self.device, self.count = activations, device, 0
+        self.counting: list[Tensor | None] = []
+        """Of each sample which rows count, bool [S]; None: all."""
         self._shared: dict[str, Tensor] = {}
         differing = self._take_in(feeds)
         nodes = _ancestors(list(graph.graph), set(wanted))
@@ -72,7 +75,9 @@ class Stream:
         """Keep what differs from sample to sample by sample, the rest once; returns the names that differ."""
         differing: set[str] = set()
         for arrays in feeds:
-            for name, array in arrays.items():
+            rows = arrays.get(ROW_WEIGHTS)
+            self.counting.append(None if rows is None else torch.from_numpy(np.asarray(rows) > 0).to(self.device))
+            for name, array in ((n, a) for n, a in arrays.items() if n != ROW_WEIGHTS):
                 value = torch.from_numpy(np.asarray(array))
                 known = self._shared.setdefault(name, value)
                 if name not in differing and value is not known and not torch.equal(value, known):

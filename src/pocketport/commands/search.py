@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from pocketport.commands.console import out, print_json, table
-from pocketport.commands.options import Cache, Json, MemoryLimit, opened, parse_bytes
+from pocketport.commands.options import Cache, Json, MemoryLimit, Shapes, opened, parse_bytes, parse_shapes
 from pocketport.compress.mixed_precision.allocation import Layer
 from pocketport.errors import UsageError
 from pocketport.profiles.units import format_quantity
 from pocketport.request import Request
-from pocketport.stages.search import Budget, Candidate, FormatSearch, Searched, write_recipe
+from pocketport.stages.search import FormatSearch
+from pocketport.stages.search_target import TargetSearch
+from pocketport.stages.searched import Budget, Candidate, Searched
 
 
 def register(app: typer.Typer) -> None:
@@ -22,17 +24,24 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    source: Annotated[str, typer.Argument(help="`reference`, a checkpoint folder or a .gguf file.")],
+    source: Annotated[
+        str, typer.Argument(help="`reference`, a checkpoint or ONNX folder, a .gguf, .onnx or .pt2 file.")
+    ],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.", dir_okay=False)],
-    format_: Annotated[str, typer.Option("--format", "-f", help="Checkpoint format, name[:variant].")],
+    format_: Annotated[str | None, typer.Option("--format", "-f", help="Checkpoint format, name[:variant].")] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="vendor/soc[@sdk].")] = None,
     budget_bytes: Annotated[str | None, typer.Option(help="Bytes of the whole model, e.g. 80MB.")] = None,
     budget_bits: Annotated[
         float | None, typer.Option(min=1, help="Mean bits of a weight, scales included, over the layers searched.")
     ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Of a target: time to read one token's (or one run's) weights searched.")
+    ] = None,
     schemes: Annotated[str | None, typer.Option(help="Schemes to choose among, separated by commas.")] = None,
     recipe: Annotated[str, typer.Option(help="The recipe that the rules are added to.")] = "default",
-    data: Annotated[str | None, typer.Option(help="A text, or an .npz file with input_ids.")] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 64,
+    data: Annotated[str | None, typer.Option(help="What `port` calibrates on: a text, images, or .npz files.")] = None,
+    shape: Shapes = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 64,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens of a calibration sequence.")] = 512,
     confirm: Annotated[
         bool, typer.Option(help="Quantize with the best of each error model and measure; the best measured one wins.")
@@ -43,19 +52,26 @@ def search(
     json_output: Json = False,
 ) -> None:
     """Choose a scheme for each layer: least loss of quality within a budget of bytes."""
-    if (budget_bytes is None) == (budget_bits is None):
+    if sum(b is not None for b in (budget_bytes, budget_bits, budget_ms)) != 1 or (
+        budget_ms is not None and not target
+    ):
         raise UsageError(
-            "one budget is needed", where="search", fix="give --budget-bytes 80MB or --budget-bits 4.25, not both"
-        )
+            "one budget is needed", where="search",
+            fix="give --budget-bytes 80MB, --budget-bits 4.25 or, for a target, --budget-ms 20",
+        )  # fmt: skip
+    if (format_ is None) == (target is None):
+        raise UsageError("one format or one target is needed", where="search", fix="give --format NAME or --target T")
     request = Request(
-        source=source, formats=[format_], recipe=recipe, data=data, calibration_samples=calibration_samples,
-        sequence_length=sequence_length, seed=seed, memory_limit=parse_bytes(limit),
+        source=source, formats=[format_] if format_ else [], targets=[target] if target else [], recipe=recipe, data=data,
+        shapes=parse_shapes(shape), calibration_samples=calibration_samples, sequence_length=sequence_length, seed=seed,
+        memory_limit=parse_bytes(limit),
     )  # fmt: skip
     names = [name.strip() for name in schemes.split(",")] if schemes else None
     with tempfile.TemporaryDirectory() as work, opened(request, Path(work), cache, quiet=json_output) as context:
-        budget = Budget(parse_bytes(budget_bytes), budget_bits)
-        searched = FormatSearch(context, names).search(budget, confirm=confirm)
-    write_recipe(out_file, searched, searched.best, request)
+        budget = Budget(parse_bytes(budget_bytes), budget_bits, budget_ms)
+        road = FormatSearch(context, names) if format_ else TargetSearch(context, names)
+        searched = road.search(budget, confirm=confirm)
+    searched.write(out_file, f"{source}, {format_ or target}")
     if json_output:
         print_json(document(searched))
         return
@@ -81,16 +97,16 @@ def print_layers(searched: Searched) -> None:
 
 def print_candidates(searched: Searched) -> None:
     """The allocations, the best first."""
-    elements = sum(layer.elements for layer in searched.layers)
+    figures = list(searched.best.figures)
     shown = table(
-        "allocations", "error model", "searched", "all", "bits", "perplexity", "divergence", right=(1, 2, 3, 4, 5)
-    )
+        "allocations", "error model", "searched", "all", "bits", *figures, right=tuple(range(1, 4 + len(figures)))
+    )  # fmt: skip
     for candidate in searched.candidates:
-        cost, measured = candidate.allocation.cost, candidate.quality
-        figures = ("", "") if measured is None else (f"{measured.perplexity:.3f}", f"{measured.divergence:.5f}")
+        cost = searched.bytes_of(candidate)
         shown.add_row(
-            candidate.allocation.model, format_quantity(cost, "bytes"), format_quantity(cost + searched.fixed, "bytes"),
-            f"{8 * cost / elements:.3f}", *figures,
+            candidate.allocation.model, format_quantity(cost, "bytes"),
+            format_quantity(cost + searched.fixed_bytes, "bytes"), f"{8 * cost / searched.elements:.3f}",
+            *(f"{value:.5g}" for value in candidate.figures.values()),
         )  # fmt: skip
     out.print(shown)
 
@@ -99,26 +115,29 @@ def document(searched: Searched) -> dict[str, Any]:
     """The JSON document."""
     return {
         "schema": "pocketport.search/1",
-        "fixed_bytes": searched.fixed,
+        "fixed_bytes": searched.fixed_bytes,
         "layers": [
             {
                 "layer": layer.name,
                 "weights": layer.weights,
                 "elements": layer.elements,
                 "scheme": searched.best.allocation.schemes[layer.name],
-                "costs": dict(layer.costs),
+                "bytes": dict(layer.costs),
                 "errors": {s: {m: layer.error(searched.errors, s, m) for m in _models(searched)} for s in layer.costs},
             }
             for layer in searched.layers
         ],
-        "candidates": [_candidate(candidate) for candidate in searched.candidates],
+        "candidates": [_candidate(searched, candidate) for candidate in searched.candidates],
     }
 
 
-def _candidate(candidate: Candidate) -> dict[str, Any]:
-    allocation = candidate.allocation
-    measured = None if candidate.quality is None else vars(candidate.quality)
-    return {"model": allocation.model, "cost": allocation.cost, "error": allocation.error, "measured": measured}
+def _candidate(searched: Searched, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "model": candidate.allocation.model,
+        "bytes": searched.bytes_of(candidate),
+        "error": candidate.allocation.error,
+        "measured": dict(candidate.figures),
+    }
 
 
 def _models(searched: Searched) -> Sequence[str]:

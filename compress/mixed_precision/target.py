@@ -1,0 +1,233 @@
+"""The layers of a bundle on a target, the schemes that are legal for each, and what rounding to them gives."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from pocketport.calibration.statistics import SecondMoment
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.graph import dimensions
+from pocketport.compress.legality import Legality
+from pocketport.compress.mixed_precision.allocation import Layer, Node, literal
+from pocketport.compress.plan import Plan, TensorKind, TensorPlan, make_plan
+from pocketport.compress.recipe import Recipe, Rule, TargetSection
+from pocketport.compress.schemes import Granularity, Scheme
+from pocketport.compress.structure import weight_operand
+from pocketport.compress.torch_executor import OPS
+from pocketport.compress.weights import quantize_weight
+from pocketport.errors import InputError, UsageError
+
+STEP = "decode"  # the component that runs once a token
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A linear layer's weight in one component.
+
+    Attributes:
+        component: where it is.
+        node: the node that computes with it.
+        value: the constant's name.
+        inputs: its input dimension, which blocks cut.
+        turned: it lies as [K, N].
+        shape: as it lies.
+    """
+
+    component: str
+    node: str
+    value: str
+    inputs: int
+    turned: bool
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TargetLayers:
+    """What a search over a target chooses among.
+
+    Attributes:
+        layers: with bytes as costs; the weights of several components that have one name are one layer.
+        plans: scheme → ``component/value`` → its plan.
+        members: layer → the keys of all its weights.
+        components: those with layers, without a component whose layers are all another's too.
+        fixed_bytes: of all constants that are not searched.
+    """
+
+    layers: tuple[Layer, ...]
+    plans: Mapping[str, Mapping[str, TensorPlan]]
+    members: Mapping[str, tuple[str, ...]]
+    components: tuple[str, ...]
+    fixed_bytes: int
+
+    @property
+    def elements(self) -> int:
+        """Of all weights that are searched."""
+        return sum(layer.elements for layer in self.layers)
+
+    def schemes(self, component: str) -> dict[str, list[str]]:
+        """Weights of a component whose errors are wanted, and the schemes of their layers."""
+        return {
+            key.partition("/")[2]: list(layer.costs)
+            for layer in self.layers
+            for key in layer.weights
+            if key.startswith(f"{component}/")
+        }
+
+    def timed(self, gbps: float) -> tuple[Layer, ...]:
+        """The layers with milliseconds as costs: of reading their weights once at `gbps` 10⁹ bytes a second.
+
+        Where there is a component ``decode`` that is one token's time, and weights that it lacks cost nothing.
+        """
+        decodes = any(key.startswith(f"{STEP}/") for keys in self.members.values() for key in keys)
+        timed = []
+        for layer in self.layers:
+            keys = [k for k in self.members[layer.name] if not decodes or k.startswith(f"{STEP}/")]
+            costs = {s: sum(self.plans[s][k].bytes_after for k in keys) / gbps / 1e6 for s in layer.costs}
+            timed.append(replace(layer, costs=costs))
+        return tuple(timed)
+
+    def rounded(self, key: str, scheme: str, weight: Tensor, importance: Tensor) -> Tensor:
+        """A `Rounder`: to nearest on the grid of least weighted error, whatever algorithm the recipe has."""
+        plan = self.plans[scheme][key]
+        if not plan.quantized:
+            return weight
+        matrix = weight if plan.channel_axis == 0 else weight.T
+        moment = SecondMoment(importance.double().cpu().numpy(), 1)
+        done = quantize_weight(matrix.cpu().numpy(), replace(plan, algorithm="mse", options={}), moment, None)
+        back = torch.from_numpy(done.encoding.dequantize(done.integers)).to(weight.device)
+        return back if plan.channel_axis == 0 else back.T
+
+
+def target_layers(
+    bundle: ModelBundle, base: Recipe, target: str, legality: Legality, schemes: Sequence[str] | None
+) -> TargetLayers:
+    """Plan the bundle once for each width and granularity of weights; activations keep what the base recipe says.
+
+    Args:
+        bundle: float graphs.
+        base: whose rules come first.
+        target: ``vendor/soc``.
+        legality: of it.
+        schemes: to choose among; None: all that are legal.
+
+    Raises:
+        UsageError: a scheme that is not legal for any layer, or nothing to choose.
+        InputError: a component has an op that the torch executor lacks.
+    """
+    weights = list(_weights(bundle))
+    plan = make_plan(bundle, base, target, legality)
+    planned = {f"{c.component}/{t.tensor}": t for c in plan for t in c.tensors if t.kind is TensorKind.WEIGHT}
+    weights = [w for w in weights if (p := planned.get(_key(w))) is not None and p.quantized]
+    plans: dict[str, dict[str, TensorPlan]] = {}
+    for form in _forms(legality):
+        rules = _rules(weights, planned, form, schemes)
+        if rules:
+            recipe = with_rules(base, target, list(rules.values()))
+            _add(plans, make_plan(bundle, recipe, target, legality), rules)
+    if unknown := set(schemes or ()) - plans.keys():
+        raise UsageError(
+            f"no layer takes {min(unknown)} on {target}",
+            where="--schemes",
+            fix=f"choose from {', '.join(sorted(plans))}",
+        )
+    found = list(_layers(weights, plans))
+    layers = tuple(layer for layer, _ in found)
+    if not layers:
+        raise UsageError("there is nothing to choose", where=target, fix="name more schemes, or another recipe")
+    searched = {key for layer in layers for key in layer.weights}
+    members = {layer.name: keys for layer, keys in found}
+    every = {key for keys in members.values() for key in keys}
+    fixed = sum(t.bytes_after for c in plan for t in c.tensors if f"{c.component}/{t.tensor}" not in every)
+    components = tuple(c.name for c in bundle if any(key.startswith(f"{c.name}/") for key in searched))
+    for name in components:
+        _check_ops(name, bundle[name].graph)
+    return TargetLayers(layers, plans, members, components, fixed)
+
+
+def with_rules(base: Recipe, target: str, rules: Sequence[Rule]) -> Recipe:
+    """The recipe with further rules for one chip alone, behind all others."""
+    identity = target.partition("@")[0]
+    own = base.targets.get(identity, TargetSection())
+    section = TargetSection(rules=[*own.rules, *rules])
+    return base.model_copy(update={"targets": {**base.targets, identity: section}})
+
+
+def _key(weight: Weight) -> str:
+    return f"{weight.component}/{weight.value}"
+
+
+def _weights(bundle: ModelBundle) -> Iterator[Weight]:
+    for component in bundle:
+        for node in component.graph.graph:
+            operand = weight_operand(node)
+            if operand is not None and operand.kind == "linear" and operand.input_axis is not None:
+                tensor = ir.convenience.get_const_tensor(operand.value)
+                assert tensor is not None
+                shape = dimensions(tensor)
+                yield Weight(
+                    component.name, node.name or "", operand.value.name or "", shape[operand.input_axis],
+                    operand.channel_axis != 0, shape,
+                )  # fmt: skip
+
+
+def _forms(legality: Legality) -> Iterator[Scheme]:
+    """Widths and granularities of weights, without activations; one scale for a whole weight is left out."""
+    for bits, rule in legality.weights.items():
+        if Granularity.CHANNEL in rule.granularities:
+            yield Scheme(int(bits))
+        if Granularity.BLOCK in rule.granularities:
+            yield from (Scheme(int(bits), Granularity.BLOCK, block) for block in rule.blocks)
+
+
+def _rules(
+    weights: Sequence[Weight], planned: Mapping[str, TensorPlan], form: Scheme, schemes: Sequence[str] | None
+) -> dict[str, Rule]:
+    """A rule for every weight that the form fits, by the weight's key."""
+    rules = {}
+    for weight in weights:
+        own = Scheme.parse(planned[_key(weight)].scheme)
+        scheme = str(replace(form, activation_bits=own.activation_bits, float_bits=own.float_bits))
+        fits = not form.block or weight.inputs % form.block == 0
+        if fits and (schemes is None or scheme in schemes):
+            rules[_key(weight)] = Rule(component=weight.component, name=literal(weight.node), scheme=scheme)
+    return rules
+
+
+def _add(plans: dict[str, dict[str, TensorPlan]], plan: Plan, rules: Mapping[str, Rule]) -> None:
+    for component in plan:
+        for tensor in component.tensors:
+            key = f"{component.component}/{tensor.tensor}"
+            if key in rules and tensor.kind is TensorKind.WEIGHT:
+                plans.setdefault(str(rules[key].scheme), {})[key] = tensor
+
+
+def _layers(
+    weights: Sequence[Weight], plans: Mapping[str, Mapping[str, TensorPlan]]
+) -> Iterator[tuple[Layer, tuple[str, ...]]]:
+    """Weights of one name and shape are one layer; their errors are those of the first component that has them."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Weight]] = {}
+    for weight in weights:
+        groups.setdefault((weight.value, weight.shape), []).append(weight)
+    for group in groups.values():
+        keys = [_key(w) for w in group]
+        costs = {
+            scheme: float(sum(own[key].bytes_after for key in keys))
+            for scheme, own in plans.items()
+            if all(key in own for key in keys)
+        }
+        if costs:
+            nodes = tuple(Node(w.component, w.node) for w in group)
+            elements = sum(next(own[key].elements for own in plans.values() if key in own) for key in keys)
+            yield Layer(nodes[0].name, nodes, (keys[0],), elements, costs), tuple(keys)
+
+
+def _check_ops(component: str, graph: ir.Model) -> None:
+    missing = sorted({node.op_type for node in graph.graph} - OPS.keys())
+    if missing:
+        raise InputError(
+            f"gradients can't be taken through {', '.join(missing)}", where=f"component {component}",
+            fix="write its schemes into a recipe by hand",
+        )  # fmt: skip

@@ -1,0 +1,168 @@
+"""Values, gradients and errors of a small Llama against transformers and autograd, by the definitions, token by token."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from decoder_models import save_decoder
+from torch import Tensor
+from torch.nn import functional
+
+from pocketport.compress.blockwise.activations import Activations
+from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.families.registry import Lengths, family_of, host_of
+from pocketport.compress.families.transformers_reference import transformers_model
+from pocketport.compress.mixed_precision.next_token import Head, quality
+from pocketport.compress.mixed_precision.sensitivity import Sensitivities
+from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
+from pocketport.compress.sources.open import open_source
+from pocketport.errors import InputError, UsageError
+from pocketport.stages.sequences import Sequences
+
+pytest.importorskip("transformers")
+
+LENGTH, COUNT = 16, 6
+CPU = torch.device("cpu")
+NAMES = [
+    f"model.layers.{i}.{n}_proj.weight" for i in (0, 1) for n in ("self_attn.q", "self_attn.v", "self_attn.o", "mlp.down")
+]  # fmt: skip
+TOKENS = np.random.default_rng(0).integers(3, 150, (COUNT, LENGTH)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelBundle, Any]:
+    source = open_source(save_decoder(tmp_path_factory.mktemp("llama"), "llama"))
+    bundle = family_of(source).load(source, "llama", Lengths(prompt=LENGTH, cache=32))
+    return bundle, transformers_model(source, "AutoModelForCausalLM")
+
+
+def streamed(bundle: ModelBundle, activations: Activations) -> tuple[Stream, Head]:
+    head = Head(bundle["prefill"].graph, CPU)
+    feeds = Sequences(TOKENS, "random").feeds(bundle, host_of(bundle))
+    return Stream(bundle["prefill"].graph, feeds, [head.hidden], activations, CPU), head
+
+
+def rounded(name: str, scheme: str, weight: Tensor, importance: Tensor) -> Tensor:
+    """Stands for rounding: noise that depends on the name alone."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    return weight + 0.01 * float(scheme) * torch.randn(weight.shape, generator=generator)
+
+
+def errors_of(bundle: ModelBundle, path: Path, schemes: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    sensitivities = Sensitivities(dict.fromkeys(NAMES, schemes), rounded)
+    with Activations(path, 1 << 16) as activations:  # most of it is in the file
+        stream, head = streamed(bundle, activations)
+        stream.forward()
+        generator = torch.Generator().manual_seed(0)
+        for sample in range(stream.count):
+            hidden = activations.get(head.hidden, sample, CPU)
+            activations.put(GRADIENT + head.hidden, sample, head.gradient(hidden, generator))
+        stream.backward(sensitivities.wants, sensitivities.visit, sensitivities.finish)
+    return sensitivities.errors
+
+
+def inputs_and_gradients(
+    model: Any, tokens: Tensor, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of every linear layer, from transformers: rows of x and of the gradient by its output."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            output.retain_grad()
+            seen[name] = [inputs[0].detach(), output]
+
+        return hook
+
+    hooks = [model.get_submodule(n.removesuffix(".weight")).register_forward_hook(keep(n)) for n in NAMES]
+    with torch.enable_grad():
+        logits = model(inputs_embeds=model.get_input_embeddings()(tokens).requires_grad_()).logits[0]
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        functional.cross_entropy(logits, drawn, reduction="sum").backward()
+    for hook in hooks:
+        hook.remove()
+    for name, (x, output) in seen.items():
+        assert output.grad is not None
+        yield name, x[0].double(), output.grad[0].double()
+
+
+def test_errors_are_those_of_the_definitions(llama: tuple[ModelBundle, Any], tmp_path: Path) -> None:
+    bundle, model = llama
+    found = errors_of(bundle, tmp_path / "activations", ["1", "3"])
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for tokens in torch.from_numpy(TOKENS.astype(np.int64)):
+        for name, x, gradient in inputs_and_gradients(model, tokens[None], generator):
+            rows.setdefault(name, []).append((x, gradient))
+    assert found.keys() == set(NAMES)
+    for name in NAMES:
+        x, g = (torch.cat(parts) for parts in zip(*rows[name], strict=True))
+        depends = g.square().sum(1) > 0  # a first token's query changes nothing: it has one key
+        x, g = x[depends], g[depends]
+        weight = model.get_parameter(name).detach()
+        for scheme in ("1", "3"):
+            change = (rounded(name, scheme, weight, torch.ones(1)) - weight).double()
+            noise, energy = x @ change.T, g.square().sum(1)
+            output = noise.square().sum() / (x @ weight.double().T).square().sum()
+            trace = (energy * x.square().sum(1)).sum() / weight.numel() * change.square().sum()
+            shares = g.square().sum(0) / g.square().sum()
+            loss = (energy * (noise.square() @ shares)).sum() / 2
+            expected = {"output": float(output), "trace": float(trace), "loss": float(loss)}
+            assert found[name][scheme] == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_loss_model_foretells_the_divergence(llama: tuple[ModelBundle, Any], tmp_path: Path) -> None:
+    """Summed over all weights, within a third: it is a second-order estimate from 96 drawn tokens."""
+    bundle, _ = llama
+    errors = errors_of(bundle, tmp_path / "activations", ["1"])
+    with Activations(tmp_path / "again", 1 << 24) as activations:
+        stream, head = streamed(bundle, activations)
+        stream.forward()
+        known = [activations.get(head.hidden, s, CPU).clone() for s in range(COUNT)]
+        initializers = bundle["prefill"].graph.graph.initializers
+        changed = {}
+        for name in NAMES:
+            tensor = ir.convenience.get_const_tensor(initializers[name])
+            assert tensor is not None
+            changed[name] = rounded(name, "1", torch.from_numpy(tensor.numpy().copy()), torch.ones(1))
+        stream.forward(changed)
+        measured = quality(head, known, (activations.get(head.hidden, s, CPU) for s in range(COUNT)), [None] * COUNT)
+    foretold = sum(e["1"]["loss"] for e in errors.values()) / (COUNT * LENGTH)
+    assert foretold == pytest.approx(measured.divergence, rel=0.33)
+
+
+def test_quality_is_that_of_transformers(llama: tuple[ModelBundle, Any], tmp_path: Path) -> None:
+    bundle, model = llama
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(TOKENS.astype(np.int64))).logits[:, :-1]
+    expected = functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), torch.from_numpy(TOKENS[:, 1:].astype(np.int64)).reshape(-1)
+    )
+    with Activations(tmp_path / "activations", 1 << 24) as activations:
+        stream, head = streamed(bundle, activations)
+        stream.forward()
+        hidden = [activations.get(head.hidden, s, CPU) for s in range(COUNT)]
+        found = quality(head, hidden, hidden, stream.counting, TOKENS)
+        worse = quality(head, hidden, (0.9 * h for h in hidden), stream.counting, TOKENS)
+        last = [torch.arange(LENGTH) >= LENGTH - 3] * COUNT
+        some = quality(head, hidden, (0.9 * h for h in hidden), last)
+        given = torch.stack([head.logits(0.9 * h)[:-1] for h in hidden]).log_softmax(-1)
+    assert found.loss == pytest.approx(float(expected), rel=1e-4) and found.positions == COUNT * (LENGTH - 1)
+    assert found.divergence == pytest.approx(0, abs=1e-6)
+    wanted = logits.log_softmax(-1)
+    assert (some.positions, some.loss) == (3 * COUNT, None)
+    assert worse.divergence == pytest.approx(
+        float((wanted.exp() * (wanted - given)).sum(-1).mean()), rel=1e-2, abs=1e-5
+    )
+
+
+def test_what_can_not_be_streamed_is_an_error(llama: tuple[ModelBundle, Any], tmp_path: Path) -> None:
+    bundle, _ = llama
+    with Activations(tmp_path / "a", 1 << 20) as activations, pytest.raises(UsageError, match="no calibration samples"):
+        Stream(bundle["prefill"].graph, iter(()), ["logits"], activations, CPU)
+    with pytest.raises(InputError, match="last row"):
+        Head(bundle["embed"].graph, CPU)

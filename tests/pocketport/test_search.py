@@ -1,0 +1,134 @@
+"""`pocketport search` on a small Llama: budgets, the recipe, and what the chosen schemes measure."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pocketport.cli import app
+from pocketport.compress.mixed_precision.allocation import literal
+from pocketport.compress.recipe import load_recipe
+from pocketport.errors import UsageError
+from pocketport.request import Request
+from pocketport.stages.context import Context
+from pocketport.stages.search import FormatSearch
+from pocketport.stages.searched import Budget
+from pocketport.stages.weights import plan_formats
+from pocketport.store import Store
+from tests.pocketport.conftest import perceptron
+
+transformers = pytest.importorskip("transformers")
+
+SCHEMES = "w2b32fp16,w4b32fp16,w8b32fp16"
+BITS = 4.6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    folder = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=160, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    llama = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        llama.model.layers[1].mlp.down_proj.weight *= 30  # much depends on it
+    llama.save_pretrained(folder)
+    np.savez(folder / "tokens.npz", input_ids=np.random.default_rng(0).integers(3, 150, (16, 32)))
+    return folder
+
+
+def request(model: Path, **changes: object) -> Request:
+    fields = {
+        "source": str(model), "formats": ["gptq"], "data": str(model / "tokens.npz"), "calibration_samples": 4,
+        "sequence_length": 16, "memory_limit": 1 << 30, **changes,
+    }  # fmt: skip
+    return Request.model_validate(fields)
+
+
+def test_a_recipe_within_the_budget(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mixed.yaml"
+    arguments = [
+        "search", str(model), "--format", "gptq", "--budget-bits", str(BITS), "--schemes", SCHEMES, "--data",
+        str(model / "tokens.npz"), "--calibration-samples", "4", "--sequence-length", "16", "--cache", str(tmp_path / "cache"),
+        "--out", str(recipe), "--json",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    layers = {layer["layer"]: layer for layer in document["layers"]}
+    assert len(layers) == 8  # what shares an input has one scheme, as vLLM joins it
+    assert sum(layer["elements"] for layer in layers.values()) == 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64)
+    chosen = {layer["scheme"] for layer in layers.values()}
+    assert len(chosen) > 1 and layers["model.layers.1.mlp.down_proj"]["scheme"] == "w8b32fp16"
+    costs = sum(layer["bytes"][layer["scheme"]] for layer in layers.values())
+    elements = sum(layer["elements"] for layer in layers.values())
+    best = document["candidates"][0]
+    assert best["bytes"] == costs <= BITS * elements / 8
+    measured = [candidate["measured"]["divergence"] for candidate in document["candidates"]]
+    assert measured == sorted(measured) and measured[0] > 0
+    (job,) = plan_formats(request(model, recipe=str(recipe)))
+    planned = {p.tensor: p for p in job.plans if p.quantized}
+    assert sum(p.bytes_after for p in planned.values()) == costs
+    for layer in layers.values():
+        assert {planned[weight].scheme for weight in layer["weights"]} == {layer["scheme"]}
+    assert sum(p.bytes_after for p in job.plans) == costs + document["fixed_bytes"]
+    assert all(rule.component == "prefill" for rule in load_recipe(recipe).rules)
+
+
+def test_more_bytes_never_hurt_and_too_few_are_refused(model: Path, tmp_path: Path) -> None:
+    search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))
+    whole = search.found.fixed_bytes + 8.5 * search.found.elements / 8
+    errors = {}
+    for bits in (2.5, 3, 4, 6, 8.5):
+        searched = search.search(Budget(bits=bits), confirm=False)
+        errors[bits] = min(c.allocation.error for c in searched.candidates if c.allocation.model == "loss")
+    assert sorted(errors.values(), reverse=True) == list(errors.values())
+    best = search.search(Budget(bytes=whole), confirm=False).best.allocation
+    assert set(best.schemes.values()) == {"w8b32fp16"}
+    with pytest.raises(UsageError, match="cheapest schemes"):
+        search.search(Budget(bits=2.0), confirm=False)
+    with pytest.raises(UsageError, match="not searched"):
+        search.search(Budget(bytes=1000.0), confirm=False)
+
+
+def test_schemes_that_a_format_lacks(model: Path, tmp_path: Path) -> None:
+    context = Context(request(model), Store(tmp_path / "cache"), tmp_path)
+    with pytest.raises(UsageError, match="no layer takes w5b32fp16"):
+        FormatSearch(context, ["w4b32fp16", "w5b32fp16"])
+    known = FormatSearch(context, None).found.plans
+    assert {"w3b32fp16", "w4b32fp16"} <= known.keys() and not any(scheme.startswith("q") for scheme in known)
+
+
+def test_names_are_taken_literally() -> None:
+    from fnmatch import fnmatchcase
+
+    for name in ("a[0].b*c?", "plain.q_proj"):
+        assert fnmatchcase(name, literal(name)) and not fnmatchcase(name.replace("[0]", "0") + "x", literal(name))
+
+
+def test_a_recipe_for_a_target(tmp_path: Path) -> None:
+    """The layer whose noise reaches the output whole gets more bits than the one in front of a narrow one."""
+    data = tmp_path / "samples.npz"
+    np.savez(data, x=np.random.default_rng(1).standard_normal((24, 1, 16)).astype(np.float32))
+    recipe = tmp_path / "mixed.yaml"
+    arguments = [
+        "search", str(perceptron(tmp_path / "perceptron.onnx")), "--target", "x86", "--budget-bits", "9.5", "--schemes",
+        "w8a8,w4b16a8", "--data", str(data), "--out", str(recipe), "--json",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    schemes = {layer["layer"]: layer["scheme"] for layer in document["layers"]}
+    assert set(schemes) == {"first", "second"} and set(schemes.values()) == {"w8a8", "w4b16a8"}
+    noise = [candidate["measured"]["noise over signal"] for candidate in document["candidates"]]
+    assert noise == sorted(noise) and 0 < noise[0] < 0.1
+    written = load_recipe(recipe)
+    assert [(rule.name, rule.scheme) for rule in written.rules_for("x86/generic")] == list(schemes.items())
+    refused = CliRunner().invoke(app, [*arguments[:2], "--out", str(recipe), "--budget-bits", "4"])
+    assert isinstance(refused.exception, UsageError)
