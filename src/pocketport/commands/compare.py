@@ -72,7 +72,7 @@ def _print_pair(pair: TargetPair, top: int) -> None:
     )
     for c in sorted(pair.components, key=lambda c: -abs((c.sqnr_b or 0.0) - (c.sqnr_a or 0.0))):
         scheme = c.scheme_a if c.scheme_a == c.scheme_b else f"{c.scheme_a} → {c.scheme_b}"
-        sizes = (figure_text(float(n), "bytes") for n in (c.packed_a, c.packed_b, c.device_a, c.device_b))
+        sizes = (figure_text(n, "bytes") for n in (c.packed_a, c.packed_b, c.device_a, c.device_b))
         shown.add_row(c.name, scheme, format_db(c.sqnr_a), format_db(c.sqnr_b), _change(c.sqnr_a, c.sqnr_b), *sizes)
     out.print(shown)
     moved = [t for t in pair.tensors if t.sqnr_a != t.sqnr_b]

@@ -95,8 +95,8 @@ def _print_attribution(document: DebugDocument, target: TargetDebug) -> None:
 
 def _print_components(target: TargetDebug) -> None:
     shown = table(
-        "Each component by itself, at its worst output", "component", "output", "SQNR", "activations only", "weights only",
-        "as executed", "to the pivot", "float → packed → on device", right=(2, 3, 4, 5, 6, 7),
+        "Each component by itself, at its worst output", "component", "output", "SQNR", "activations\nonly", "weights\nonly",
+        "as\nexecuted", "to the\npivot", "float → packed → device", right=(2, 3, 4, 5, 6, 7),
     )  # fmt: skip
     for component in sorted(target.components, key=lambda c: c.db):
         worst = min(component.outputs, key=lambda o: o.pivot_db)
@@ -105,21 +105,24 @@ def _print_components(target: TargetDebug) -> None:
         kept = format_db(component.executed_to_pivot_db)
         shown.add_row(
             component.name, worst.output, format_db(component.db), format_db(component.activations_db), format_db(component.constants_db),
-            f"{executed}{engine}", kept, sizes(component),
+            f"{executed}{engine}", kept, _sizes(component),
         )  # fmt: skip
     out.print(shown)
 
 
 def _print_worst(target: TargetDebug) -> None:
     shown = table(
-        "Worst tensors, by the noise that they make", "tensor", "values: float, rounded", "local", "cumulative", "of the noise",
-        "without it", "range", "clipped", "levels", "to try", right=(2, 3, 4, 5, 7, 8),
+        "Worst tensors, by the noise that they make", "tensor", "float\nrounded", "local\ncumulative", "of the\nnoise", "without\nit",
+        "values\nrange", "clipped\nlevels", "to try", right=(2, 3, 4, 5, 6),
     )  # fmt: skip
+    for column in shown.columns[1:-1]:
+        column.no_wrap = True
     for w in target.worst:
         shown.add_row(
-            f"{w.component}/{w.tensor}\n[dim]{w.op} · {w.dtype} · {w.how}[/]", f"{sparkline(w.before)}\n{sparkline(w.after)}",
-            format_db(w.local_db), format_db(w.cumulative_db), format_share(w.share), f"{w.gain_db:+.2f} dB", ranges(w), format_share(w.clipped),
-            f"{w.levels}/{w.of_levels}", w.remedies[0] if w.remedies else "[dim]nothing legal[/]",
+            f"{w.component}/{w.tensor}\n[dim]{' · '.join(filter(None, (w.op, w.dtype, w.how)))}[/]",
+            f"{sparkline(w.before)}\n{sparkline(w.after)}", f"{format_db(w.local_db)}\n[dim]{format_db(w.cumulative_db)}[/]",
+            format_share(w.share), f"{w.gain_db:+.2f} dB", _ranges(w), f"{format_share(w.clipped)}\n[dim]{w.levels}/{w.of_levels}[/]",
+            w.remedies[0] if w.remedies else "[dim]nothing[/]",
         )  # fmt: skip
     out.print(shown)
     if not target.repairs:
@@ -152,12 +155,12 @@ def _print_repair(record: RepairRecord) -> None:
         out.print(f"[red]not executed with these:[/] {record.refused}")
 
 
-def ranges(w: WorstRecord) -> str:
+def _ranges(w: WorstRecord) -> str:
     """What the values span, and what was chosen."""
     return f"{w.low:.3g} … {w.high:.3g}\n[dim]{w.chosen_low:.3g} … {w.chosen_high:.3g}[/]"
 
 
-def sizes(component: ComponentDebug) -> str:
+def _sizes(component: ComponentDebug) -> str:
     """Float, packed, and the artifact's bytes."""
     counts = [sum(s.float_bytes for s in component.sizes), sum(s.packed_bytes for s in component.sizes)]
     texts = [format_quantity(count, "bytes") for count in counts]

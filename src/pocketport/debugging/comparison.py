@@ -20,6 +20,8 @@ from pocketport.targets.contract import Target
 
 NOT_SETTINGS = frozenset({"targets", "formats", "budget", "memory_limit"})  # what does not change a target's numbers
 
+PRODUCT_DTYPE = "int32"  # of biases, whose scales follow from others
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -45,7 +47,7 @@ class Figure(_Record):
 
 
 class ComponentPair(_Record):
-    """One component: scheme, SQNR as executed, bytes packed and on device."""
+    """One component: scheme, SQNR as executed, bytes packed and on device; None where nothing was compiled or executed."""
 
     name: str
     scheme_a: str
@@ -54,8 +56,8 @@ class ComponentPair(_Record):
     sqnr_b: float | None
     packed_a: int
     packed_b: int
-    device_a: int
-    device_b: int
+    device_a: int | None
+    device_b: int | None
 
 
 class TensorPair(_Record):
@@ -191,7 +193,8 @@ def _figures(a: TargetRecord, b: TargetRecord) -> Iterator[Figure]:
             provenance=provenance,
         )
     for name, measure in (("artifacts", artifact_bytes), ("packed weights", _packed)):
-        yield Figure(name=name, unit="bytes", better="less", a=measure(a), b=measure(b), provenance="measured")
+        sizes = (measure(a) or None, measure(b) or None)
+        yield Figure(name=name, unit="bytes", better="less", a=sizes[0], b=sizes[1], provenance="measured")
     known = {m.name: m for m in (b.profile.measurements if b.profile else [])}
     for m in a.profile.measurements if a.profile else []:
         other = known.get(m.name)
@@ -217,7 +220,7 @@ def _components(a: TargetRecord, b: TargetRecord) -> list[ComponentPair]:
     found = []
     for x in a.components:
         y = known[x.name]
-        device = [sum(f.bytes for f in c.artifacts if f.primary) for c in (x, y)]
+        device = [sum(f.bytes for f in c.artifacts if f.primary) or None for c in (x, y)]
         found.append(
             ComponentPair(
                 name=x.name, scheme_a=x.scheme, scheme_b=y.scheme, sqnr_a=x.verify.sqnr_db if x.verify else None,
@@ -264,7 +267,7 @@ def _written(tensor: TensorPlan) -> str:
 def _encodings(a: EncodingTable, b: EncodingTable) -> tuple[list[EncodingChange], int]:
     changes, same = [], 0
     for name in a:
-        if name not in b:
+        if name not in b or a[name].dtype == PRODUCT_DTYPE:
             continue
         x, y = a[name], b[name]
         equal = x.dtype == y.dtype and np.array_equal(x.scale, y.scale) and np.array_equal(x.zero_point, y.zero_point)

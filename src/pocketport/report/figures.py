@@ -127,7 +127,7 @@ def format_share(value: float) -> str:
     return f"{100 * value:.1f} %" if value >= 1e-3 else "< 0.1 %"
 
 
-def sparkline(counts: Sequence[int], width: int = 16) -> str:
+def sparkline(counts: Sequence[int], width: int = 12) -> str:
     """A histogram as a line of bars; heights are logarithms, so that rare values show."""
     bins = np.add.reduceat(
         np.asarray(counts, np.float64), np.linspace(0, len(counts), width, endpoint=False).astype(int)
