@@ -1,6 +1,5 @@
 """A bundle and the rewrites that a recipe asks for → the conditioned bundle."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from pocketport.errors import VerificationError
 
 Feeds = Iterable[tuple[str, Arrays]]
 
+SHOWN_REASONS = 3
 CHAINED = (("embeds", "vision_tokens", "inputs_embeds"), ("deepstack_tokens_*", "deepstack_embeds_*"))
 """Outputs and inputs that hold one kind of vector: the host puts the former into the rows of the latter."""
 
@@ -54,8 +54,7 @@ def condition(
         VerificationError: a rewrite finds nothing to change.
     """
     done = []
-    for step in steps:
-        rewrite = make_rewrite(step.rewrite, step.options)
+    for step, rewrite in [(s, make_rewrite(s.rewrite, s.options)) for s in steps]:
         graphs = {c.name: clone_graph(c.graph) for c in bundle if fnmatchcase(c.name, step.component)}
         current = bundle.with_graphs(graphs)
 
@@ -104,5 +103,4 @@ def links_of(bundle: ModelBundle) -> dict[str, tuple[str, ...]]:
 
 
 def _reasons(blocked: Mapping[str, str]) -> str:
-    counts = Counter(blocked.values())
-    return "; ".join(f"{reason}" for reason, _ in counts.most_common(3)) or "there is no place for it"
+    return "; ".join(list(dict.fromkeys(blocked.values()))[:SHOWN_REASONS]) or "there is no place for it"

@@ -48,7 +48,7 @@ class Rotate(Rewrite):
                     self._turn(chain, stream)
                     turned.append(stream)
                 except Blocked as reason:
-                    blocked[stream.name] = str(reason)
+                    blocked = {stream.name: str(reason), **blocked}
         return turned, blocked
 
     def _turn(self, chain: Chain, stream: Stream) -> None:
@@ -56,9 +56,7 @@ class Rotate(Rewrite):
         width = _block(stream)
         if not stream.writers or not stream.readers:
             raise Blocked("nothing but norms reads or writes it")
-        behind = [stream_of(chain, component, node.outputs[0], Change.SCALE) for component, node in stream.norms]
-        if not all(from_norm(s) and len({w.name for w in s.writers}) == 1 for s in behind):
-            raise Blocked("the gain of a norm can't be folded into linear layers")
+        behind = [_gain(chain, component, node) for component, node in stream.norms]
         folded: set[tuple[str, ir.Node]] = set()
         for gains in behind:
             if (gains.writers[0].component, gains.writers[0].node) in folded:
@@ -72,6 +70,17 @@ class Rotate(Rewrite):
         matrix = orthogonal(width, self._seed, hadamard=self._hadamard)
         for slot in (*stream.writers, *stream.readers):
             slot.rotate(matrix)
+
+
+def _gain(chain: Chain, component: str, norm: ir.Node) -> Stream:
+    """What a norm hands on, if its gain can be folded into all that reads it."""
+    try:
+        stream = stream_of(chain, component, norm.outputs[0], Change.SCALE)
+    except Blocked as reason:
+        raise Blocked(f"the gain of a norm can't be folded: {reason}") from None
+    if not from_norm(stream) or len({slot.name for slot in stream.writers}) > 1:
+        raise Blocked(f"the gain of a norm can't be folded: not only linear layers read {norm.name}")
+    return stream
 
 
 def _normed(chain: Chain) -> Iterator[tuple[str, ir.Value]]:

@@ -22,7 +22,7 @@ from pocketport.compress.conditioning.slots import Slot
 from pocketport.compress.conditioning.streams import LINEAR, NORMS, Chain, Change, Stream
 from pocketport.compress.graph import constant
 from pocketport.compress.passes.rewriting import scalar
-from pocketport.compress.structure import is_constant, weight_operand
+from pocketport.compress.structure import WeightOperand, activations_read, is_constant, weight_operand
 
 MOVES = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
@@ -72,6 +72,7 @@ class _Search:
         self._stream = stream
         self._queue: list[tuple[str, ir.Value]] = []
         self._passed: dict[ir.Node, int] = {}  # nodes dealt with, and the input that the stream came in by
+        self._products: list[ir.Node] = []  # whose result is of the stream: one factor must be, too
 
     def run(self) -> Stream:
         """Until nothing new is reached."""
@@ -85,6 +86,9 @@ class _Search:
                 self._write(component, producer, labels)
             for node, index in list(value.uses()):
                 self._read(component, node, index, labels)
+        for node in self._products:
+            if node not in self._passed:
+                raise Blocked(f"{node.name} multiplies two tensors")
         return self._stream
 
     def spread(self, component: str, value: ir.Value, labels: Labels) -> None:
@@ -115,21 +119,23 @@ class _Search:
     # Where channels come from
 
     def _write(self, component: str, node: ir.Node, labels: Labels) -> None:
+        if self._change is Change.SCALE and node.op_type in ("Mul", "Div") and len(activations_read(node)) == 2:
+            self._products.append(node)
+            return
         self._passed[node] = -1
-        if node.op_type in LINEAR and is_constant(node.inputs[1]):  # type: ignore[arg-type]
-            self._written_by_weight(component, node, labels)
-        elif node.op_type == "Gather" and weight_operand(node) is not None:
+        weight = weight_operand(node)
+        if weight is not None and weight.kind != "table":
+            self._written_by_weight(component, node, weight, labels)
+        elif weight is not None:
             self._slot(self._stream.writers, component, node, 0, along(labels, -1, node)[None], node.outputs[0])
         elif node.op_type in NORMS:
             self._norm(component, node, labels)
         else:
             self._pass(component, node, -1, labels)
 
-    def _written_by_weight(self, component: str, node: ir.Node, labels: Labels) -> None:
+    def _written_by_weight(self, component: str, node: ir.Node, weight: WeightOperand, labels: Labels) -> None:
         convolution = node.op_type in ("Conv", "ConvTranspose")
         channels = along(labels, 1 if convolution else -1, node)
-        weight = weight_operand(node)
-        assert weight is not None
         rank = len(weight.value.shape or ())
         if node.op_type == "ConvTranspose":  # [C_in, C_out/groups, ...]
             shape = constant_shape(weight.value)
@@ -176,16 +182,15 @@ class _Search:
             if node.op_type in ("Mul", "Div") and self._change is not Change.PERMUTE and entered not in (-1, index):
                 raise Blocked(f"both factors of {node.name} are of the stream")
             return
-        if node.op_type in LINEAR and index == 0 and is_constant(node.inputs[1]):  # type: ignore[arg-type]
-            self._read_by_weight(component, node, labels)
+        weight = weight_operand(node) if index == 0 else None
+        if weight is not None and weight.kind != "table":
+            self._read_by_weight(component, node, weight, labels)
         elif node.op_type in NORMS and index == 0 and self._change is not Change.SCALE:
             self._norm(component, node, labels)
         else:
             self._pass(component, node, index, labels)
 
-    def _read_by_weight(self, component: str, node: ir.Node, labels: Labels) -> None:
-        weight = weight_operand(node)
-        assert weight is not None
+    def _read_by_weight(self, component: str, node: ir.Node, weight: WeightOperand, labels: Labels) -> None:
         if node.attributes.get_int("transA", 0):
             raise Blocked(f"{node.name} transposes its input")
         shape = constant_shape(weight.value)
@@ -278,7 +283,7 @@ class _Search:
             self._added(component, node, index, labels)
             return
         if len(inner) != 1 or (node.op_type == "Div" and inner[0] == 1):
-            raise Blocked(f"{node.name} multiplies two of its inputs")
+            raise Blocked(f"{node.name} multiplies two tensors")
         if self._change is Change.ROTATE and any(scalar(node.inputs[i]) is None for i in others):
             raise Blocked(f"{node.name} multiplies channel by channel")
         self.spread(component, operand(node, inner[0]), output)
@@ -295,7 +300,10 @@ class _Search:
         """An operand that must change alike: an activation joins the stream, a constant is written by it."""
         if value is None or (self._change is Change.PERMUTE and scalar(value) is not None):
             return
-        if is_constant(value):
+        numbers = constant(value)
+        if numbers is not None:
+            if not numbers.any():  # zeros, as of padding, stay what they are
+                return
             shape = constant_shape(value)
             while labels.ndim > len(shape) and labels.shape[0] == 1:
                 labels = labels[0]

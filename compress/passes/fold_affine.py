@@ -1,4 +1,4 @@
-"""Fold per-channel scales and shifts into the convolution before them."""
+"""Fold per-channel scales and shifts into the convolution or linear layer before them."""
 
 from dataclasses import dataclass
 
@@ -20,22 +20,22 @@ class _Affine:
 
 
 class FoldAffine(Pass):
-    """Conv or ConvTranspose, then BatchNormalization, Mul, Add, Sub or Div by constants: one convolution.
+    """Conv, ConvTranspose or Gemm, then BatchNormalization, Mul, Add, Sub or Div by constants: one layer.
 
-    A BatchNormalization that follows no convolution becomes a Mul and an Add. The arithmetic is float64.
+    A BatchNormalization that follows none of them becomes a Mul and an Add. The arithmetic is float64.
     """
 
     def rewrite(self, graph: ir.Model) -> PassResult:
-        """One sweep in topological order, so that chains collapse into their convolution."""
+        """One sweep in topological order, so that chains collapse into their layer."""
         modified = False
         for node in list(graph.graph):
             found = _affine(node)
             if found is None:
                 continue
             source, affine = found
-            convolution = source.producer()
-            if convolution is not None and _can_absorb(convolution, source):
-                _absorb(graph.graph, convolution, affine)
+            layer = source.producer()
+            if layer is not None and _can_absorb(layer, source):
+                _absorb(graph.graph, layer, affine)
                 replace_value(node.outputs[0], source)
                 graph.graph.remove(node, safe=True)
             elif node.op_type == "BatchNormalization":
@@ -85,34 +85,39 @@ def _per_channel(array: NDArray[np.generic], data: ir.Value) -> NDArray[np.float
     return np.asarray(array, np.float64).reshape(-1) if padded[1] == shape[1] else None
 
 
-def _can_absorb(convolution: ir.Node, output: ir.Value) -> bool:
+def _can_absorb(layer: ir.Node, output: ir.Value) -> bool:
+    if layer.op_type == "Gemm":  # its bias may be of any shape that broadcasts, and scaled
+        vector = all(v is None or static_shape(v) == (static_shape(output) or ())[1:] for v in layer.inputs[2:])
+        known = vector and layer.attributes.get_float("beta", 1.0) == 1.0
+    else:
+        known = layer.op_type in ("Conv", "ConvTranspose")
     return (
-        convolution.op_type in ("Conv", "ConvTranspose")
-        and not convolution.domain
+        known
+        and not layer.domain
         and len(output.uses()) == 1
         and not output.is_graph_output()
-        and all(constant(v) is not None for v in convolution.inputs[1:] if v is not None)
+        and all(constant(v) is not None for v in layer.inputs[1:] if v is not None)
     )
 
 
-def _absorb(graph: ir.Graph, convolution: ir.Node, affine: _Affine) -> None:
-    """Rewrite the convolution's weight and bias, under their own names if nobody else reads them."""
-    kernel = np.asarray(constant(convolution.inputs[1]), np.float64)
-    bias_value = convolution.inputs[2] if len(convolution.inputs) > 2 else None
-    groups = convolution.attributes.get_int("group", 1)
-    transposed = (
-        convolution.op_type == "ConvTranspose"
-    )  # weights [C_in, C_out/groups, ...] instead of [C_out, C_in/groups, ...]
-    channels = kernel.shape[1] * groups if transposed else kernel.shape[0]
+def _absorb(graph: ir.Graph, layer: ir.Node, affine: _Affine) -> None:
+    """Rewrite the layer's weight and bias, under their own names if nobody else reads them."""
+    kernel = np.asarray(constant(layer.inputs[1]), np.float64)
+    bias_value = layer.inputs[2] if len(layer.inputs) > 2 else None
+    groups = layer.attributes.get_int("group", 1)
+    # Weights are [C_out, C_in/groups, ...], a ConvTranspose's [C_in, C_out/groups, ...], a Gemm's [C_in, C_out] or its
+    # transpose.
+    rows = layer.op_type == "Conv" or bool(layer.attributes.get_int("transB", 0))
+    channels = kernel.shape[0] if rows else kernel.shape[1] * groups
     scale = np.broadcast_to(affine.scale, channels)
     bias = np.zeros(channels) if bias_value is None else np.asarray(constant(bias_value), np.float64)
-    if transposed:
+    if not rows:
         per_group = scale.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
         kernel = (kernel.reshape(groups, -1, *kernel.shape[1:]) * per_group).reshape(kernel.shape)
     else:
         kernel = kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1))
-    _set_weight(graph, convolution, 1, kernel)
-    _set_weight(graph, convolution, 2, bias * scale + affine.shift)
+    _set_weight(graph, layer, 1, kernel)
+    _set_weight(graph, layer, 2, bias * scale + affine.shift)
 
 
 def _set_weight(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[np.float64]) -> None:

@@ -5,6 +5,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.passes.simplify import simplify
@@ -202,3 +203,30 @@ def test_a_convolution_that_others_read_is_left_alone() -> None:
     simple = simplify(model)
     assert ops(simple) == {"Conv": 1, "Mul": 2, "Add": 3}
     np.testing.assert_allclose(run(simple, X), run(model, X), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_batch_norm_folds_into_the_linear_layer_before_it(transposed: int, biased: bool) -> None:
+    """γ·(W·x + b − μ)/√(σ² + ε) + β, and a scale behind it."""
+    rng = np.random.default_rng(2)
+    rows, inner, channels = 5, 6, 8
+    arrays = {
+        "w": rng.normal(size=(channels, inner) if transposed else (inner, channels)), "b": rng.normal(size=channels),
+        "gamma": rng.uniform(0.5, 2, channels), "beta": rng.normal(size=channels), "mean": rng.normal(size=channels),
+        "variance": rng.uniform(0.5, 2, channels), "s": np.array(1.7),
+    }  # fmt: skip
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    inputs = ["x", "w", "b"] if biased else ["x", "w"]
+    nodes = [
+        helper.make_node("Gemm", inputs, ["h"], transB=transposed, alpha=0.5),
+        helper.make_node("BatchNormalization", ["h", "gamma", "beta", "mean", "variance"], ["n"], epsilon=1e-3),
+        helper.make_node("Mul", ["n", "s"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(n, 1, [rows, size]) for n, size in (("x", inner), ("y", channels))]
+    graph = helper.make_graph(nodes, "linear", info[:1], info[1:], tensors)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    x = rng.normal(size=(rows, inner)).astype(np.float32)
+    simple = simplify(model)
+    assert ops(simple) == {"Gemm": 1}
+    np.testing.assert_allclose(run(simple, x), run(model, x), rtol=1e-4, atol=1e-5)

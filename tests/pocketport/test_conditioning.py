@@ -7,7 +7,13 @@ import numpy as np
 import onnx
 import pytest
 
+from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.conditioning.condition import condition as condition_bundle
+from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.ingest import ingest
+from pocketport.compress.recipe import Conditioning
+from pocketport.data import load_data
 from pocketport.errors import UsageError, VerificationError
 from pocketport.pipeline import run_until
 from pocketport.report.document import finish_run
@@ -82,3 +88,29 @@ def test_a_model_that_no_longer_computes_the_same_is_refused(
 def test_formats_of_weights_have_no_graph_to_condition() -> None:
     with pytest.raises(UsageError, match="rotate rewrites graphs"):
         plan_formats(Request(source="reference", formats=["gguf:q8_0"], recipe="rotated"))
+
+
+def test_a_rotation_goes_through_the_whole_chain() -> None:
+    """Text and image tokens meet in prefill, so the embedding and the connector turn with it."""
+    bundle = ingest("reference")
+    request = Request(source="reference")
+    steps = [Conditioning(rewrite="rotate")]
+    rotated, (done,) = condition_bundle(bundle, steps, lambda _: iter(()), chained=True)
+    assert {"connector", "embed", "prefill", "decode"} <= set(done.components)
+    assert {"embed/embeds", "connector/vision_tokens", "prefill/inputs_embeds", "decode/past_value_0"} <= set(
+        done.crossings
+    )
+    found: list[dict[str, np.ndarray]] = []
+    for model in (bundle, rotated):
+        outputs: dict[str, np.ndarray] = {}
+        executors = {c.name: OrtExecutor(c.graph) for c in model}
+        for name, feeds in load_data(model, request).held_out():
+            outputs |= executors[name].run(feeds)
+            if name == "decode":
+                break
+        found.append(outputs)
+    before, after = found
+    assert sqnr_db(before["logits"], after["logits"]) > 100
+    for tensor in ("embeds", "vision_tokens"):
+        assert sqnr_db(before[tensor], after[tensor]) < 10
+        np.testing.assert_allclose(*(np.linalg.norm(x[tensor], axis=1) for x in found), rtol=1e-4)

@@ -12,6 +12,7 @@ from pocketport.commands.options import Formats, Json, MemoryLimit, Targets, par
 from pocketport.compress.blockwise.estimate import Estimate, estimate
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.plan import Plan
+from pocketport.compress.recipe import load_recipe
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError
 from pocketport.profiles.units import format_quantity
@@ -61,6 +62,9 @@ def plan(
         return
     for job in jobs:
         print_job(job, estimates[job.label], tensors=tensors)
+    conditioning = [step.rewrite for step in load_recipe(recipe).conditioning]
+    if conditioning:
+        out.print(f"before it is calibrated, the float model is conditioned: {', '.join(conditioning)}")
     for text, one in plans.items():
         _print_target(text, one)
         print_diagnostics(list(findings[text]))

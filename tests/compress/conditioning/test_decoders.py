@@ -99,10 +99,10 @@ def test_other_decoders(tmp_path: Path, name: str) -> None:
     pytest.importorskip("transformers")
     bundle = load(save_decoder(tmp_path, name))
     expected = run(bundle)[1]
-    for rewrite in ("rotate", "awq", "reorder"):
+    for rewrite in ("rotate", "equalize", "reorder"):
         after, (done,) = conditioned(bundle, {"rewrite": rewrite})
         assert sqnr_db(expected, run(after)[1]) > 100, rewrite
-        assert rewrite == "awq" or "embed" in done.components  # the residual stream is among what changed
+        assert rewrite == "equalize" or "embed" in done.components  # the residual stream is among what changed
 
 
 def test_norms_that_add_to_the_stream_stop_a_rotation_of_it(tmp_path: Path) -> None:
