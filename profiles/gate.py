@@ -67,7 +67,7 @@ def gate(budget: Budget, figures: Mapping[str, Mapping[str, Measurement]]) -> Ve
         UsageError: no limit of the budget concerns any target of the run, so there is nothing to say.
     """
     checks = tuple(
-        _check(target, name, limit, known.get(name))
+        check(target, name, limit, known.get(name))
         for target, known in figures.items()
         for name, limit in budget.limits(target).items()
     )
@@ -81,7 +81,13 @@ def gate(budget: Budget, figures: Mapping[str, Mapping[str, Measurement]]) -> Ve
     return Verdict(max((c.status for c in checks), key=order.index), checks)
 
 
-def _check(target: str, name: str, limit: Limit, figure: Measurement | None) -> Check:
+def meets(name: str, value: float, limit: float) -> bool:
+    """Whether a figure's value is within its limit, be that a floor or a ceiling."""
+    return _meets(value, limit, FIGURES[name].floor)
+
+
+def check(target: str, name: str, limit: Limit, figure: Measurement | None) -> Check:
+    """One figure against its limit; see `gate`."""
     rule = FIGURES[name]
     missed = Status.FAIL if limit.hard else Status.WARN
     bound = format_quantity(limit.value, rule.unit)

@@ -66,13 +66,18 @@ def write_preset(
                 progress(next(done), len(entries))
 
         write_checkpoint(temporary, entries, runs)
-        write_json(temporary / "config.json", dict(chosen.config))
-        for name, document in chosen.files.items():
-            write_json(temporary / name, document)
-        if chosen.special_tokens:
-            tokenizer = synthetic_tokenizer(_vocabulary(chosen.config), chosen.special_tokens)
-            tokenizer.save(str(temporary / "tokenizer.json"))
+        write_small_files(chosen, temporary)
     return sorted(directory.iterdir())
+
+
+def write_small_files(chosen: Preset, folder: Path) -> None:
+    """Everything of a preset's checkpoint but its weights: configuration, processor and tokenizer."""
+    write_json(folder / "config.json", dict(chosen.config))
+    for name, document in chosen.files.items():
+        write_json(folder / name, document)
+    if chosen.special_tokens:
+        tokenizer = synthetic_tokenizer(_vocabulary(chosen.config), chosen.special_tokens)
+        tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _ahead(pool: ThreadPoolExecutor, runs: Iterable[Run]) -> Iterator[NDArray[Any]]:
