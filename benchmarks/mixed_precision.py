@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--format", default="gptq")
     parser.add_argument("--recipe", default="gptq")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument(
+        "--joined", action=argparse.BooleanOptionalAction, help="one scheme for layers with a common input"
+    )
     parser.add_argument("--data", help="the text to calibrate on")
     parser.add_argument("--report", type=Path, help="the text to report on")
     parser.add_argument("--samples", type=int, default=64)
@@ -169,7 +172,8 @@ def main() -> None:
         calibration_samples=options.samples,
     )  # fmt: skip
     with BarProgress() as progress, tempfile.TemporaryDirectory() as folder:
-        search = FormatSearch(Context(request, Store(), Path(folder), progress), options.schemes.split(","))
+        context = Context(request, Store(options.work / "cache"), Path(folder), progress)
+        search = FormatSearch(context, options.schemes.split(","), joined=options.joined)
         data = reported(search, options.report, options.report_samples)
         plain = uniform(search, data)
         ends = [p.bytes for p in front(plain)]

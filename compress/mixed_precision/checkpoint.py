@@ -27,7 +27,7 @@ SCHEMES = (
 )  # fmt: skip
 """What is tried where the user names nothing: of these what the format takes."""
 
-FUSING = frozenset({"gptq", "compressed-tensors"})
+JOINING = frozenset({"gptq", "compressed-tensors"})
 """Formats whose engines (vLLM) join layers that share an input into one, which has one scheme."""
 
 FLOAT = "float"
@@ -72,8 +72,9 @@ class CheckpointLayers:
 
 
 def checkpoint_layers(
-    source: Source, bundle: ModelBundle, base: Recipe, form: Format, variant: str, schemes: Sequence[str] | None
-) -> CheckpointLayers:
+    source: Source, bundle: ModelBundle, base: Recipe, form: Format, variant: str, schemes: Sequence[str] | None,
+    *, joined: bool | None = None,
+) -> CheckpointLayers:  # fmt: skip
     """Plan the checkpoint once in every scheme; no weight is read.
 
     Args:
@@ -83,6 +84,7 @@ def checkpoint_layers(
         form: the format.
         variant: of it.
         schemes: to choose among; None: those of `SCHEMES` that the format takes.
+        joined: layers that share an input get one scheme; None: in the formats of `JOINING`.
 
     Raises:
         UsageError: the format takes none of the schemes, or not one of those that were named.
@@ -106,7 +108,7 @@ def checkpoint_layers(
                 where=f"format {form.name}",
                 fix=f"choose others, e.g. {form.default_scheme}",
             )
-    layers = tuple(_layers(uses, plans, fuse=form.name in FUSING))
+    layers = tuple(_layers(uses, plans, joined=form.name in JOINING if joined is None else joined))
     if not layers:
         raise UsageError(
             "the format takes none of the schemes", where=f"format {form.name}", fix="name schemes that it takes"
@@ -125,11 +127,11 @@ def _taken(
     return {p.tensor: p for p in planned if (not p.quantized if scheme == FLOAT else p.scheme == scheme)}
 
 
-def _layers(uses: Mapping[str, Use], plans: Mapping[str, Mapping[str, WeightPlan]], *, fuse: bool) -> Iterator[Layer]:
+def _layers(uses: Mapping[str, Use], plans: Mapping[str, Mapping[str, WeightPlan]], *, joined: bool) -> Iterator[Layer]:
     groups: dict[str, list[str]] = {}
     for name, use in uses.items():
         if any(name in own for own in plans.values()):
-            groups.setdefault(use.activation if fuse else name, []).append(name)
+            groups.setdefault(use.activation if joined else name, []).append(name)
     for weights in groups.values():
         costs = {
             scheme: float(sum(own[w].bytes_after for w in weights))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pocketport.compress.mixed_precision.outputs import random_signs
 from pocketport.compress.torch_executor import WeightCache, run_nodes
 from pocketport.errors import InputError
 
@@ -53,20 +54,26 @@ class Head:
         return values[LOGITS]
 
     def gradient(self, hidden: Tensor, generator: torch.Generator, counting: Tensor | None = None) -> Tensor:
-        """Of −log p(token) by the hidden states [S, H], the tokens drawn from the model's own predictions.
+        """Gradients by the hidden states [S, H] whose mean squares are Fisher's information.
 
-        Rows that `counting` [S] leaves out predict nothing. The mean of such gradients' squares is Fisher's information, the Hessian of the divergence from the model as it
-        is (Kunstner et al. 2019, arXiv 1905.12558); with a text's own tokens it is not.
+        That is the Hessian of the divergence from the model as it is, of its own predictions and not of a text's tokens
+        (Kunstner et al. 2019, arXiv 1905.12558): diag(p) − ppᵀ by the logits, for which √p·r − p·(√pᵀr) with random signs
+        r stands. Drawn tokens would do too, but from confident predictions they give nothing most of the time.
+
+        Args:
+            hidden: see above.
+            generator: of the signs.
+            counting: rows that count, bool [S]; None: all.
         """
         gradient = torch.empty_like(hidden)
         for start in range(0, len(hidden), ROWS):
             rows = hidden[start : start + ROWS].detach().requires_grad_()
             with torch.enable_grad():
                 logits = self.logits(rows)
-                chances = logits.detach().softmax(-1).cpu()
-                tokens = torch.multinomial(chances, 1, generator=generator).to(logits.device)
-                loss = functional.cross_entropy(logits, tokens[:, 0], reduction="sum")
-            gradient[start : start + ROWS] = torch.autograd.grad(loss, rows)[0]
+            chances = logits.detach().softmax(-1)
+            roots = chances.sqrt() * random_signs(chances, generator)
+            factor = roots - chances * roots.sum(-1, keepdim=True)
+            gradient[start : start + ROWS] = torch.autograd.grad(logits, rows, factor)[0]
         return gradient if counting is None else gradient * counting[:, None]
 
 
@@ -110,7 +117,9 @@ def quality(
         expected = expected.to(found.device)
         following = None if tokens is None else torch.from_numpy(tokens[sample, 1:].astype(np.int64)).to(found.device)
         places = torch.arange(len(found), device=found.device) if rows is None else rows.nonzero()[:, 0]
-        for part in places[: None if following is None else len(following)].split(ROWS):
+        last = len(places) if following is None else len(following)
+        for start in range(0, last, ROWS):
+            part = places[start : min(start + ROWS, last)]
             wanted, given = (head.logits(h[part]).log_softmax(-1) for h in (expected, found))
             divergence += float(functional.kl_div(given, wanted, reduction="sum", log_target=True))
             positions += len(part)

@@ -9,5 +9,11 @@ def output_gradient(value: Tensor, generator: torch.Generator) -> Tensor:
 
     The estimator is Hutchinson's (1990, doi 10.1080/03610919008812866).
     """
-    signs = torch.randint(0, 2, value.shape, generator=generator).to(value.device, value.dtype) * 2 - 1
-    return signs / value.norm().clamp_min(torch.finfo(value.dtype).tiny)
+    norm: Tensor = value.norm().clamp_min(torch.finfo(value.dtype).tiny)
+    return random_signs(value, generator) / norm
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """−1 and 1 in the shape of a tensor."""
+    signs: Tensor = torch.randint(0, 2, like.shape, generator=generator).to(like.device, like.dtype) * 2 - 1
+    return signs

@@ -76,7 +76,9 @@ class Stream:
         differing: set[str] = set()
         for arrays in feeds:
             rows = arrays.get(ROW_WEIGHTS)
-            self.counting.append(None if rows is None else torch.from_numpy(np.asarray(rows) > 0).to(self.device))
+            self.counting.append(
+                None if rows is None else torch.from_numpy(np.asarray(rows, np.float32) > 0).to(self.device)
+            )
             for name, array in ((n, a) for n, a in arrays.items() if n != ROW_WEIGHTS):
                 value = torch.from_numpy(np.asarray(array))
                 known = self._shared.setdefault(name, value)

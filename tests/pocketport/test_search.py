@@ -101,8 +101,10 @@ def test_schemes_that_a_format_lacks(model: Path, tmp_path: Path) -> None:
     context = Context(request(model), Store(tmp_path / "cache"), tmp_path)
     with pytest.raises(UsageError, match="no layer takes w5b32fp16"):
         FormatSearch(context, ["w4b32fp16", "w5b32fp16"])
-    known = FormatSearch(context, None).found.plans
-    assert {"w3b32fp16", "w4b32fp16"} <= known.keys() and not any(scheme.startswith("q") for scheme in known)
+    known = FormatSearch(context, None, joined=False).found
+    assert len(known.layers) == 14
+    assert {"w3b32fp16", "w4b32fp16"} <= known.plans.keys()
+    assert not any(scheme.startswith("q") for scheme in known.plans)
 
 
 def test_names_are_taken_literally() -> None:

@@ -46,6 +46,10 @@ def search(
     confirm: Annotated[
         bool, typer.Option(help="Quantize with the best of each error model and measure; the best measured one wins.")
     ] = True,
+    joined: Annotated[
+        bool | None,
+        typer.Option(help="One scheme for layers with a common input (default: in formats whose engines join them)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     limit: MemoryLimit = None,
     cache: Cache = None,
@@ -69,7 +73,7 @@ def search(
     names = [name.strip() for name in schemes.split(",")] if schemes else None
     with tempfile.TemporaryDirectory() as work, opened(request, Path(work), cache, quiet=json_output) as context:
         budget = Budget(parse_bytes(budget_bytes), budget_bits, budget_ms)
-        road = FormatSearch(context, names) if format_ else TargetSearch(context, names)
+        road = FormatSearch(context, names, joined=joined) if format_ else TargetSearch(context, names)
         searched = road.search(budget, confirm=confirm)
     searched.write(out_file, f"{source}, {format_ or target}")
     if json_output:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +45,9 @@ from pocketport.store import StageResult
 
 CODE = ("compress", "calibration")
 PACKAGES = ("torch", "numpy")
-MEASURED = 8  # samples, beside those of calibration
-ACTIVATION_SHARE = 0.5  # of the memory limit
-
-
-Hidden: TypeAlias = tuple[list[Tensor], list[Tensor | None]]
-"""Hidden states of every sample [S, H], and which of their rows count."""
+MEASURED = 8  # sequences of text, beside those of calibration
+MEASURED_IMAGES = 32  # their answers are short
+ACTIVATION_SHARE = 0.3  # of the memory limit, for errors and for measuring each
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,14 @@ class FormatSearch:
     Args:
         context: its request names one format.
         schemes: to choose among, None for all that are known.
+        joined: whether layers that share an input get one scheme, None for what suits the format's engines.
 
     Raises:
         UsageError: an unknown format or recipe, a scheme that the format does not take, no text to calibrate on.
         InputError: the model is damaged, or no language model.
     """
 
-    def __init__(self, context: Context, schemes: Sequence[str] | None) -> None:
+    def __init__(self, context: Context, schemes: Sequence[str] | None, *, joined: bool | None = None) -> None:
         self.context = context
         request = context.request
         self.source: Source = open_source(path_of(request.source))
@@ -100,18 +98,19 @@ class FormatSearch:
         self.base = load_recipe(request.recipe)
         form, variant = format_named(request.formats[0])
         form.check(self.source, self.bundle, variant)
-        self.found = checkpoint_layers(self.source, self.bundle, self.base, form, variant, schemes)
+        self.found = checkpoint_layers(self.source, self.bundle, self.base, form, variant, schemes, joined=joined)
         self.head = Head(self.bundle[CALIBRATED_COMPONENT].graph, best_device())
         self.samples, self.measured = self.data(request)
-        self._known: dict[str, Hidden] = {}
+        self._known: dict[str, list[Tensor]] = {}
+        self._streams: dict[str, Stream] = {}
 
     def data(self, request: Request) -> tuple[Sequences | Answers, Sequences | Answers]:
         """What errors are taken from, and what candidates are measured on."""
         count = request.calibration_samples
-        more = request.model_copy(update={"calibration_samples": count + MEASURED})
+        more = request.model_copy(update={"calibration_samples": count + MEASURED_IMAGES})
         images = prompt_samples(self.bundle, more)
         if images is None:
-            text = sequences_for(self.bundle, request.data, more.calibration_samples, self.length, request.seed)
+            text = sequences_for(self.bundle, request.data, count + MEASURED, self.length, request.seed)
             return replace(text, tokens=text.tokens[:count]), replace(text, tokens=text.tokens[count:])
         if images.count < 2:
             raise UsageError("one image can't both calibrate and measure", where=images.origin, fix="give more images")
@@ -199,26 +198,32 @@ class FormatSearch:
         self.context.progress.start(key, "measure the quantized model", None)
 
         def produce(directory: Path) -> None:
-            expected, counting = self._float_hidden(samples)
-            hidden, _ = self._hidden(samples, Dequantized(QuantizedWeights(weights.path)))
+            expected = self._float_hidden(samples)
+            hidden = self._hidden(samples, Dequantized(QuantizedWeights(weights.path)))
             tokens = samples.tokens if isinstance(samples, Sequences) else None
-            write_json(directory / "quality.json", vars(quality(self.head, expected, hidden, counting, tokens)))
+            found = quality(self.head, expected, hidden, self._measuring(samples).counting, tokens)
+            write_json(directory / "quality.json", vars(found))
 
         result = self._stage(key, {"weights": weights.digest, "data": samples.fingerprint}, produce)
         return Quality(**json.loads((result.path / "quality.json").read_text("utf-8")))
 
-    def _float_hidden(self, samples: Sequences | Answers) -> Hidden:
+    def _float_hidden(self, samples: Sequences | Answers) -> list[Tensor]:
         if samples.fingerprint not in self._known:
             self._known[samples.fingerprint] = self._hidden(samples, {})
         return self._known[samples.fingerprint]
 
-    def _hidden(self, samples: Sequences | Answers, replaced: Mapping[str, Tensor]) -> Hidden:
-        """With other weights in the place of some."""
-        with tempfile.TemporaryDirectory() as folder, self._activations(Path(folder) / "activations") as activations:
-            stream = self._stream(samples, activations)
-            stream.forward(replaced)
-            hidden = [activations.get(self.head.hidden, s, torch.device("cpu")) for s in range(stream.count)]
-            return hidden, stream.counting
+    def _hidden(self, samples: Sequences | Answers, replaced: Mapping[str, Tensor]) -> list[Tensor]:
+        """Hidden states of every sample [S, H], with other weights in the place of some."""
+        stream = self._measuring(samples)
+        stream.forward(replaced)
+        return [stream.activations.get(self.head.hidden, s, torch.device("cpu")) for s in range(stream.count)]
+
+    def _measuring(self, samples: Sequences | Answers) -> Stream:
+        """The samples' stream: what goes in is made once, and lies in the context's folder as far as memory is short."""
+        if samples.fingerprint not in self._streams:
+            path = self.context.out / f".measured-{len(self._streams)}"
+            self._streams[samples.fingerprint] = self._stream(samples, self._activations(path))
+        return self._streams[samples.fingerprint]
 
     def _stage(self, key: str, inputs: Mapping[str, Any], produce: Any) -> StageResult:
         name = key.partition(" ")[0]
