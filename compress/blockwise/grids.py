@@ -59,7 +59,7 @@ class Grid:
 
 def extreme_grid(weight: Tensor, form: Form) -> Grid:
     """The grid of each group's extremes: nothing is clipped (but for the last half of float16's rounding)."""
-    return _joined([_grid(*_extremes(part, form), form) for part in _chunks(weight)])
+    return joined([_grid(*_extremes(part, form), form) for part in _chunks(weight)])
 
 
 def searched_grid(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid:
@@ -76,7 +76,7 @@ def searched_grid(weight: Tensor, form: Form, importance: Tensor | None = None) 
     if importance is not None:
         mean = float(importance.mean()) or 1.0
         heed = (importance / mean).clamp_min(LEAST_IMPORTANCE).reshape(-1, form.group)
-    return _joined([_searched(part, form, heed) for part in _chunks(weight)])
+    return joined([_searched(part, form, heed) for part in _chunks(weight)])
 
 
 def round_to(weight: Tensor, grid: Grid, form: Form) -> Tensor:
@@ -106,7 +106,8 @@ def _chunks(weight: Tensor) -> list[Tensor]:
     return row_runs(weight, _rows(weight))
 
 
-def _joined(grids: list[Grid]) -> Grid:
+def joined(grids: list[Grid]) -> Grid:
+    """Grids of runs of rows as one."""
     return Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 

@@ -7,9 +7,10 @@ more than products of matrices.
 import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.grids import Form, Grid, dequantized
+from pocketport.compress.blockwise.grids import Form, Grid, dequantized, joined
 
 BLOCK = 32  # columns whose updates to the rest are applied at once
+RUN_ELEMENTS = 1 << 22  # weights that are worked on at once: rows do not depend on one another
 RIDGE = 1e-4  # pulls scales to what they were, of the diagonal's mean: groups of zeros leave theirs undetermined
 
 
@@ -24,12 +25,18 @@ def refined(
         integers: uint8 [N, K].
         grid: of the integers.
         form: see `Form`.
-        sweeps: how often.
+        sweeps: how often; scales once more at the end.
     """
-    for _ in range(sweeps):
-        grid = refitted(weight, hessian, integers, grid, form)
-        integers = descended(weight, hessian, integers, grid, form)
-    return integers, refitted(weight, hessian, integers, grid, form) if sweeps else grid
+    rows = max(1, RUN_ELEMENTS // weight.shape[1])
+    done: list[tuple[Tensor, Grid]] = []
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        w, q, own = weight[part], integers[part], Grid(grid.scale[part], grid.zero[part])
+        for _ in range(sweeps):
+            own = refitted(w, hessian, q, own, form)
+            q = descended(w, hessian, q, own, form)
+        done.append((q, refitted(w, hessian, q, own, form)))
+    return torch.cat([q for q, _ in done]), joined([own for _, own in done])
 
 
 def descended(weight: Tensor, hessian: Tensor, integers: Tensor, grid: Grid, form: Form) -> Tensor:

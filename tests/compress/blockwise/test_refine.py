@@ -100,6 +100,17 @@ def test_refining_lowers_the_error_that_gptq_leaves(bits: int, symmetric: bool) 
     assert (better <= plain * (1 + 1e-6)).all() and better.sum() < 0.97 * plain.sum()
 
 
+def test_rows_are_refined_alone_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem()
+    form = Form(4, GROUP, True, half=True)
+    together = refined(weight, hessian, *nearest(weight, form), form, 2)
+    monkeypatch.setattr("pocketport.compress.blockwise.refine.RUN_ELEMENTS", COLUMNS)
+    alone = refined(weight, hessian, *nearest(weight, form), form, 2)
+    np.testing.assert_allclose(
+        row_errors(weight, hessian, *alone), row_errors(weight, hessian, *together), rtol=0.02
+    )  # float32 sums decide a tie otherwise
+
+
 def test_inputs_that_were_never_seen_keep_their_nearest_integers() -> None:
     weight, hessian = problem()
     hessian[10:20], hessian[:, 10:20] = 0, 0
