@@ -1,11 +1,11 @@
 """What conditioning does to quantized accuracy: the reference model with outlier channels planted, and as it is.
 
-``python benchmarks/conditioning.py [--out out/conditioning.json] [--calibration-samples 16] [--samples 8]``
+``python benchmarks/conditioning.py [--out out/conditioning.json] [--calibration-samples 16] [--samples 16]``
 
 Outliers are planted without changing what the model computes: `PLANTED` channels of every RMSNorm's gain are multiplied by
-64, the columns that read them divided by 64, as large language models have them. Then prefill is quantized for x86 and its
-logits are compared with float's on held-out images: in 8-bit weights and activations with the outliers, in 4-bit weights
-(blocks of 32, or a scale a channel; round to nearest) without. Prints the table and writes JSON.
+64, the columns that read them divided by 64, as large language models have them. Then prefill is quantized and its logits
+are compared with float's on held-out images: for a Qualcomm NPU in 8-bit weights and activations with the outliers, for x86 in
+4-bit weights (blocks of 32, or a scale a channel; round to nearest) and float activations without. Prints the table and writes JSON.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from pocketport.targets.registry import backend_for
 
 PLANTED = (7, 90, 201)
 FACTOR = 64.0
+ACTIVATION_TARGET, WEIGHT_TARGET = "qualcomm/sm8650", "x86"  # all in integers; weights only
 LANGUAGE = "[pd]*"  # prefill and decode: what is measured
 COMPONENTS = {"smoothquant": LANGUAGE, "awq": LANGUAGE, "fold_gain": LANGUAGE}
 ACTIVATIONS = {
@@ -55,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/conditioning.json"))
     parser.add_argument("--calibration-samples", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=["w8a8", "w4b32fp32", "w4cfp32"])
     arguments = parser.parse_args()
     reference = ingest("reference")
@@ -107,8 +108,8 @@ def quantized(
     current, _ = condition(bundle, steps, lambda b: prompts(b, 0, calibration_samples), chained=True)
     recipe = Recipe.model_validate({"name": "bench", "rules": [{"scheme": scheme, "algorithm": "rtn"}]})
     only = ModelBundle(current.name, current.family, current.sha256, {"prefill": current["prefill"]})
-    legality = backend_for(Target.parse("x86")).legality(Target.parse("x86"))
-    plan = make_plan(only, recipe, "x86", legality)
+    target = ACTIVATION_TARGET if scheme == "w8a8" else WEIGHT_TARGET
+    plan = make_plan(only, recipe, target, backend_for(Target.parse(target)).legality(Target.parse(target)))
     feeds = ((name, values) for name, values in prompts(current, 0, calibration_samples) if name == "prefill")
     statistics = calibrate({"prefill": current["prefill"].graph}, feeds)
     pivot, _ = apply_plan(only, plan, statistics)

@@ -17,7 +17,7 @@ def orthogonal(size: int, seed: int, *, hadamard: bool = True) -> NDArray[np.flo
     matrix = hadamard_matrix(size) if hadamard else None
     if matrix is not None:
         signs = random.choice([-1.0, 1.0], size)
-        return signs[:, None] * matrix / np.sqrt(size)
+        return np.asarray(signs[:, None] * matrix / np.sqrt(size), np.float64)
     q, r = np.linalg.qr(random.standard_normal((size, size)))
     return np.asarray(q * np.sign(np.diagonal(r)), np.float64)
 

@@ -106,7 +106,7 @@ def _block(stream: Stream) -> int:
         Blocked: there is none above 1.
     """
     labels = [*stream.tensors.values(), *(s.channels for s in (*stream.writers, *stream.readers))]
-    width = min(max(array.shape) if array.size == max(array.shape) else array.shape[-1] for array in labels)
+    width: int = min(max(array.shape) if array.size == max(array.shape) else array.shape[-1] for array in labels)
     order = np.arange(width)
     for array in labels:
         rows = array.reshape(-1, width) if array.size % width == 0 else np.zeros((1, 0), np.int32)

@@ -69,7 +69,7 @@ def check_equivalence(context: Context, ingested: StageResult, conditioned: Stag
     moved = {name for rewrite in load_rewrites(conditioned) for name in rewrite["crossings"]}
 
     def produce(directory: Path) -> None:
-        found = {}
+        found: dict[str, float] = {}
         for component in load_bundle(conditioned):
             samples, others = (load_held_out(r, component.name) for r in (before, after))
             for output in samples.outputs[0]:
