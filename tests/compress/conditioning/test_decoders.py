@@ -148,3 +148,37 @@ def test_rotating_spreads_outliers(minicpm: ModelBundle) -> None:
     np.testing.assert_allclose(
         np.linalg.norm(_stream(planted, run(planted)[0]), axis=1), np.linalg.norm(x, axis=1), rtol=1e-4
     )
+
+
+def test_rotations_are_where_quarot_puts_them(minicpm: ModelBundle) -> None:
+    """E·R, W·diag(g)·R behind norms, Rᵀ·W before the residual (arXiv 2404.00456, section 4); R is the embedding's."""
+    after, _ = conditioned(minicpm, {"rewrite": "rotate", "options": {"values": 0}})
+    old, new = ({n: w.astype(np.float64) for n, w in weights(b, "prefill").items()} for b in (minicpm, after))
+    tables = [weights(b, "embed")["model.embed_tokens.weight"].astype(np.float64) for b in (minicpm, after)]
+    r = np.linalg.lstsq(*tables, rcond=None)[0]
+    np.testing.assert_allclose(r @ r.T, np.eye(64), atol=1e-5)
+    np.testing.assert_allclose(np.abs(r), 1 / 8, atol=1e-5)  # Hadamard: every channel is spread over all
+    head, norm = "model.embed_tokens.weight", "model.norm.weight"
+    np.testing.assert_allclose(new[head], old[head] * old[norm] @ r, atol=1e-5)
+    assert (new[norm] == 1).all()
+    for i in range(2):
+        path = f"model.layers.{i}"
+        for name, gain in (("self_attn.q", "input"), ("self_attn.v", "input"), ("mlp.up", "post_attention")):
+            w, g = f"{path}.{name}_proj.weight", f"{path}.{gain}_layernorm.weight"
+            np.testing.assert_allclose(new[w], old[w] * old[g] @ r, atol=1e-5)
+        for name in ("self_attn.o", "mlp.down"):
+            w = f"{path}.{name}_proj.weight"
+            np.testing.assert_allclose(new[w], r.T @ old[w], atol=1e-5)
+
+
+def test_values_turn_head_by_head(minicpm: ModelBundle) -> None:
+    after, _ = conditioned(minicpm, {"rewrite": "rotate", "options": {"residual": 0}})
+    old, new = (weights(b, "prefill") for b in (minicpm, after))
+    v, o = (f"model.layers.0.self_attn.{n}_proj.weight" for n in "vo")
+    heads = [w[v].astype(np.float64).reshape(2, 16, 64) for w in (old, new)]  # 2 heads of keys and values, 4 of queries
+    r = np.linalg.lstsq(heads[0][0].T, heads[1][0].T, rcond=None)[0]
+    np.testing.assert_allclose(r @ r.T, np.eye(16), atol=1e-5)
+    np.testing.assert_allclose(heads[1][1], r.T @ heads[0][1], atol=1e-5)
+    np.testing.assert_allclose(new[o].reshape(64, 4, 16), old[o].reshape(64, 4, 16) @ r, atol=1e-5)
+    changed = {n for n in old if not np.array_equal(old[n], new[n])}
+    assert changed == {f"model.layers.{i}.self_attn.{n}_proj.weight" for i in range(2) for n in "vo"}
