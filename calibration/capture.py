@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.calibration.observers import Histogram
-from pocketport.calibration.statistics import SecondMoment, Statistics
+from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
 from pocketport.calibration.taps import Window, window_of
 from pocketport.errors import InputError, UsageError
 
@@ -22,6 +22,8 @@ MOVEMENT_OPS = frozenset(
 
 ATTENTION_BIAS = "attention_bias"  # of the component graphs: 0 where attention is allowed, negative where not
 LINEAR_OPS = frozenset({"Gemm", "MatMul"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+COUNTED = 1 << 14  # values of a tensor that each sample adds to its histogram
 CHUNK_BYTES = 512 << 20  # intermediates fetched by one run of a session
 
 
@@ -37,7 +39,7 @@ def calibrate(
     Args:
         graphs: component → float graph.
         feeds: (component, inputs by name) pairs, in any order; read once.
-        hessians: component → inputs of linear layers whose full Σ xᵀx is wanted; the diagonal is always kept.
+        hessians: component → inputs of linear layers (by column) and convolutions (by channel) whose full Σ xᵀx is wanted; the diagonal is always kept.
         progress: called with the number of feeds done.
 
     Raises:
@@ -72,9 +74,10 @@ class _Capture:
         self._inputs = [v.name or "" for v in graph.graph.inputs]
         produced = [v for node in graph.graph if node.op_type not in MOVEMENT_OPS for v in node.outputs if _is_float(v)]
         self._linear = _linear_inputs(graph)
-        self._windows = _convolution_inputs(graph)
+        self._convolved = _convolution_inputs(graph)
+        self._windows = _windows(graph)
         # A layer's input may be the output of data movement: fetched for its moments, not for its range.
-        moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._windows]
+        moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._convolved]
         extra = [v for v in moved if v not in produced]
         self._ranged = {v.name or "" for v in produced}
         self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v)]
@@ -85,7 +88,7 @@ class _Capture:
 
     def feed(self, inputs: Mapping[str, NDArray[Any]], statistics: Statistics) -> None:
         """Run once and add what came out to `statistics`."""
-        real = _real_rows(inputs)
+        real = real_rows(inputs)
         for name in self._float_inputs:
             if name in inputs:
                 self._observe(name, inputs[name], real, statistics)
@@ -105,27 +108,49 @@ class _Capture:
         key = f"{self._component}/{name}"
         if name in self._ranged or name in self._float_inputs:
             try:
-                statistics.histograms.setdefault(key, Histogram()).update(value)
+                statistics.histograms.setdefault(key, Histogram()).update(value, most=COUNTED)
             except InputError as error:
                 raise InputError(error.why, where=f"tensor {key}", fix=error.fix) from None
         if name in self._linear:
             rows = value if real is None or len(value) != len(real) else value[real]
-            moment = _moment(rows, full=name in self._hessians)
-            known = statistics.moments.get(key)
-            statistics.moments[key] = moment if known is None else known.merged(moment)
+            _add(statistics, key, _moment(rows, full=name in self._hessians), _range(value, value.ndim - 1))
+        elif name in self._convolved:
+            _add(statistics, key, _channel_moment(value, full=name in self._hessians), _range(value, 1))
         for weight, window in self._windows.get(name, ()):
             taps = window.means(value)
             key = f"{self._component}/{weight}"
             statistics.taps[key] = statistics.taps[key] + taps if key in statistics.taps else taps
 
 
+def _add(statistics: Statistics, key: str, moment: SecondMoment, extremes: ChannelRange) -> None:
+    known, seen = statistics.moments.get(key), statistics.channels.get(key)
+    statistics.moments[key] = moment if known is None else known.merged(moment)
+    statistics.channels[key] = extremes if seen is None else seen.merged(extremes)
+
+
+def _range(value: NDArray[Any], axis: int) -> ChannelRange:
+    others = tuple(d for d in range(value.ndim) if d != axis)
+    low, high = value.min(axis=others), value.max(axis=others)
+    return ChannelRange(low.astype(np.float32), high.astype(np.float32))
+
+
+def _channel_moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
+    """Of a convolution's input [N, C, *spatial]."""
+    x = np.asarray(value, np.float32).reshape(*value.shape[:2], -1)
+    rows = len(x) * x.shape[2]
+    if not full:
+        return SecondMoment(np.einsum("ncs,ncs->c", x, x).astype(np.float64), rows)
+    product = np.matmul(x, x.swapaxes(1, 2)).sum(axis=0)
+    return SecondMoment(np.diagonal(product).astype(np.float64), rows, product)
+
+
 def _moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
     rows = np.ascontiguousarray(value, np.float32).reshape(-1, value.shape[-1])
-    diagonal = np.einsum("mk,mk->k", rows, rows, dtype=np.float64)
+    diagonal = np.square(rows).sum(axis=0, dtype=np.float64)
     return SecondMoment(diagonal, len(rows), rows.T @ rows if full else None)
 
 
-def _real_rows(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+def real_rows(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
     """Which rows of a padded sequence are not padding: those that its last row may attend to.
 
     Static shapes make padding common, and weights should not be fitted to it. Ranges do include it, since it flows
@@ -150,7 +175,17 @@ def _linear_inputs(graph: ir.Model) -> dict[str, ir.Value]:
     return found
 
 
-def _convolution_inputs(graph: ir.Model) -> dict[str, list[tuple[str, Window]]]:
+def _convolution_inputs(graph: ir.Model) -> frozenset[str]:
+    """Inputs of convolutions whose weight is constant."""
+    return frozenset(
+        node.inputs[0].name or ""
+        for node in graph.graph
+        if node.op_type in CONVOLUTIONS and node.inputs[0] is not None
+        and ir.convenience.get_const_tensor(node.inputs[1]) is not None  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _windows(graph: ir.Model) -> dict[str, list[tuple[str, Window]]]:
     """Input → (weight, window) of the convolutions that read it; a weight of several nodes has no mean input."""
     found: dict[str, list[tuple[str, Window]]] = {}
     for node in graph.graph:

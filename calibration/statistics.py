@@ -15,6 +15,8 @@ from pocketport.errors import InputError
 class SecondMoment:
     """Σ x² a column of a linear layer's input [rows, K] without padding, and Σ xᵀx where it was asked for.
 
+    Of a convolution's input: Σ x² a channel, every position a row.
+
     The least-squares loss of the layer has the Hessian 2·xᵀx (Frantar et al. 2022, arXiv 2210.17323).
 
     Attributes:
@@ -39,20 +41,39 @@ class SecondMoment:
 
 
 @dataclass
+class ChannelRange:
+    """Extremes of each channel of a layer's input; the channels are a convolution's, or a linear layer's columns.
+
+    Attributes:
+        low: [C] float32, least value.
+        high: [C] float32, greatest value.
+    """
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    def merged(self, other: "ChannelRange") -> "ChannelRange":
+        """The extremes of both."""
+        return ChannelRange(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+
+@dataclass
 class Statistics:
     """What calibration saw, and of how much.
 
     Attributes:
         histograms: values, by ``component/tensor``.
-        moments: second moments of linear layers' inputs, by ``component/tensor``.
+        moments: second moments of linear layers' and convolutions' inputs by channel, by ``component/tensor``.
         taps: Σ over samples of the mean input under each tap of a convolution, [C, *kernel], by ``component/weight``.
         samples: how many samples each component ran on.
+        channels: extremes of the tensors that `moments` has, by channel.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[str, SecondMoment] = field(default_factory=dict)
     taps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
+    channels: dict[str, ChannelRange] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write to `path` (``.npz``), same statistics, same bytes."""
@@ -66,6 +87,8 @@ class Statistics:
             arrays[f"moment|{name}|rows"] = np.array(m.rows, np.int64)
             if m.full is not None:
                 arrays[f"moment|{name}|full"] = m.full
+        for name, c in self.channels.items():
+            arrays[f"channels|{name}|range"] = np.stack([c.low, c.high])
         for name, taps in self.taps.items():
             arrays[f"taps|{name}|sum"] = taps
         for name, count in self.samples.items():
@@ -92,6 +115,9 @@ class Statistics:
                         int(arrays[f"{kind}|{name}|rows"]),
                         None if full is None else full.astype(np.float32),
                     )
+                elif part == "range":
+                    low_high = arrays[key].astype(np.float32)
+                    statistics.channels[name] = ChannelRange(low_high[0], low_high[1])
                 elif part == "sum":
                     statistics.taps[name] = arrays[key].astype(np.float64)
                 elif part == "count":

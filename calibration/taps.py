@@ -1,6 +1,5 @@
 """What a convolution sees on average under each tap of its kernel."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,19 +18,22 @@ class Window:
 
     def means(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
         """Mean over samples and positions of what lies under each tap: [N, C, *spatial] → [C, *kernel]."""
-        rank = len(self.kernel)
-        padded = np.pad(x, [(0, 0), (0, 0), *zip(self.pads[:rank], self.pads[rank:], strict=True)])
-        reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
-        counts = [(n - r - 1) // s + 1 for n, r, s in zip(padded.shape[2:], reach, self.strides, strict=True)]
-        axes = (0, *range(2, 2 + rank))
-        found = np.empty((x.shape[1], math.prod(self.kernel)))
-        for index, tap in enumerate(np.ndindex(*self.kernel)):
-            starts = [t * d for t, d in zip(tap, self.dilations, strict=True)]
-            under = tuple(
-                slice(b, b + (n - 1) * s + 1, s) for b, n, s in zip(starts, counts, self.strides, strict=True)
-            )
-            found[:, index] = padded[:, :, *under].mean(axis=axes, dtype=np.float64)
-        return found.reshape(-1, *self.kernel)
+        means: NDArray[np.floating] = x[0] if len(x) == 1 else x.mean(axis=0)
+        # Which positions a tap sees does not depend on the other dimensions: one small product for each of them.
+        for axis in reversed(range(len(self.kernel))):
+            means = np.moveaxis(means, 1 + axis, -1) @ self._seen(axis, x.shape[2 + axis]).T
+        return np.asarray(means.transpose(0, *range(means.ndim - 1, 0, -1)), np.float64)
+
+    def _seen(self, axis: int, size: int) -> NDArray[np.float32]:
+        """[taps, size]: how much of the mean under a tap each position of a dimension makes; pads are zeros."""
+        kernel, stride, dilation = self.kernel[axis], self.strides[axis], self.dilations[axis]
+        before, behind = self.pads[axis], self.pads[len(self.kernel) + axis]
+        count = (size + before + behind - dilation * (kernel - 1) - 1) // stride + 1
+        position = np.arange(kernel)[:, None] * dilation + np.arange(count) * stride - before
+        tap, place = np.nonzero((position >= 0) & (position < size))
+        seen = np.zeros((kernel, size), np.float32)
+        np.add.at(seen, (tap, position[tap, place]), np.float32(1 / count))
+        return seen
 
 
 def window_of(node: ir.Node) -> Window | None:

@@ -13,6 +13,7 @@ from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bias_correction import corrected_bias
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import clone_graph, constant
+from pocketport.compress.input_scaling import input_factors, scale_inputs
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.qdq import QdqWriter
 from pocketport.compress.ranges import group_encodings
@@ -72,6 +73,12 @@ def apply_component(
     return _Applier(bundle, plan, statistics, None, known).component(plan[component])
 
 
+def float_graph(bundle: ModelBundle, plan: Plan, statistics: Statistics, component: str) -> ir.Model:
+    """The float graph that a component's pivot rounds: with inputs of layers scaled, where the plan has it so."""
+    scaled, _ = scale_inputs(bundle, plan, statistics, input_factors(bundle, plan, statistics))
+    return scaled[component].graph
+
+
 class _Applier:
     def __init__(
         self,
@@ -81,6 +88,8 @@ class _Applier:
         progress: Callable[[int], None] | None,
         known: MutableMapping[str, QuantizedTensor] | None = None,
     ) -> None:
+        self._factors = input_factors(bundle, plan, statistics)
+        bundle, statistics = scale_inputs(bundle, plan, statistics, self._factors)
         self._bundle = bundle
         self._plan = plan
         self._statistics = statistics
@@ -171,8 +180,9 @@ class _Applier:
     ) -> QuantizedTensor:  # fmt: skip
         if self._known is None:
             return quantize_weight(real, tensor, moment, least)
-        bound = "" if least is None else hashlib.sha256(least.tobytes()).hexdigest()
-        key = f"{keys} {tensor} {bound}"
+        factors = self._factors.get(f"{keys[0].partition('/')[0]}/{tensor.activation}")
+        bounds = [hashlib.sha256(v.tobytes()).hexdigest() for v in (least, factors) if v is not None]
+        key = f"{keys} {tensor} {bounds}"
         if key not in self._known:
             self._known[key] = quantize_weight(real, tensor, moment, least)
         return self._known[key]

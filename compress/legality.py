@@ -78,6 +78,8 @@ class Legality(BaseModel):
         float_ops: op types whose inputs and outputs stay float even in a quantized graph.
         integer_ops: where not empty, only activations that these op types read become integers; for chips that compute
             all else in float, where further rounding would cost accuracy and buy nothing.
+        scaled_inputs: whether the 8-bit input of a layer may be divided by a factor a channel before it is rounded, which
+            takes a float multiplication; see `compress.input_scaling`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,6 +96,7 @@ class Legality(BaseModel):
     refused: Mapping[str, OpRule] = {}
     float_ops: frozenset[str] = frozenset()
     integer_ops: frozenset[str] = frozenset()
+    scaled_inputs: bool = False
 
     @classmethod
     def read(cls, path: Path) -> "Legality":

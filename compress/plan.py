@@ -47,6 +47,7 @@ class TensorPlan:
         group: activations of one group share one encoding.
         activation: activation that meets this constant at `node`: the x of s_x · s_w and of the Hessian.
         partner: for biases: the weight of the same node.
+        scaled: for an activation that is divided by a factor a channel before it is rounded: the tensor without that.
         why: the rule or legality that this comes from.
         elements: number of elements (0 where not static).
         bytes_before: stored bytes as float (constants only).
@@ -72,6 +73,7 @@ class TensorPlan:
     group: str = ""
     activation: str = ""
     partner: str = ""
+    scaled: str = ""
     elements: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
@@ -119,7 +121,9 @@ class Plan:
         """component → inputs of the layers that need a full Σ xᵀx, as `calibrate` takes them."""
         wanted: dict[str, list[str]] = {}
         for component in self.components:
-            names = sorted({t.activation for t in component.tensors if t.algorithm == "gptq"})
+            sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
+            inputs = {t.activation for t in component.tensors if t.algorithm == "gptq"}
+            names = sorted({sources.get(name, name) for name in inputs})
             if names:
                 wanted[component.component] = names
         return wanted

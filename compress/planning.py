@@ -5,14 +5,17 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from pocketport.calibration.capture import MOVEMENT_OPS
 from pocketport.calibration.encodings import INTEGER_RANGES
 from pocketport.compress.bundle import Component, ModelBundle
+from pocketport.compress.graph import clone_graph
+from pocketport.compress.input_scaling import insert_scaling, scalable_inputs
 from pocketport.compress.legality import Legality, WeightRule
 from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.regions import Groups, Regions, find_regions, join_moved
 from pocketport.compress.schemes import Granularity
-from pocketport.compress.settling import Settled, Settler
+from pocketport.compress.settling import LANGUAGE_ROLES, Settled, Settler
 from pocketport.compress.structure import (
     DATA_CONSTANT_OPS,
     NORM_OPS,
@@ -26,7 +29,8 @@ from pocketport.compress.structure import (
 from pocketport.errors import UsageError
 
 GPTQ_BITS = 4  # at most: above, least squared error per weight loses nothing that matters
-DEFAULT_OBSERVERS = {8: "mse", 16: "min_max"}  # 16 bits have steps to spare, 8 bits have none to waste on outliers
+SCALED_BITS = 8  # of activations: 16 bits have steps to spare for wide channels
+DEFAULT_OBSERVER = "min_max"  # what clipping gains in its own tensor the layers behind lose: docs/quantization.md
 
 
 def plan_components(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality) -> tuple[ComponentPlan, ...]:
@@ -51,15 +55,32 @@ class _ComponentPlanner:
     def __init__(self, component: Component, rules: Sequence[Rule], target: str, legality: Legality) -> None:
         self.name = component.name
         self.graph = component.graph
+        self._scaled: dict[str, str] = {}
         self._target = target
         self._legality = legality
         settler = Settler(self.name, rules, target, legality)
         self._legal = settler.legal
         self._default = settler.settle("", "")
+        if legality.scaled_inputs and self.name not in LANGUAGE_ROLES:
+            self._scale_inputs(settler)
         self._settled = {node: settler.settle(node.op_type, node.name or "") for node in self.graph.graph}
         self._values = {v.name or "": v for node in self.graph.graph for v in node.outputs}
         self._values.update({v.name or "": v for v in self.graph.graph.inputs})
         self.regions = self._regions()
+
+    def _scale_inputs(self, settler: Settler) -> None:
+        """Work on a copy in which 8-bit inputs of layers are divided by a factor a channel first."""
+        integer_ops = self._legality.integer_ops
+
+        def takes(node: ir.Node) -> bool:
+            scheme = settler.settle(node.op_type, node.name or "").scheme
+            integer = not integer_ops or node.op_type in integer_ops
+            return integer and scheme.activation_bits == SCALED_BITS and scheme.weight_bits is not None
+
+        inputs = scalable_inputs(self.graph, takes, integer_ops | MOVEMENT_OPS)
+        self.graph = clone_graph(self.graph)
+        nodes = {node.name: node for node in self.graph.graph}
+        self._scaled = insert_scaling(self.graph, {t: [nodes[n.name] for n in read] for t, read in inputs.items()})
 
     # Activations
 
@@ -101,7 +122,7 @@ class _ComponentPlanner:
         bits = settled.scheme.activation_bits or 0
         rule = self._legality.activations[str(bits)]
         fixed: tuple[float, float] | None = None
-        algorithm, options = settled.observer or DEFAULT_OBSERVERS[bits], settled.observer_options or {}
+        algorithm, options = settled.observer or DEFAULT_OBSERVER, settled.observer_options or {}
         why = settled.why
         if op == "Softmax" and rule.softmax is not None:
             algorithm, fixed, why = "fixed", rule.softmax, f"{self._target} fixes the output of Softmax"
@@ -112,7 +133,7 @@ class _ComponentPlanner:
             why = f"holds the data of {group}"
         return TensorPlan(
             **common, dtype=rule.dtype, symmetric=rule.symmetric, algorithm=algorithm, options=options,  # type: ignore[arg-type]
-            fixed=fixed, group=group, why=why, elements=elements,
+            fixed=fixed, group=group, why=why, elements=elements, scaled=self._scaled.get(tensor, ""),
         )  # fmt: skip
 
     # Constants
@@ -162,10 +183,10 @@ class _ComponentPlanner:
             )  # fmt: skip
         rule = self._legality.weights[str(scheme.weight_bits)]
         axis = {"t": None, "c": operand.channel_axis, "b": operand.input_axis}[granularity.value]
-        linear = operand.kind == "linear"
-        algorithm = settled.algorithm or ("gptq" if linear and scheme.weight_bits <= GPTQ_BITS else "mse")
-        if algorithm == "gptq" and (not linear or len(shape) != 2):
-            algorithm, why = "mse", f"{why}; gptq is for linear layers"
+        matrix = _is_matrix(node, operand, shape)
+        algorithm = settled.algorithm or ("gptq" if matrix and scheme.weight_bits <= GPTQ_BITS else "mse")
+        if algorithm == "gptq" and not matrix:
+            algorithm, why = "mse", f"{why}; gptq is for linear layers and 1×1 convolutions"
         return self._stored(
             node, operand.value, TensorKind.WEIGHT, rule, granularity.value, why,
             axis=axis, channel_axis=operand.channel_axis, block=block, algorithm=algorithm,
@@ -278,6 +299,14 @@ class _ComponentPlanner:
             where=f"{self._target}, component {self.name}",
             fix="choose a scheme with fp16 or fp32 activations",
         )
+
+
+def _is_matrix(node: ir.Node, operand: WeightOperand, shape: tuple[int, ...]) -> bool:
+    """Whether a layer multiplies its input's channels by one matrix: so do convolutions whose kernel is one position."""
+    if operand.kind == "linear":
+        return len(shape) == 2
+    pointwise = node.op_type == "Conv" and all(d == 1 for d in shape[2:])
+    return pointwise and (node.attributes.get_int("group", 1) or 1) == 1
 
 
 def _name(value: ir.Value | None) -> str:

@@ -44,13 +44,10 @@ def quantize_weight(
     form = WeightFormat(
         low, high, plan.symmetric, {"t": 0, "c": columns, "b": plan.block}[plan.granularity], plan.block_scale_levels
     )
-    known = moment is not None and moment.diagonal.size == columns
+    importance, hessian = _input_moments(moment, matrix.shape, np.asarray(weight).shape, plan.op)
     if least_scale is not None and plan.block:
         least_scale = least_scale * BLOCK_UNITS
-    problem = WeightProblem(
-        matrix, form, moment.diagonal / max(moment.rows, 1) if known and moment else None,
-        moment.full if known and moment else None, least_scale,
-    )  # fmt: skip
+    problem = WeightProblem(matrix, form, importance, hessian, least_scale)
     if plan.algorithm == "gptq" and problem.hessian is None:
         raise InputError(
             "gptq needs the Hessian of its layer's input, which calibration did not keep",
@@ -67,6 +64,22 @@ def quantize_weight(
     blocks = (*moved.shape[:-1], moved.shape[-1] // plan.block)
     scale, zero = (np.ascontiguousarray(np.moveaxis(v.reshape(blocks), 0, channel)) for v in (scale, zero))
     return QuantizedTensor(integers, Encoding(plan.dtype, scale, zero, axis=plan.axis, block=plan.block))
+
+
+def _input_moments(
+    moment: SecondMoment | None, matrix: tuple[int, ...], shape: tuple[int, ...], op: str
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float32] | None]:
+    """Mean square of the input of each column of a matrix [N, K], and Σ xᵀx, as far as `moment` has them.
+
+    The columns of a convolution's kernel [N, C, *kernel] that are of one channel have one mean square. Grouped ones have
+    other channels in every row: nothing there would weigh one column against another.
+    """
+    if moment is None:
+        return None, None
+    mean = moment.diagonal / max(moment.rows, 1)
+    if op == "Conv" and shape[1] == mean.size:
+        return np.repeat(mean, matrix[1] // mean.size), moment.full if matrix[1] == mean.size else None
+    return (mean, moment.full) if op in ("Gemm", "MatMul") and mean.size == matrix[1] else (None, None)
 
 
 def channel_scales(encoding: Encoding, channel_axis: int) -> NDArray[np.float32]:

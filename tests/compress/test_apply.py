@@ -219,3 +219,29 @@ def test_cumulative_error_is_that_of_the_outputs() -> None:
     ]
     runs = [OrtExecutor(b["main"].graph).run(feeds[0][1])["logits"] for b in (source[0], pivot)]
     assert logits.cumulative_db == pytest.approx(sqnr_db(*runs), abs=0.01)
+
+
+def test_pointwise_convolutions_are_rounded_like_linear_layers() -> None:
+    """GPTQ with the Hessian of a 1×1 convolution's channels gives the integers of the linear layer on its pixels."""
+    rng = np.random.default_rng(4)
+    weight = rng.standard_normal((6, 8)).astype(np.float32)
+    x = [
+        rng.standard_normal((1, 8, 3, 5)).astype(np.float32) @ rng.standard_normal((5, 5)).astype(np.float32)
+        for _ in range(4)
+    ]
+    integers = []
+    for convolution in (True, False):
+        g = GraphBuilder("main")
+        if convolution:
+            h = g.node(
+                "Conv", [g.input("x", (1, 8, 3, 5)), g.weight("w", weight.reshape(6, 8, 1, 1))], "layer", output="y"
+            )
+        else:
+            h = g.node("Gemm", [g.input("x", (15, 8)), g.weight("w", weight)], "layer", transB=1, output="y")
+        g.output(h)
+        feeds = [("main", {"x": v if convolution else v.reshape(8, 15).T.copy()}) for v in x]
+        pivot, _, _ = quantized((bundle_of(main=g.finish()), feeds), "w4a16")
+        integers.append(np.asarray(constant(pivot["main"].graph.graph.initializers["w/q"]), np.int32).reshape(6, 8))
+    assert (integers[0] == integers[1]).mean() > 0.97  # ties of float32 sums in another order
+    nearest = np.rint(weight / (np.abs(weight).max(axis=1, keepdims=True) / 7))
+    assert (integers[0] != nearest).any()
