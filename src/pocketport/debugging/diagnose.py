@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pocketport.calibration.statistics import Statistics
+from pocketport.compress.apply import float_graph
 from pocketport.compress.diagnosis.remedies import Remedy, remedies
 from pocketport.compress.diagnosis.repair import Workbench
 from pocketport.compress.diagnosis.samples import Samples, least_db, noise_db
@@ -93,12 +94,13 @@ def diagnose(
             fix=f"name one of {', '.join(quantized)}",
         )
     attribution = _attribution(run, target, samples)
-    examined = [_examine(run, target, c) for c in components or quantized]
+    statistics = load_statistics(run.calibrated({name: target.plan}))
+    examined = [_examine(run, target, c, statistics) for c in components or quantized]
     weights = {e.component: _end_share(attribution, e.component) for e in examined}
     pairs = sorted(_leading(examined), key=lambda p: -p[0].share(p[1]) * weights[p[0].component])[:top]
     bench = _Benches(run, target)
-    statistics = load_statistics(run.calibrated({name: target.plan}))
-    worst, candidates = [], {}
+    worst: list[WorstRecord] = []
+    candidates: dict[str, list[tuple[str, list[Remedy]]]] = {}
     for e in examined:
         chosen = [error for other, error in pairs if other is e]
         found = fits(e.probe, [error.plan for error in chosen], e.samples.feeds)
@@ -155,8 +157,8 @@ def _attribution(run: OpenedRun, target: OpenedTarget, samples: int) -> Attribut
     return found
 
 
-def _examine(run: OpenedRun, target: OpenedTarget, component: str) -> Examined:
-    plan, reference = target.plan[component], run.bundle[component].graph
+def _examine(run: OpenedRun, target: OpenedTarget, component: str, statistics: Statistics) -> Examined:
+    plan, reference = target.plan[component], float_graph(run.bundle, target.plan, statistics, component)
     pivot, samples = target.pivot[component].graph, run.samples(component)
     graph = SwitchedGraph(reference, pivot, plan)
     key = f"tensors {target.record.id} {component}"

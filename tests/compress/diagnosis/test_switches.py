@@ -8,7 +8,9 @@ import pytest
 from roundings import Samples, as_proto, quantized, run, stored, with_constants
 from small_models import block_bundle, cached_bundle, cnn_bundle
 
+from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
+from pocketport.compress.apply import float_graph
 from pocketport.compress.diagnosis.samples import least_db, noise_db
 from pocketport.compress.diagnosis.switches import SwitchedGraph, influences, switches_of
 
@@ -75,6 +77,19 @@ def test_a_bias_that_took_something_back_goes_along_with_its_weight(tmp_path: Pa
     got = [run(edited, f) for f in feeds]
     expected = sqnr_db(samples.used(samples.outputs, "probabilities"), samples.used(got, "probabilities"))
     assert least_db(switched.noise(samples, others)) == pytest.approx(expected, abs=0.01)
+
+
+def test_inputs_that_are_scaled_are_so_in_float_too(tmp_path: Path) -> None:
+    source = block_bundle()
+    changes = {"scaled_inputs": True, "integer_ops": ["Gemm", "MatMul"]}
+    bundle, pivot, plan, _ = quantized(source, "w8a8", **changes)
+    assert any(t.scaled for t in plan["main"].tensors)
+    statistics = calibrate({"main": bundle["main"].graph}, source[1], hessians=plan.hessians())
+    graph, feeds = float_graph(bundle, plan, statistics, "main"), [f for _, f in source[1]]
+    switched = SwitchedGraph(graph, pivot["main"].graph, plan["main"])
+    assert least_db(switched.noise(Samples(bundle["main"].graph, feeds, tmp_path), ())) > 100.0
+    against_pivot = Samples(pivot["main"].graph, feeds, tmp_path)
+    assert least_db(switched.noise(against_pivot, range(len(switched.switches)))) == 200.0
 
 
 def test_what_holds_the_same_data_is_one_switch() -> None:
