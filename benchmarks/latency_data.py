@@ -1,88 +1,122 @@
-"""Measured latencies of models whose shapes are known, and how predictions are scored against them."""
+"""Measured latencies of models whose graphs are known, and how predictions are scored against them."""
 
 import csv
+import gzip
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
-BYTES = {"float": 2, "w8a8": 1, "w8a16": 1}
+from pocketport.profiles.prediction.features import GraphFeatures
+
+FEATURES = Path(__file__).parent / "data" / "latency_features.json.gz"
 FAITHFUL = 1.5  # a construction counts when its ops are within this factor of what the device ran
-RUNTIME = "qnn_dlc"
+PRECISIONS = ("float", "w8a8", "w8a16")
+RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
+NOISY = frozenset({"Dragonwing RB3 Gen 2 Vision Kit"})  # moved 1.5 to 2.4 times between two rounds of measurements
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured model: GMACs, ops, megabytes moved (weights and inputs), milliseconds."""
+    """One measured latency.
+
+    Attributes:
+        model: name of the construction; the same under every device, precision and runtime.
+        family: models that must not be on both sides of a split.
+        device: as the data name it.
+        precision: of `PRECISIONS`.
+        runtime: of `RUNTIMES`.
+        ms: milliseconds.
+    """
 
     model: str
     family: str
-    gmacs: float
-    ops: float
-    megabytes: float
+    device: str
+    precision: str
+    runtime: str
     ms: float
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """A CSV file's rows."""
     with path.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
-def features(row: dict[str, str], precision: str, ms: float) -> Sample:
-    elements = sum(math.prod(int(d) for d in shape.split("x")) for shape in row["input"].split(";"))
-    megabytes = (float(row["params_M"]) + elements / 1e6) * BYTES[precision]
-    return Sample(row["model"], row["family"], float(row["gmacs"]), float(row["fused_ops"]), megabytes, ms)
+def load_features() -> dict[str, GraphFeatures]:
+    """Model → features, from the committed cache."""
+    document = json.loads(gzip.decompress(FEATURES.read_bytes()))
+    return {name: GraphFeatures.from_json(entry, f"{FEATURES}, {name}") for name, entry in document.items()}
 
 
-def samples(data: Path, device: str, precision: str) -> list[Sample]:
-    """The faithful constructions that `device` has run on its NPU at `precision`."""
-    models = {row["model"]: row for row in read(data / "snapdragon_models.csv")}
+def faithful(data: Path) -> dict[str, str]:
+    """Constructions that are close to what devices ran → their families."""
     found = {}
+    for row in read(data / "snapdragon_models.csv"):
+        if 1 / FAITHFUL <= float(row["ops_ratio"] or 1) <= FAITHFUL:
+            found[row["model"]] = row["family"]
+    return found
+
+
+def samples(data: Path) -> list[Sample]:
+    """NPU latencies of the faithful constructions; rows that repeat another device's are left out."""
+    families = faithful(data)
+    found: dict[tuple[str, str, str, str], list[float]] = {}
     for row in read(data / "snapdragon_npu_latency.csv"):
-        if (row["device"], row["precision"], row["runtime"], row["unit"]) != (
-            device,
-            precision,
-            RUNTIME,
-            "NPU",
-        ):
-            continue
-        known = models.get(row["model"]) or models.get(f"{row['model']}:{row['component']}")
-        ratio = float(known["ops_ratio"] or 1) if known else math.inf
-        if known and 1 / FAITHFUL <= ratio <= FAITHFUL:
-            found[known["model"]] = features(known, precision, float(row["ms"]))
-    return [found[name] for name in sorted(found)]
+        name = row["model"] if row["model"] in families else f"{row['model']}:{row['component']}"
+        known = name in families and row["precision"] in PRECISIONS and row["runtime"] in RUNTIMES
+        if known and row["unit"] == "NPU" and row["copy"] == "0" and row["device"] not in NOISY:
+            found.setdefault((name, row["device"], row["precision"], row["runtime"]), []).append(float(row["ms"]))
+    return [Sample(key[0], families[key[0]], *key[1:], ms=median(values)) for key, values in sorted(found.items())]
 
 
-def times(data: Sequence[Sample]) -> NDArray[np.float64]:
-    return np.array([s.ms for s in data])
+@dataclass(frozen=True)
+class Score:
+    """How predictions lie around measurements.
+
+    Attributes:
+        n: how many.
+        median_ape: median absolute percentage error, as a share.
+        p90_ape: its 90th percentile.
+        spearman: rank correlation; NaN below three measurements.
+        within_2x: share within a factor of two.
+        coverage: share inside the interval.
+    """
+
+    n: int
+    median_ape: float
+    p90_ape: float
+    spearman: float
+    within_2x: float
+    coverage: float
 
 
-def scores(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Median and 90th percentile of the absolute error (shares), Spearman's rho, share within a factor of two."""
+def score(predicted: NDArray[np.float64], measured: NDArray[np.float64], inside: Sequence[bool]) -> Score:
+    """Score predictions against measurements, both in milliseconds."""
     error, ratio = np.abs(predicted / measured - 1), measured / predicted
-    rho = float(spearmanr(predicted, measured)[0])
-    return (
+    rho = spearman(predicted, measured) if len(measured) > 2 else math.nan
+    within = float(np.mean((ratio > 0.5) & (ratio < 2)))
+    return Score(
+        len(measured),
         float(np.median(error)),
         float(np.quantile(error, 0.9)),
         rho,
-        float(np.mean((ratio > 0.5) & (ratio < 2))),
+        within,
+        float(np.mean(np.asarray(inside))),
     )
 
 
-def spread(predicted: NDArray[np.float64], measured: NDArray[np.float64], evidence: str) -> dict[str, object]:
-    ratio = measured / predicted
-    low, high = (round(float(np.quantile(ratio, q)), 3) for q in (0.1, 0.9))
-    median, p90, rho, _ = scores(predicted, measured)
-    text = f"{evidence}: n {len(ratio)}, median error {median:.0%}, P90 {p90:.0%}, Spearman {rho:.2f}"
-    return {"low": low, "high": high, "n": len(ratio), "median_ape": round(median, 3), "evidence": text}
+def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Spearman's rank correlation, ties averaged."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
 
 
-def print_row(
-    name: str, precision: str, way: str, predicted: NDArray[np.float64], measured: NDArray[np.float64]
-) -> None:
-    median, p90, rho, twice = scores(predicted, measured)
-    print(f"{name:24} {precision:6} {way:30} {len(measured):3}  {median:6.1%} {p90:6.0%}  {rho:5.2f}  {twice:5.0%}")
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])

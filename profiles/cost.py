@@ -78,7 +78,7 @@ def component_cost(model: ir.Model, *, float_bits: int = 16) -> ComponentCost:
     """
     graph = inferred(model).graph
     sizes = TensorSizes(graph, float_bits)
-    folded = frozenset(_folded(graph, sizes))
+    folded = frozenset(folded_nodes(graph, sizes))
     per_op = tuple(
         NodeCost(
             name=node.name or str(node.outputs[0].name),
@@ -141,7 +141,7 @@ def _streamed(node: ir.Node, sizes: TensorSizes) -> int:
     return total
 
 
-def _folded(graph: ir.Graph, sizes: TensorSizes) -> Iterator[ir.Node]:
+def folded_nodes(graph: ir.Graph, sizes: TensorSizes) -> Iterator[ir.Node]:
     """Nodes that vanish into another: views, activations, scalings, and all but one op of a decomposed SiLU or GELU."""
     for node in graph:
         if (

@@ -1,1 +1,1 @@
-"""Device profiles, one YAML file a chip; read by `pocketport.profiles.device`."""
+"""Device profiles, one TOML file a chip; read by `pocketport.profiles.device`."""

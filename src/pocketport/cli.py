@@ -5,7 +5,21 @@ import sys
 import typer
 
 from pocketport import __version__
-from pocketport.commands import compare, debug, gate, inspect, plan, port, report, search, stages, synth, targets
+from pocketport.commands import (
+    compare,
+    debug,
+    devices,
+    gate,
+    inspect,
+    plan,
+    port,
+    profile,
+    report,
+    search,
+    stages,
+    synth,
+    targets,
+)
 from pocketport.commands.console import print_error
 from pocketport.errors import PocketportError
 
@@ -17,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (port, plan, inspect, synth, stages, gate, report, debug, compare, search, targets):
+for module in (port, plan, inspect, synth, stages, profile, gate, report, debug, compare, search, targets, devices):
     module.register(app)
 
 

@@ -7,7 +7,7 @@ from pocketport.cli import app
 
 COMMANDS = [
     "port", "plan", "inspect", "synth", "ingest", "calibrate", "quantize", "compile", "verify", "profile", "gate",
-    "report", "debug", "compare", "search", "targets",
+    "report", "debug", "compare", "search", "targets", "devices",
 ]  # fmt: skip
 
 

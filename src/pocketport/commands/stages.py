@@ -16,7 +16,7 @@ from pocketport.stages.verify import load_verified
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (ingest, calibrate, quantize, compile_, verify, profile):
+    for command in (ingest, calibrate, quantize, compile_, verify):
         app.command(name=command.__name__.rstrip("_"))(command)
 
 
@@ -47,7 +47,7 @@ def calibrate(
 ) -> None:
     """Collect activation statistics through the whole float chain."""
     request = Request.load(directory).model_copy(update={"calibration_samples": samples, "seed": seed})
-    _continue(_with(request, target, data=data), directory, "calibrate", cache, json_output)
+    continue_run(_with(request, target, data=data), directory, "calibrate", cache, json_output)
 
 
 def quantize(
@@ -58,12 +58,12 @@ def quantize(
     json_output: Json = False,
 ) -> None:
     """Make the pivot (QDQ ONNX) for each target."""
-    _continue(_with(Request.load(directory), target, recipe=recipe), directory, "quantize", cache, json_output)
+    continue_run(_with(Request.load(directory), target, recipe=recipe), directory, "quantize", cache, json_output)
 
 
 def compile_(directory: RunDirectory, target: Targets = None, cache: Cache = None, json_output: Json = False) -> None:
     """Compile the pivot with each vendor's toolchain."""
-    _continue(_with(Request.load(directory), target), directory, "compile", cache, json_output)
+    continue_run(_with(Request.load(directory), target), directory, "compile", cache, json_output)
 
 
 def verify(
@@ -82,12 +82,7 @@ def verify(
         task_samples=task_samples,
         emulated_task_samples=emulated_task_samples,
     )
-    _continue(request, directory, "verify", cache, json_output)
-
-
-def profile(directory: RunDirectory, cache: Cache = None, json_output: Json = False) -> None:
-    """Measure (x86) or predict (NPUs) latency and memory."""
-    _continue(Request.load(directory), directory, "profile", cache, json_output)
+    continue_run(request, directory, "verify", cache, json_output)
 
 
 def _with(request: Request, targets: list[str] | None, **changes: object) -> Request:
@@ -97,7 +92,8 @@ def _with(request: Request, targets: list[str] | None, **changes: object) -> Req
     return request.model_copy(update=given)
 
 
-def _continue(request: Request, directory: Path, last: str, cache: Path | None, json_output: bool) -> None:
+def continue_run(request: Request, directory: Path, last: str, cache: Path | None, json_output: bool) -> None:
+    """Go on with a run up to the stage `last`, and report."""
     with opened(request, directory, cache, quiet=json_output) as context:
         run = run_until(context, last)
     _report(run, json_output)

@@ -11,11 +11,17 @@ from pocketport.data import Feeds
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError
 from pocketport.files import write_json
-from pocketport.profiles.cost import component_cost
 from pocketport.profiles.device import load_device
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 from pocketport.profiles.memory import memory_plan
-from pocketport.profiles.roofline import predict_component
+from pocketport.profiles.prediction.features import graph_features
+from pocketport.profiles.prediction.predictors import (
+    CompilerPredictor,
+    GraphPredictor,
+    ModelFeatures,
+    combined,
+    precision_of,
+)
 from pocketport.profiles.story import story
 from pocketport.run_document import MeasurementRecord, MemoryPoint, ProfileRecord
 from pocketport.stages.context import Context
@@ -38,6 +44,7 @@ from pocketport.workers import Limits, call_in_worker
 LIMITS = Limits(seconds=900, memory_bytes=12 << 30)
 TYPICAL_VIEWS, TYPICAL_TOKENS = 3, 10  # of a request, when no task was run
 HOST_FLOAT_BITS, NPU_FLOAT_BITS = 32, 16
+RUNTIME = "qnn_dlc"  # times of a compiled graph alone
 
 
 def profile_target(
@@ -151,7 +158,7 @@ def _predicted(
         diagnostics.append(
             Diagnostic(
                 "profile.unknown-device", Severity.WARNING, str(target), "there is no device profile for it, so nothing is predicted",
-                "add profiles/devices/<soc>.yaml with sourced figures",
+                "add profiles/devices/<soc>.toml with sourced figures",
             )
         )  # fmt: skip
         return "unknown device", []
@@ -159,12 +166,12 @@ def _predicted(
     for component in pivot:
         scheme = load_plan(quantized)[component.name].scheme
         estimates = _estimates(target, backend, component.name, quantized, diagnostics)
-        cost = component_cost(component.graph, float_bits=NPU_FLOAT_BITS)
-        predicted = predict_component(
-            cost, device, scheme=scheme, estimates=estimates, name=f"{component.name}_latency"
-        )
-        if predicted is not None:
-            figures.append(predicted)
+        features = ModelFeatures(graph_features(component.graph), estimates)
+        precision = precision_of(scheme)
+        graph = GraphPredictor().predict(features, device, precision, RUNTIME)
+        if graph is not None:
+            informed = CompilerPredictor().predict(features, device, precision, RUNTIME)
+            figures.append(combined(graph, informed).measurement(f"{component.name}_latency"))
         for key, value in estimates.items():
             if key.endswith("_us"):
                 provenance = Provenance(

@@ -1,0 +1,142 @@
+"""The measured models of one precision as a fitting problem, and predictions of what was held out of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from latency_data import Sample
+from numpy.typing import NDArray
+
+from pocketport.profiles.device import profiles
+from pocketport.profiles.prediction.conformal import bounds, covered
+from pocketport.profiles.prediction.features import GraphFeatures
+from pocketport.profiles.prediction.fit import Fitted, Observations, fit, grouped_folds
+from pocketport.profiles.prediction.predictors import estimate_work, group
+from pocketport.profiles.prediction.roofline import Factors, Work
+
+REFERENCE = "Samsung Galaxy S24"
+MODEL_FOLDS, FAMILY_FOLDS = 10, 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Measured latencies of graphs on devices, at one precision.
+
+    Attributes:
+        samples: the measurements.
+        models: names of the graphs, in the order of `work`.
+        groups: of each graph, see `predictors.group`.
+        devices: names; the reference first.
+        work: of the graphs.
+        seen: the measurements as arrays.
+        prior: the problem whose rates are the prior; None: none.
+        correct: whether graphs alike correct each other.
+    """
+
+    samples: tuple[Sample, ...]
+    models: tuple[str, ...]
+    groups: tuple[str, ...]
+    devices: tuple[str, ...]
+    work: Work
+    seen: Observations
+    prior: "Problem | None" = None
+    correct: bool = True
+
+    def families(self) -> list[str]:
+        """Of every measurement."""
+        return [s.family for s in self.samples]
+
+    def measured(self) -> NDArray[np.float64]:
+        """Milliseconds of every measurement."""
+        return np.exp(self.seen.log_ms)
+
+
+def problem(
+    samples: Sequence[Sample],
+    features: Mapping[str, GraphFeatures],
+    precision: str,
+    estimates: Mapping[str, Mapping[str, float]] | None = None,
+) -> Problem:
+    """Measurements of ``qnn_dlc`` at `precision`, of models that have features (and, if given, the compiler's estimates)."""
+    known = features.keys() if estimates is None else features.keys() & estimates.keys()
+    kept = tuple(s for s in samples if s.precision == precision and s.runtime == "qnn_dlc" and s.model in known)
+    models = tuple(sorted({s.model for s in kept}))
+    devices = (REFERENCE, *sorted({s.device for s in kept} - {REFERENCE}))
+    if estimates is None:
+        work = Work.of([features[m] for m in models], precision)
+    else:
+        work = estimate_work([estimates[m] for m in models])
+    seen = Observations(
+        np.array([models.index(s.model) for s in kept], np.intp),
+        np.array([devices.index(s.device) for s in kept], np.intp),
+        np.log([s.ms for s in kept]),
+    )
+    prior = None if precision == "float" or estimates is not None else problem(samples, features, "float")
+    return Problem(
+        kept, models, tuple(group(features[m]) for m in models), devices, work, seen, prior, estimates is None
+    )
+
+
+def fit_rows(p: Problem, rows: NDArray[np.bool_]) -> Fitted:
+    """Fit to some of the measurements; of the problem whose rates are the prior, to those of models that are left in."""
+    like = None
+    if p.prior is not None:
+        out = {s.model for s, kept in zip(p.samples, rows, strict=True) if not kept} - {
+            s.model for s, kept in zip(p.samples, rows, strict=True) if kept
+        }
+        like = fit_rows(p.prior, np.array([s.model not in out for s in p.prior.samples])).rates
+    seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
+    return fit(p.work, seen, len(p.devices), like, correct=p.correct)
+
+
+def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDArray[np.float64]:
+    """Predictions of all measurements with the factors of every device."""
+    table = np.stack([fitted.predict(p.work, f) for f in factors])
+    return np.asarray(table[p.seen.device, p.seen.graph])
+
+
+def held_out(p: Problem, groups: Sequence[str], most: int) -> tuple[NDArray[np.float64], list[list[int]]]:
+    """Predictions of every measurement by a fit that saw nothing of its group, on any device; and the folds."""
+    folds = grouped_folds(groups, most)
+    out = np.zeros(len(p.samples))
+    for fold in folds:
+        rows = np.ones(len(out), bool)
+        rows[fold] = False
+        fitted = fit_rows(p, rows)
+        out[fold] = predict_rows(p, fitted, fitted.factors)[fold]
+    return out, folds
+
+
+def inside(p: Problem, predicted: NDArray[np.float64], folds: Sequence[Sequence[int]]) -> list[bool]:
+    """Whether every measurement lies in the interval that the other folds' errors give."""
+    ratios = np.log(p.measured() / predicted)
+    kinds = np.array([p.groups[g] for g in p.seen.graph])
+    found = np.zeros(len(ratios), bool)
+    for fold in folds:
+        others = np.ones(len(ratios), bool)
+        others[list(fold)] = False
+        for kind in set(p.groups):
+            rows = [i for i in fold if kinds[i] == kind]
+            calibration = ratios[others & (kinds == kind)]
+            if rows and len(calibration):
+                found[rows] = covered([float(ratios[i]) for i in rows], bounds(calibration))
+    return found.tolist()
+
+
+def targets() -> dict[str, str]:
+    """Device of the measurements → target of its profile."""
+    return {p.measured_as: p.target for p in profiles() if p.measured_as}
+
+
+__all__ = [
+    "FAMILY_FOLDS",
+    "MODEL_FOLDS",
+    "REFERENCE",
+    "Problem",
+    "fit_rows",
+    "held_out",
+    "inside",
+    "predict_rows",
+    "problem",
+    "targets",
+]

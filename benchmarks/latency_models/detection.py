@@ -1,0 +1,311 @@
+"""Single-shot detectors of the YOLO line, after their papers and public configurations."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from latency_models.base import Construction, image
+
+
+def cbs(cin: int, cout: int, k: int = 1, s: int = 1, *, groups: int = 1, act: bool = True) -> nn.Sequential:
+    """Convolution, normalization (folded), SiLU."""
+    return nn.Sequential(nn.Conv2d(cin, cout, k, s, k // 2, groups=groups), nn.SiLU() if act else nn.Identity())
+
+
+class Bottleneck(nn.Module):
+    """Two convolutions, with or without a shortcut."""
+
+    def __init__(self, width: int, shortcut: bool, first: int) -> None:
+        super().__init__()
+        self.layers, self.shortcut = nn.Sequential(cbs(width, width, first), cbs(width, width, 3)), shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return x + self.layers(x) if self.shortcut else self.layers(x)
+
+
+class C3(nn.Module):
+    """YOLOv5's cross-stage block."""
+
+    def __init__(self, cin: int, cout: int, n: int, shortcut: bool = True) -> None:
+        super().__init__()
+        half = cout // 2
+        self.left = nn.Sequential(cbs(cin, half), *[Bottleneck(half, shortcut, 1) for _ in range(n)])
+        self.right, self.out = cbs(cin, half), cbs(2 * half, cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same resolution."""
+        return self.out(torch.cat([self.left(x), self.right(x)], 1))
+
+
+class C2f(nn.Module):
+    """YOLOv8's cross-stage block, all intermediate results concatenated."""
+
+    def __init__(self, cin: int, cout: int, n: int, shortcut: bool = True) -> None:
+        super().__init__()
+        self.half = cout // 2
+        self.first, self.out = cbs(cin, cout), cbs((2 + n) * self.half, cout)
+        self.blocks = nn.ModuleList(Bottleneck(self.half, shortcut, 3) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same resolution."""
+        parts = list(self.first(x).split((self.half, self.half), 1))
+        for block in self.blocks:
+            parts.append(block(parts[-1]))
+        return self.out(torch.cat(parts, 1))
+
+
+class Sppf(nn.Module):
+    """Three poolings of 5, concatenated."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.first, self.out = cbs(cin, cin // 2), cbs(2 * cin, cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same resolution."""
+        parts = [self.first(x)]
+        for _ in range(3):
+            parts.append(functional.max_pool2d(parts[-1], 5, 1, 2))
+        return self.out(torch.cat(parts, 1))
+
+
+class Pyramid(nn.Module):
+    """Backbone and path-aggregation neck of YOLOv5 and YOLOv8: features at strides 8, 16 and 32."""
+
+    def __init__(
+        self, widths: list[int], depths: list[int], block: type[nn.Module], stem: int, *, reduce: bool
+    ) -> None:
+        super().__init__()
+        c1, c2, c3, c4, c5 = widths
+        self.stem = nn.Sequential(cbs(3, c1, stem, 2), cbs(c1, c2, 3, 2), block(c2, c2, depths[0]))
+        self.p3 = nn.Sequential(cbs(c2, c3, 3, 2), block(c3, c3, depths[1]))
+        self.p4 = nn.Sequential(cbs(c3, c4, 3, 2), block(c4, c4, depths[2]))
+        self.p5 = nn.Sequential(cbs(c4, c5, 3, 2), block(c5, c5, depths[3]), Sppf(c5, c5))
+        n = depths[3]
+        w5, w4 = (c4, c3) if reduce else (c5, c4)
+        self.reduce5 = cbs(c5, c4) if reduce else nn.Identity()
+        self.reduce4 = cbs(c4, c3) if reduce else nn.Identity()
+        self.up4, self.up3 = block(w5 + c4, c4, n, False), block(w4 + c3, c3, n, False)
+        self.down3, self.out4 = cbs(c3, c3, 3, 2), block(c3 + w4, c4, n, False)
+        self.down4, self.out5 = cbs(c4, c4, 3, 2), block(c4 + w5, c5, n, False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Three levels."""
+        p3 = self.p3(self.stem(x))
+        p4 = self.p4(p3)
+        r5 = self.reduce5(self.p5(p4))
+        r4 = self.reduce4(self.up4(torch.cat([_twice(r5), p4], 1)))
+        n3 = self.up3(torch.cat([_twice(r4), p3], 1))
+        n4 = self.out4(torch.cat([self.down3(n3), r4], 1))
+        return [n3, n4, self.out5(torch.cat([self.down4(n4), r5], 1))]
+
+
+def _twice(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class V8Head(nn.Module):
+    """YOLOv8's decoupled head: boxes as distributions of 16 bins, classes, and per anchor `extra` more channels."""
+
+    def __init__(self, widths: list[int], classes: int, extra: int = 0) -> None:
+        super().__init__()
+        box, score = max(16, widths[0] // 4, 64), max(widths[0], min(classes, 100))
+        more = max(widths[0] // 4, extra)
+        self.boxes = nn.ModuleList(_branch(w, box, 64) for w in widths)
+        self.scores = nn.ModuleList(_branch(w, score, classes) for w in widths)
+        self.extras = nn.ModuleList(_branch(w, more, extra) for w in widths) if extra else None
+
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
+        """Boxes [1, 4, anchors], scores [1, classes, anchors] and, if there are any, the extra channels."""
+        boxes = torch.cat([b(x).flatten(2) for b, x in zip(self.boxes, levels, strict=True)], 2)
+        scores = torch.cat([s(x).flatten(2) for s, x in zip(self.scores, levels, strict=True)], 2)
+        bins = boxes.view(1, 4, 16, -1).transpose(1, 2).softmax(1)
+        distance = (bins * torch.arange(16.0).view(1, 16, 1, 1)).sum(1)
+        low, high = distance.chunk(2, 1)
+        anchors = torch.ones(1, 2, distance.shape[2])
+        corners = torch.cat([anchors - low, anchors + high], 1) * 8.0
+        out = [corners, scores.sigmoid()]
+        if self.extras is not None:
+            out.append(torch.cat([e(x).flatten(2) for e, x in zip(self.extras, levels, strict=True)], 2))
+        return tuple(out)
+
+
+def _branch(cin: int, mid: int, out: int) -> nn.Sequential:
+    return nn.Sequential(cbs(cin, mid, 3), cbs(mid, mid, 3), nn.Conv2d(mid, out, 1))
+
+
+class YoloV8(nn.Module):
+    """Detection; `masks` adds FastSAM's and YOLOv8-seg's prototypes, `angle` the oriented boxes' angle."""
+
+    def __init__(
+        self, widths: list[int], depths: list[int], classes: int, masks: int = 0, *, angle: bool = False
+    ) -> None:
+        super().__init__()
+        self.body = Pyramid(widths, depths, C2f, 3, reduce=False)
+        self.head = V8Head(widths[2:], classes, masks or int(angle))
+        self.prototypes = None
+        if masks:
+            mid = widths[2] if widths[2] > 64 else 64
+            self.prototypes = nn.Sequential(
+                cbs(widths[2], mid, 3), nn.ConvTranspose2d(mid, mid, 2, 2), cbs(mid, mid, 3), cbs(mid, masks)
+            )
+        self.angle = angle
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the head gives, and the prototypes."""
+        levels = self.body(x)
+        out = self.head(levels)
+        if self.angle:
+            turn = (out[2].sigmoid() - 0.25) * math.pi
+            out = (out[0] * turn.cos() + out[0].flip(1) * turn.sin(), out[1], turn)
+        return (*out, self.prototypes(levels[0])) if self.prototypes is not None else out
+
+
+class YoloV5(nn.Module):
+    """YOLOv5: anchors of three shapes a cell."""
+
+    def __init__(self, widths: list[int], depths: list[int]) -> None:
+        super().__init__()
+        self.body = Pyramid(widths, depths, C3, 7, reduce=True)
+        self.heads = nn.ModuleList(nn.Conv2d(w, 255, 1) for w in widths[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, anchors, 85]."""
+        out = []
+        for head, level in zip(self.heads, self.body(x), strict=True):
+            y = head(level)
+            _, _, h, w = y.shape
+            y = y.view(1, 3, 85, h, w).permute(0, 1, 3, 4, 2).sigmoid()
+            xy, wh, rest = y.split((2, 2, 81), 4)
+            y = torch.cat(
+                [(xy * 2 - 0.5 + torch.ones(1, 3, h, w, 2)) * 8.0, (wh * 2) ** 2 * torch.ones(1, 3, h, w, 2), rest], 4
+            )
+            out.append(y.reshape(1, -1, 85))
+        return torch.cat(out, 1)
+
+
+class YoloX(nn.Module):
+    """YOLOX-s (Ge et al. 2021): focus stem, decoupled head without anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [32, 64, 128, 256, 512]
+        self.focus = cbs(12, 32, 3)
+        self.body = Pyramid(widths, [1, 3, 3, 1], C3, 3, reduce=True)
+        self.body.stem = self.body.stem[1:]
+        self.stems = nn.ModuleList(cbs(w, 128) for w in widths[2:])
+        self.classes = nn.ModuleList(nn.Sequential(cbs(128, 128, 3), cbs(128, 128, 3)) for _ in range(3))
+        self.boxes = nn.ModuleList(nn.Sequential(cbs(128, 128, 3), cbs(128, 128, 3)) for _ in range(3))
+        self.outs = nn.ModuleList(nn.ModuleList(nn.Conv2d(128, n, 1) for n in (4, 1, 80)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, anchors, 85]."""
+        x = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+        out = []
+        for i, level in enumerate(self.body(self.focus(x))):
+            stem = self.stems[i](level)
+            score, box = self.classes[i](stem), self.boxes[i](stem)
+            where, seen, what = self.outs[i]
+            out.append(torch.cat([where(box), seen(box).sigmoid(), what(score).sigmoid()], 1).flatten(2))
+        y = torch.cat(out, 2).permute(0, 2, 1)
+        return torch.cat([(y[..., :2] + 1.0) * 8.0, y[..., 2:4].exp() * 8.0, y[..., 4:]], 2)
+
+
+def leaky(cin: int, cout: int, k: int = 3, s: int = 1) -> nn.Sequential:
+    """Darknet's convolution."""
+    return nn.Sequential(nn.Conv2d(cin, cout, k, s, k // 2), nn.LeakyReLU(0.1))
+
+
+class TinyV3(nn.Module):
+    """YOLOv3-tiny."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [16, 32, 64, 128, 256]
+        layers, last = [], 3
+        for w in widths:
+            layers += [leaky(last, w), nn.MaxPool2d(2)]
+            last = w
+        self.trunk = nn.Sequential(*layers[:-1])
+        self.deep = nn.Sequential(
+            nn.MaxPool2d(2),
+            leaky(256, 512),
+            nn.ZeroPad2d((0, 1, 0, 1)),
+            nn.MaxPool2d(2, 1),
+            leaky(512, 1024),
+            leaky(1024, 256, 1),
+        )
+        self.far = nn.Sequential(leaky(256, 512), nn.Conv2d(512, 255, 1))
+        self.lift = leaky(256, 128, 1)
+        self.near = nn.Sequential(leaky(384, 256), nn.Conv2d(256, 255, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, anchors, 85]."""
+        middle = self.trunk(x)
+        deep = self.deep(middle)
+        levels = [self.far(deep), self.near(torch.cat([_twice(self.lift(deep)), middle], 1))]
+        return torch.cat([_decoded(y) for y in levels], 1)
+
+
+def _decoded(y: Tensor) -> Tensor:
+    _, _, h, w = y.shape
+    y = y.view(1, 3, 85, h, w).permute(0, 1, 3, 4, 2)
+    xy, wh, rest = y.split((2, 2, 81), 4)
+    return torch.cat([(xy.sigmoid() + 1.0) * 8.0, wh.exp() * 8.0, rest.sigmoid()], 4).reshape(1, -1, 85)
+
+
+class CspTiny(nn.Module):
+    """YOLOv4-tiny's block: half of the channels go through two convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = leaky(width, width)
+        self.second, self.third = leaky(width // 2, width // 2), leaky(width // 2, width // 2)
+        self.out = leaky(width, width, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Twice the channels, and the features before the concatenation."""
+        x = self.first(x)
+        half = self.second(x[:, x.shape[1] // 2 :])
+        inner = self.out(torch.cat([self.third(half), half], 1))
+        return torch.cat([x, inner], 1), inner
+
+
+class TinyV4(nn.Module):
+    """YOLOv4-tiny (Wang et al. 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(leaky(3, 32, 3, 2), leaky(32, 64, 3, 2))
+        self.blocks = nn.ModuleList(CspTiny(w) for w in (64, 128, 256))
+        self.deep = nn.Sequential(leaky(512, 512), leaky(512, 256, 1))
+        self.far = nn.Sequential(leaky(256, 512), nn.Conv2d(512, 255, 1))
+        self.lift = leaky(256, 128, 1)
+        self.near = nn.Sequential(leaky(384, 256), nn.Conv2d(256, 255, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, anchors, 85]."""
+        x, inner = self.stem(x), x
+        for block in self.blocks:
+            x, inner = block(x)
+            x = functional.max_pool2d(x, 2)
+        deep = self.deep(x)
+        levels = [self.far(deep), self.near(torch.cat([_twice(self.lift(deep)), inner], 1))]
+        return torch.cat([_decoded(y) for y in levels], 1)
+
+
+NANO, NANO_DEPTHS = [16, 32, 64, 128, 256], [1, 2, 2, 1]
+DETECTION: dict[str, Construction] = {
+    "fastsam_s": Construction(lambda: YoloV8([32, 64, 128, 256, 512], [1, 2, 2, 1], 1, 32), image(640), "yolo"),
+    "fastsam_x": Construction(lambda: YoloV8([80, 160, 320, 640, 640], [3, 6, 6, 3], 1, 32), image(640), "yolo"),
+    "yolov3": Construction(TinyV3, image(416), "yolo"),
+    "yolov4": Construction(TinyV4, image(416), "yolo"),
+    "yolov5": Construction(lambda: YoloV5([48, 96, 192, 384, 768], [2, 4, 6, 2]), image(640), "yolo"),
+    "yolov8_det": Construction(lambda: YoloV8(NANO, NANO_DEPTHS, 80), image(640), "yolo"),
+    "yolov8_obb": Construction(lambda: YoloV8(NANO, NANO_DEPTHS, 80, angle=True), image(640), "yolo"),
+    "yolov8_seg": Construction(lambda: YoloV8(NANO, NANO_DEPTHS, 80, 32), image(640), "yolo"),
+    "yolox": Construction(YoloX, image(640), "yolo"),
+}

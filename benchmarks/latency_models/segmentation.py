@@ -1,0 +1,144 @@
+"""Dense prediction: segmentation and key points."""
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from latency_models.base import Construction, First, conv, image
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return functional.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+
+class DeepLabV3Plus(nn.Module):
+    """MobileNetV2 at output stride 16, atrous pyramid, decoder (Chen et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torchvision.models.mobilenet_v2().features[:-1]
+        for block in layers[14:]:
+            for layer in block.modules():
+                if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                    layer.stride, layer.dilation, layer.padding = (1, 1), (2, 2), (2, 2)
+        self.low, self.high = layers[:4], layers[4:]
+        rates = (6, 12, 18)
+        self.pyramid = nn.ModuleList([conv(320, 256, 1), *[conv(320, 256, dilation=r) for r in rates]])
+        self.pooled, self.project = conv(320, 256, 1), conv(1280, 256, 1)
+        self.reduce, self.decode = conv(24, 48, 1), nn.Sequential(conv(304, 256), conv(256, 256))
+        self.classes = nn.Conv2d(256, 21, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores of every pixel."""
+        low = self.low(x)
+        high = self.high(low)
+        parts = [part(high) for part in self.pyramid]
+        parts.append(_resized(self.pooled(high.mean((2, 3), keepdim=True)), high))
+        y = _resized(self.project(torch.cat(parts, 1)), low)
+        return _resized(self.classes(self.decode(torch.cat([self.reduce(low), y], 1))), x)
+
+
+class SuperPoint(nn.Module):
+    """Key points and descriptors (DeTone et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths, layers, last = (64, 64, 128, 128), [], 1
+        for i, w in enumerate(widths):
+            layers += [conv(last, w), conv(w, w), *([nn.MaxPool2d(2)] if i < 3 else [])]
+            last = w
+        self.trunk = nn.Sequential(*layers)
+        self.points = nn.Sequential(conv(128, 256), nn.Conv2d(256, 65, 1))
+        self.descriptors = nn.Sequential(conv(128, 256), nn.Conv2d(256, 256, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Heat map and unit descriptors."""
+        x = self.trunk(x)
+        heat = functional.pixel_shuffle(torch.softmax(self.points(x), 1)[:, :-1], 8)
+        return heat, functional.normalize(self.descriptors(x), dim=1)
+
+
+class Rsu(nn.Module):
+    """Residual U-block of U²-Net (Qin et al. 2020); `dilated` keeps the resolution."""
+
+    def __init__(self, height: int, cin: int, mid: int, cout: int, *, dilated: bool = False) -> None:
+        super().__init__()
+        self.dilated = dilated
+        self.first = conv(cin, cout)
+        rates = [2**i for i in range(height)] if dilated else [1] * (height - 1) + [2]
+        self.down = nn.ModuleList(conv(cout if i == 0 else mid, mid, dilation=r) for i, r in enumerate(rates))
+        back = rates[-2::-1] if dilated else [1] * (height - 1)
+        self.up = nn.ModuleList(conv(2 * mid, cout if i == height - 2 else mid, dilation=r) for i, r in enumerate(back))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same resolution."""
+        first = self.first(x)
+        kept, y = [], first
+        for i, layer in enumerate(self.down):
+            if not self.dilated and 0 < i < len(self.down) - 1:
+                y = functional.max_pool2d(y, 2, ceil_mode=True)
+            y = layer(y)
+            kept.append(y)
+        for layer, skip in zip(self.up, kept[-2::-1], strict=True):
+            y = layer(torch.cat([y if self.dilated else _resized(y, skip), skip], 1))
+        return first + y
+
+
+class U2Net(nn.Module):
+    """Salient objects at six scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        down = [(7, 3, 32, 64), (6, 64, 32, 128), (5, 128, 64, 256), (4, 256, 128, 512), (4, 512, 256, 512), (4, 512, 256, 512)]  # fmt: skip
+        up = [(4, 1024, 256, 512), (4, 1024, 128, 256), (5, 512, 64, 128), (6, 256, 32, 64), (7, 128, 16, 64)]
+        self.down = nn.ModuleList(Rsu(*p, dilated=i >= 4) for i, p in enumerate(down))
+        self.up = nn.ModuleList(Rsu(*p, dilated=i == 0) for i, p in enumerate(up))
+        self.sides = nn.ModuleList(nn.Conv2d(c, 1, 3, 1, 1) for c in (512, 512, 256, 128, 64, 64))
+        self.fuse = nn.Conv2d(6, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probability of every pixel."""
+        kept, y = [], x
+        for i, layer in enumerate(self.down):
+            y = layer(functional.max_pool2d(y, 2, ceil_mode=True) if i else y)
+            kept.append(y)
+        levels = [y]
+        for layer, skip in zip(self.up, kept[-2::-1], strict=True):
+            y = layer(torch.cat([_resized(y, skip), skip], 1))
+            levels.append(y)
+        maps = [_resized(side(level), x) for side, level in zip(self.sides, levels, strict=True)]
+        return torch.sigmoid(self.fuse(torch.cat(maps, 1)))
+
+
+class Trunk(nn.Module):
+    """HRNet's highest resolution, with a head of key points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = timm.create_model("hrnet_w32", features_only=True, feature_location="")
+        self.head = nn.Conv2d(32, 17, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A heat map a key point."""
+        return self.head(self.model(x)[1])
+
+
+class FcnOut(First):
+    """torchvision's dictionary → its scores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores of every pixel."""
+        return self.model(x)["out"]
+
+
+SEGMENTATION: dict[str, Construction] = {
+    "deeplabv3_plus_mobilenet": Construction(DeepLabV3Plus, image(520), "seg"),
+    "fcn_resnet50": Construction(
+        lambda: FcnOut(torchvision.models.segmentation.fcn_resnet50(weights_backbone=None)), image(520), "seg"
+    ),
+    "hrnet_pose": Construction(Trunk, image(256, 192), "seg"),
+    "superpoint": Construction(SuperPoint, image(480, 640, channels=1), "seg"),
+    "u2net_segmentation": Construction(U2Net, image(320), "seg"),
+}

@@ -1,0 +1,161 @@
+"""Predicted against measured latency on real devices, cross-validated by model and by family.
+
+    python benchmarks/latency_prediction.py DATA_DIR [--json FILE]
+
+DATA_DIR holds ``snapdragon_npu_latency.csv`` and ``snapdragon_models.csv``; graphs come from the committed cache
+``benchmarks/data/latency_features.json.gz``, the compiler's estimates from ``htp_estimates.csv``. A model is held out on all devices
+and with all runtimes at once; rows that repeat another device's are left out. Coverage is that of 90 % intervals whose
+width comes from the other folds.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from fit_latency import estimates
+from latency_data import PRECISIONS, RUNTIMES, Sample, Score, load_features, samples, score
+from latency_fitting import (
+    FAMILY_FOLDS,
+    MODEL_FOLDS,
+    Problem,
+    fit_rows,
+    held_out,
+    inside,
+    predict_rows,
+    problem,
+    targets,
+)
+from numpy.typing import NDArray
+
+from pocketport.profiles.device import load_device
+from pocketport.profiles.prediction.devices import borrowed
+from pocketport.profiles.prediction.fit import fit_device
+from pocketport.profiles.prediction.parameters import FactorsData, parameters
+
+ANCHORS = 5
+ANCHOR_DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    predictor: str
+    precision: str
+    device: str
+    runtime: str
+    held_out: str
+    score: Score
+
+
+def by_device(p: Problem, predictor: str, precision: str, runtime_samples: list[Sample]) -> Iterator[Row]:
+    """Scores by model and by family: over all devices, per device, and per runtime."""
+    splits = {"model": ([s.model for s in p.samples], MODEL_FOLDS), "family": (p.families(), FAMILY_FOLDS)}
+    for split, (groups, most) in splits.items():
+        out, folds = held_out(p, groups, most)
+        hits = np.array(inside(p, out, folds))
+        measured = p.measured()
+        yield Row(predictor, precision, "all", "qnn_dlc", split, score(out, measured, hits))
+        for index, device in enumerate(p.devices):
+            rows = p.seen.device == index
+            if rows.sum() >= 5:
+                yield Row(predictor, precision, device, "qnn_dlc", split, score(out[rows], measured[rows], hits[rows]))
+        yield from by_runtime(p, out, predictor, precision, split, runtime_samples)
+
+
+def by_runtime(
+    p: Problem, out: NDArray[np.float64], predictor: str, precision: str, split: str, every: list[Sample]
+) -> Iterator[Row]:
+    """The held-out predictions of ``qnn_dlc``, through the line of each other runtime."""
+    predicted = {(s.model, s.device): float(v) for s, v in zip(p.samples, out, strict=True)}
+    spreads = parameters().graph[precision].spreads
+    groups = dict(zip(p.models, p.groups, strict=True))
+    for runtime in RUNTIMES[1:]:
+        line = parameters().runtimes[runtime].get(precision)
+        found = [
+            s for s in every if s.runtime == runtime and s.precision == precision and (s.model, s.device) in predicted
+        ]
+        if line is None or len(found) < 5:
+            continue
+        ms = np.array([line.scale * predicted[s.model, s.device] + line.offset_ms for s in found])
+        measured = np.array([s.ms for s in found])
+        low = np.array([np.hypot(np.log(spreads[groups[s.model]].low), line.log_spread) for s in found])
+        high = np.array([np.hypot(np.log(spreads[groups[s.model]].high), line.log_spread) for s in found])
+        ratio = np.log(measured / ms)
+        yield Row(predictor, precision, "all", runtime, split, score(ms, measured, (ratio >= -low) & (ratio <= high)))
+
+
+def unseen_devices(p: Problem, precision: str) -> Iterator[Row]:
+    """Devices that were not measured, and with five anchor models measured; models are held out as well."""
+    ids = targets()
+    far, anchored, truth, truth_anchored = [], [], [], []
+    folds = list(enumerate(held_model_folds(p)))
+    for index, device in enumerate(p.devices):
+        profile = load_device(ids[device])
+        rows = np.flatnonzero(p.seen.device == index)
+        if profile is None or len(rows) < 20:
+            continue
+        for fold, models in folds[:2]:
+            keep = (p.seen.device != index) & ~np.isin(p.seen.graph, models)
+            fitted = fit_rows(p, keep)
+            counts = {d: int((keep & (p.seen.device == i)).sum()) for i, d in enumerate(p.devices)}
+            known = {
+                ids[d]: FactorsData(**asdict(f), n=counts[d])
+                for d, f in zip(p.devices, fitted.factors, strict=True)
+                if d != device
+            }
+            lent = borrowed(profile, known)
+            test = rows[np.isin(p.seen.graph[rows], models)]
+            if lent is None or not len(test):
+                continue
+            table = [lent[0] if i == index else f for i, f in enumerate(fitted.factors)]
+            far += predict_rows(p, fitted, table)[test].tolist()
+            truth += p.measured()[test].tolist()
+            rest = np.setdiff1d(rows, test)
+            for draw in range(ANCHOR_DRAWS):
+                chosen = np.random.default_rng(100 * fold + draw).choice(rest, ANCHORS, replace=False)
+                corrected = np.log(fitted.correction.factors(p.work, fitted.rates))[p.seen.graph[chosen]]
+                own = fit_device(p.work, p.seen.graph[chosen], p.seen.log_ms[chosen] - corrected, fitted.rates, lent[0])
+                table[index] = own
+                anchored += predict_rows(p, fitted, table)[test].tolist()
+                truth_anchored += p.measured()[test].tolist()
+    for name, out, measured in (("never measured", far, truth), (f"{ANCHORS} anchor models", anchored, truth_anchored)):
+        result = score(np.array(out), np.array(measured), [False] * len(out))
+        yield Row("graph", precision, name, "qnn_dlc", "device+model", result)
+
+
+def held_model_folds(p: Problem) -> list[list[int]]:
+    """Graphs in the folds in which they are held out."""
+    return [list(range(fold, len(p.models), MODEL_FOLDS)) for fold in range(MODEL_FOLDS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    features, every = load_features(), samples(arguments.data)
+    rows: list[Row] = []
+    print(
+        f"{'predictor':9} {'prec.':6} {'device':38} {'runtime':18} {'held out':12} {'n':>4}  median    P90   rho  in 2x  covered"
+    )
+    for precision in PRECISIONS:
+        graph = problem(every, features, precision)
+        compiler = problem(every, features, precision, estimates(precision))
+        for row in (
+            *by_device(graph, "graph", precision, every),
+            *unseen_devices(graph, precision),
+            *(by_device(compiler, "compiler", precision, every) if len(compiler.models) >= 5 else ()),
+        ):
+            s = row.score
+            print(f"{row.predictor:9} {row.precision:6} {row.device:38} {row.runtime:18} {row.held_out:12} {s.n:4}  {s.median_ape:6.1%} {s.p90_ape:6.0%} {s.spearman:5.2f}  {s.within_2x:5.0%}  {s.coverage:6.0%}", flush=True)  # fmt: skip
+            rows.append(row)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

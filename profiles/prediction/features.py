@@ -1,0 +1,233 @@
+"""What predictors see of a graph: for every op its kind, its shapes and its multiply-accumulates, and nothing of its weights."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+import onnx_ir as ir
+
+from pocketport.compress.graph import inferred, shape_of
+from pocketport.errors import InputError
+from pocketport.profiles.cost import QDQ, folded_nodes
+from pocketport.profiles.macs import macs
+from pocketport.profiles.tensors import TensorSizes
+
+
+class Kind(StrEnum):
+    """What part of an NPU an op keeps busy."""
+
+    CONV = "conv"
+    POINTWISE = "pointwise"
+    GROUPED = "grouped"
+    DEPTHWISE = "depthwise"
+    LINEAR = "linear"
+    MATMUL = "matmul"
+    RECURRENT = "recurrent"
+    SOFTMAX = "softmax"
+    NORM = "norm"
+    ACTIVATION = "activation"
+    ELEMENTWISE = "elementwise"
+    POOL = "pool"
+    REDUCE = "reduce"
+    RESIZE = "resize"
+    MOVE = "move"
+    GATHER = "gather"
+    OTHER = "other"
+
+
+_KINDS: dict[Kind, tuple[str, ...]] = {
+    Kind.RECURRENT: ("LSTM", "GRU", "RNN"),
+    Kind.MATMUL: ("Einsum", "Attention"),
+    Kind.SOFTMAX: ("Softmax", "LogSoftmax"),
+    Kind.NORM: (
+        "LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "LpNormalization",
+        "SimplifiedLayerNormalization", "LRN",
+    ),
+    Kind.ACTIVATION: (
+        "Gelu", "Erf", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Swish", "Mish", "Softplus", "Elu", "Selu", "Exp",
+        "Log", "Sqrt", "Reciprocal", "Pow", "Sin", "Cos", "Relu", "Clip", "LeakyRelu", "PRelu",
+    ),
+    Kind.ELEMENTWISE: (
+        "Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
+        "And", "Or", "Not", "Neg", "Abs", "Floor", "Ceil", "Round", "Sign", "Cast", "Mod", "Sum", "BatchNormalization",
+    ),
+    Kind.POOL: ("MaxPool", "AveragePool", "LpPool"),
+    Kind.REDUCE: (
+        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd", "ReduceSumSquare", "GlobalAveragePool",
+        "GlobalMaxPool",
+    ),
+    Kind.RESIZE: ("Resize", "Upsample"),
+    Kind.MOVE: (
+        "Transpose", "Concat", "Split", "Slice", "Pad", "DepthToSpace", "SpaceToDepth", "Tile", "Expand", "Reshape",
+        "Flatten", "Squeeze", "Unsqueeze", "Identity",
+    ),
+    Kind.GATHER: ("Gather", "GatherElements", "GatherND", "OneHot"),
+}  # fmt: skip
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+KIND_OF: dict[str, Kind] = {op: kind for kind, ops in _KINDS.items() for op in ops}
+
+
+@dataclass(frozen=True)
+class OpFeatures:
+    """One op that is left after the compilers' fusions.
+
+    Attributes:
+        op: ONNX op.
+        kind: see `Kind`.
+        macs: multiply-accumulates.
+        weights: elements of constants that one run reads (of a table, the rows looked up).
+        inputs: shapes of the activations read.
+        output: shape of the first output.
+        window: elements of a convolution's or pooling's window over one channel; 1 elsewhere.
+        groups: of a convolution; 1 elsewhere.
+    """
+
+    op: str
+    kind: Kind
+    macs: int
+    weights: int
+    inputs: tuple[tuple[int, ...], ...]
+    output: tuple[int, ...]
+    window: int = 1
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class GraphFeatures:
+    """A graph as predictors see it.
+
+    Attributes:
+        ops: in the schedule's order.
+        io_elements: elements of the graph's inputs and outputs.
+    """
+
+    ops: tuple[OpFeatures, ...]
+    io_elements: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run."""
+        return sum(op.macs for op in self.ops)
+
+    @property
+    def weights(self) -> int:
+        """Elements of constants that one run reads."""
+        return sum(op.weights for op in self.ops)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything above: two graphs with one digest get one prediction."""
+        return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, object]:
+        """JSON values, the inverse of `from_json`."""
+        return {"io_elements": self.io_elements, "ops": [list(asdict(op).values()) for op in self.ops]}
+
+    @classmethod
+    def from_json(cls, document: dict[str, object], where: str) -> "GraphFeatures":
+        """Read what `to_json` wrote; InputError if it is something else."""
+        try:
+            ops, io_elements = document["ops"], document["io_elements"]
+            assert isinstance(ops, list) and isinstance(io_elements, int)
+            return cls(tuple(_op(row) for row in ops), io_elements)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a graph's features: {error!r}", where=where, fix="make the file again") from error
+
+
+def _op(row: Sequence[object]) -> OpFeatures:
+    op, kind, count, weights, inputs, output, window, groups = row
+    assert isinstance(inputs, list) and isinstance(output, list)
+    numbers = [int(n) for n in (count, weights, window, groups) if isinstance(n, int) and n >= 0]
+    if len(numbers) != 4:
+        raise ValueError(f"counts of {op}")
+    shapes = tuple(tuple(int(d) for d in shape) for shape in inputs)
+    return OpFeatures(str(op), Kind(str(kind)), *numbers[:2], shapes, tuple(int(d) for d in output), *numbers[2:])
+
+
+def graph_features(model: ir.Model) -> GraphFeatures:
+    """Features of a float or QDQ graph with static shapes, as `ingest` gives it.
+
+    Raises:
+        InputError: a shape is not static.
+    """
+    graph = inferred(model).graph
+    sizes = TensorSizes(graph, 16)
+    folded = frozenset(folded_nodes(graph, sizes))
+    ops = tuple(_features(node, sizes) for node in _kept(graph, sizes, folded))
+    return GraphFeatures(ops, sum(math.prod(shape_of(v)) for v in (*graph.inputs, *graph.outputs)))
+
+
+def _kept(graph: ir.Graph, sizes: TensorSizes, folded: frozenset[ir.Node]) -> Iterator[ir.Node]:
+    for node in graph:
+        if node.op_type in QDQ or sizes.is_constant(node.outputs[0]):
+            continue
+        if node not in folded or (node.op_type == "BatchNormalization" and not _follows_product(node)):
+            yield node
+
+
+def _follows_product(node: ir.Node) -> bool:
+    """Whether a normalization can go into the weights before it."""
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return producer is not None and producer.op_type in PRODUCTS
+
+
+def _is_swish(node: ir.Node) -> bool:
+    """x · sigmoid(x), whose sigmoid was folded: one kernel of one input."""
+    return node.op_type == "Mul" and any(
+        gate.op_type in ("Sigmoid", "HardSigmoid") and gate.inputs[0] in node.inputs
+        for gate in (v.producer() for v in node.inputs if v is not None)
+        if gate is not None
+    )
+
+
+def _features(node: ir.Node, sizes: TensorSizes) -> OpFeatures:
+    constants = [v for v in node.inputs if v is not None and sizes.is_constant(v)]
+    output = shape_of(node.outputs[0])
+    table = KIND_OF.get(node.op_type) is Kind.GATHER and node.inputs[0] in constants
+    # Shapes, axes and scales are not weights that a run reads.
+    weights = (
+        math.prod(output)
+        if table
+        else sum(math.prod(shape_of(v)) for v in constants if v.dtype == ir.DataType.FLOAT or _is_weight(v))
+    )
+    groups = node.attributes.get_int("group", 1)
+    if _is_swish(node):
+        return OpFeatures("Swish", Kind.ACTIVATION, 0, 0, (output,), output)
+    return OpFeatures(
+        op=node.op_type,
+        kind=_kind(node, sizes, groups),
+        macs=macs(node),
+        weights=weights,
+        inputs=tuple(shape_of(v) for v in node.inputs if v is not None and not sizes.is_constant(v)),
+        output=output,
+        window=_window(node),
+        groups=groups,
+    )
+
+
+def _is_weight(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _window(node: ir.Node) -> int:
+    if node.op_type in ("Conv", "ConvTranspose") and node.inputs[1] is not None:
+        return math.prod(shape_of(node.inputs[1])[2:])
+    return math.prod(node.attributes.get_ints("kernel_shape", (1,)))
+
+
+def _kind(node: ir.Node, sizes: TensorSizes, groups: int) -> Kind:
+    if node.op_type in ("Conv", "ConvTranspose"):
+        if groups == 1:
+            return Kind.POINTWISE if _window(node) == 1 else Kind.CONV
+        channels = shape_of(node.inputs[0])[1] if node.inputs[0] is not None else 0
+        return Kind.DEPTHWISE if groups == channels else Kind.GROUPED
+    if node.op_type in ("MatMul", "Gemm"):
+        constant = any(v is not None and sizes.is_constant(v) for v in node.inputs[:2])
+        return Kind.LINEAR if constant else Kind.MATMUL
+    if node.op_type == "Gather" and node.inputs[1] is not None and sizes.is_constant(node.inputs[1]):
+        return Kind.MOVE  # a slice
+    return KIND_OF.get(node.op_type, Kind.OTHER)

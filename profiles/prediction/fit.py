@@ -1,0 +1,226 @@
+"""Fit the roofline's rates and every device's factors together, by robust least squares of the logarithm of latency.
+
+All parameters are logarithms, so all rates stay positive. What few models tell about is held by priors: rates of kinds
+lie around a common rate of their unit, factors of a device around that device's common speed (a maximum a posteriori
+estimate; Levenberg's damping, Huber's weights).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.profiles.prediction.likeness import NONE, Correction, learnt
+from pocketport.profiles.prediction.roofline import KINDS, MATRIX_KIND, Factors, Floats, Rates, Work, milliseconds
+
+NOISE = 0.1  # of log latency; residuals beyond twice this count linearly
+KIND_SPREAD = (0.3, 0.7)  # of log rates around their unit's: matrix, vector
+FACTOR_SPREAD = 0.25  # of a device's log factors around its common speed
+SPEED_SPREAD = 1.0  # of the common speeds
+STARTS = {"matrix": 0.3, "vector": 0.05, "memory": 0.015, "spilled": 0.03, "per_op": 0.004, "io": 0.03, "offset": 0.15}
+START_SPREAD = 1.5  # of all others around where the search starts
+ROUNDS = 40
+K = len(KINDS)
+# positions of the shared parameters
+COMMON_MATRIX, COMMON_VECTOR, MEMORY, SPILLED, MATRIX_OP, VECTOR_OP, IO, OFFSET = range(K, K + 8)
+SHARED = K + 8
+FACTORS = ("matrix", "vector", "memory", "overhead")
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Measured latencies.
+
+    Attributes:
+        graph: index into the graphs of a `Work`.
+        device: index of the device.
+        log_ms: logarithm of milliseconds.
+    """
+
+    graph: NDArray[np.intp]
+    device: NDArray[np.intp]
+    log_ms: Floats
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Rates, the factors of every device (device 0 is the reference: its own are all 1), and what graphs alike are off by."""
+
+    rates: Rates
+    factors: tuple[Factors, ...]
+    correction: Correction = NONE
+
+    def predict(self, work: Work, factors: Factors) -> Floats:
+        """Milliseconds of graphs on a device with `factors`."""
+        return milliseconds(work, self.rates, factors) * self.correction.factors(work, self.rates)
+
+
+def fit(work: Work, seen: Observations, devices: int, like: Rates | None = None, *, correct: bool = True) -> Fitted:
+    """Fit to observations of graphs on `devices` devices.
+
+    Args:
+        work: of the graphs.
+        seen: the observations.
+        devices: how many there are; 0 is the reference.
+        like: rates of another precision, of which more models were measured: proportions of kinds are held near its.
+        correct: learn what graphs alike are off by.
+    """
+    start = np.concatenate([_start(like), np.zeros(5 * devices)])
+    theta, damping = start.copy(), 1e-3
+    cost, gradient, hessian = _system(theta, start, work, seen, devices)
+    for _ in range(ROUNDS):
+        step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
+        step = np.clip(step, -2, 2)
+        tried = _system(theta + step, start, work, seen, devices)
+        if tried[0] > cost:
+            damping *= 8
+            if damping > 1e6:
+                break
+            continue
+        done = cost - tried[0] < 1e-4 * cost
+        theta, damping = theta + step, max(damping / 4, 1e-9)
+        cost, gradient, hessian = tried
+        if done:
+            break
+    fitted = unpack(theta, devices)
+    if not correct:
+        return fitted
+    table = np.log(np.stack([milliseconds(work, fitted.rates, f) for f in fitted.factors]))
+    errors = seen.log_ms - table[seen.device, seen.graph]
+    return replace(fitted, correction=learnt(work, fitted.rates, seen.graph, errors))
+
+
+def _start(like: Rates | None) -> Floats:
+    """Where the search starts, which is also the middle of the priors."""
+    kinds = np.where(MATRIX_KIND, STARTS["matrix"], STARTS["vector"])
+    rest = [STARTS[n] for n in ("matrix", "vector", "memory", "spilled", "per_op", "per_op", "io", "offset")]
+    if like is not None:
+        kinds = like.ms_per_work
+        common = [float(np.exp(np.log(kinds[unit]).mean())) for unit in (MATRIX_KIND, ~MATRIX_KIND)]
+        rest = [*common, like.ms_per_mb, like.ms_per_spilled_mb, *like.ms_per_op, like.ms_per_io_mb, like.offset_ms]
+    return np.asarray(np.log(np.maximum(np.concatenate([kinds, rest]), 1e-9)))
+
+
+def unpack(theta: Floats, devices: int) -> Fitted:
+    """Parameters → rates and factors, all relative to device 0."""
+    values = np.exp(theta[:SHARED])
+    logs = theta[SHARED:].reshape(devices, 5)[:, :4]
+    own = np.exp(logs - logs[0])
+    matrix, vector, memory, overhead = np.exp(logs[0])
+    rates = Rates(
+        ms_per_work=values[:K] * np.where(MATRIX_KIND, matrix, vector),
+        ms_per_mb=float(values[MEMORY] * memory),
+        ms_per_spilled_mb=float(values[SPILLED] * memory),
+        ms_per_op=(float(values[MATRIX_OP] * overhead), float(values[VECTOR_OP] * overhead)),
+        ms_per_io_mb=float(values[IO] * memory),
+        offset_ms=float(values[OFFSET] * overhead),
+    )
+    return Fitted(rates, tuple(Factors(*(float(v) for v in row)) for row in own))
+
+
+def _system(theta: Floats, start: Floats, work: Work, seen: Observations, devices: int) -> tuple[float, Floats, Floats]:
+    """Cost, gradient and Gauss-Newton matrix of the negative log posterior."""
+    shared, own = theta[:SHARED], theta[SHARED:].reshape(devices, 5)
+    graphs, matrix = len(work.io_megabytes), MATRIX_KIND[work.kind]
+    arithmetic = np.exp(shared[:K])[work.kind] * work.work
+    traffic = np.exp(shared[MEMORY]) * work.megabytes
+    spilled = np.bincount(work.graph, work.spilled, graphs)
+    unit = np.where(matrix, MATRIX_OP, VECTOR_OP)
+    per_op = np.exp(shared[unit])
+    counts = np.stack([np.bincount(work.graph, np.where(m, per_op, 0), graphs) for m in (matrix, ~matrix)])
+    gradient, hessian, cost = np.zeros(len(theta)), np.zeros((len(theta), len(theta))), 0.0
+    for device in range(devices):
+        rows = seen.device == device
+        if not rows.any():
+            continue
+        m, v, d, o = np.exp(own[device, :4])
+        busy = np.where(matrix, m, v) * arithmetic
+        bound = busy >= d * traffic
+        parts = np.zeros((graphs, SHARED + 4))  # derivative of milliseconds by the shared and this device's parameters
+        by_kind = np.bincount(work.graph * K + work.kind, np.where(bound, busy, 0), graphs * K).reshape(graphs, K)
+        parts[:, :K] = by_kind
+        parts[:, MEMORY] = np.bincount(work.graph, np.where(bound, 0, d * traffic), graphs)
+        parts[:, SPILLED] = d * np.exp(shared[SPILLED]) * spilled
+        parts[:, MATRIX_OP], parts[:, VECTOR_OP] = o * counts
+        parts[:, IO] = d * np.exp(shared[IO]) * work.io_megabytes
+        parts[:, OFFSET] = o * np.exp(shared[OFFSET])
+        total = parts[:, :SHARED].sum(1)
+        parts[:, SHARED] = by_kind[:, MATRIX_KIND].sum(1)
+        parts[:, SHARED + 1] = by_kind[:, ~MATRIX_KIND].sum(1)
+        parts[:, SHARED + 2] = parts[:, MEMORY] + parts[:, SPILLED] + parts[:, IO]
+        parts[:, SHARED + 3] = parts[:, MATRIX_OP] + parts[:, VECTOR_OP] + parts[:, OFFSET]
+        jacobian = (parts / total[:, None])[seen.graph[rows]]
+        error = np.log(total)[seen.graph[rows]] - seen.log_ms[rows]
+        weight = np.minimum(1, 2 * NOISE / np.maximum(np.abs(error), 1e-12)) / NOISE**2
+        size = np.abs(error)
+        cost += float(np.sum(np.where(size <= 2 * NOISE, size**2, 4 * NOISE * size - 4 * NOISE**2)) / NOISE**2)
+        where = np.concatenate([np.arange(SHARED), SHARED + 5 * device + np.arange(4)])
+        gradient[where] += jacobian.T @ (weight * error)
+        hessian[np.ix_(where, where)] += (jacobian * weight[:, None]).T @ jacobian
+    return _with_priors(theta, start, devices, cost, gradient, hessian)
+
+
+def _with_priors(
+    theta: Floats, start: Floats, devices: int, cost: float, gradient: Floats, hessian: Floats
+) -> tuple[float, Floats, Floats]:
+    one = np.eye(len(theta))
+    rows, sigmas, targets = [], [], []
+    for kind in range(K):
+        common = COMMON_MATRIX if MATRIX_KIND[kind] else COMMON_VECTOR
+        rows.append(one[kind] - one[common])
+        sigmas.append(KIND_SPREAD[0 if MATRIX_KIND[kind] else 1])
+        targets.append(start[kind] - start[common])
+    for index in range(K, SHARED):
+        rows.append(one[index])
+        sigmas.append(START_SPREAD)
+        targets.append(start[index])
+    for device in range(devices):
+        base = SHARED + 5 * device
+        for factor in range(4):
+            rows.append(one[base + factor] - one[base + 4])
+            sigmas.append(FACTOR_SPREAD)
+            targets.append(0.0)
+        rows.append(one[base + 4])
+        sigmas.append(SPEED_SPREAD)
+        targets.append(0.0)
+    prior, sigma = np.stack(rows), np.array(sigmas)
+    error = prior @ theta - np.array(targets)
+    weighted = prior / sigma[:, None] ** 2
+    return cost + float(np.sum((error / sigma) ** 2)), gradient + weighted.T @ error, hessian + weighted.T @ prior
+
+
+def grouped_folds(groups: Sequence[str], most: int) -> list[list[int]]:
+    """Indices of `groups` in at most `most` folds; equal names are never apart."""
+    names = sorted(set(groups))
+    return [[i for i, g in enumerate(groups) if names.index(g) % most == fold] for fold in range(min(most, len(names)))]
+
+
+def fit_device(work: Work, graph: NDArray[np.intp], log_ms: Floats, rates: Rates, prior: Factors) -> Factors:
+    """Factors of one more device from a few of its latencies, around those of a device like it.
+
+    Args:
+        work: of the graphs.
+        graph: index into them of every measurement.
+        log_ms: logarithm of the measured milliseconds.
+        rates: of the reference, which stay as they are.
+        prior: factors of the device that is most like it.
+    """
+    base = np.log([prior.matrix, prior.vector, prior.memory, prior.overhead])
+    theta = np.zeros(5)  # deviations of the four factors, and of their common speed
+    sigma = np.array([FACTOR_SPREAD] * 4 + [SPEED_SPREAD])
+
+    def errors(values: Floats) -> Floats:
+        factors = Factors(*(float(v) for v in np.exp(base + values[:4] + values[4])))
+        return np.asarray(np.log(milliseconds(work, rates, factors))[graph] - log_ms)
+
+    for _ in range(20):
+        now, step = errors(theta), 1e-4
+        jacobian = np.stack([(errors(theta + step * row) - now) / step for row in np.eye(5)], 1)
+        weight = np.minimum(1, 2 * NOISE / np.maximum(np.abs(now), 1e-12)) / NOISE**2
+        hessian = (jacobian * weight[:, None]).T @ jacobian + np.diag(1 / sigma**2)
+        move = np.linalg.solve(hessian, jacobian.T @ (weight * now) + theta / sigma**2)
+        theta = theta - np.clip(move, -1, 1)
+        if np.abs(move).max() < 1e-4:
+            break
+    return Factors(*(float(v) for v in np.exp(base + theta[:4] + theta[4])))

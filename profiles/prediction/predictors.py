@@ -1,0 +1,247 @@
+"""Two predictors of latency behind one interface: from the graph alone, and from the vendor compiler's own estimate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from pocketport.compress.schemes import Scheme
+from pocketport.errors import UsageError
+from pocketport.profiles.device import DeviceProfile
+from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
+from pocketport.profiles.prediction.conformal import widened
+from pocketport.profiles.prediction.devices import borrowed
+from pocketport.profiles.prediction.features import GraphFeatures, Kind
+from pocketport.profiles.prediction.local import LOCAL, LocalDevice
+from pocketport.profiles.prediction.parameters import Anchors, Model, Parameters, parameters
+from pocketport.profiles.prediction.roofline import KINDS, WIDTHS, Factors, Work
+
+PRECISIONS = tuple(WIDTHS)
+RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
+BORROWED = {"w4a16": "w8a16"}  # too few measured graphs of its own: the other's rates, its own bytes
+BORROWED_SPREAD = 0.3  # log half-width that borrowing rates adds
+ESTIMATE = "sa8255p_us"  # the compiler's simulation, microseconds
+TRAFFIC = ("sa8255p_intermediate_fill_bytes", "sa8255p_intermediate_spill_bytes")
+RARE = 0.05  # ops in fewer of the fitted models are unlike anything measured
+WIDE = 1.5  # how much wider, in logarithms, the interval of such a graph is
+TOLD = 0.02  # shares of predicted time that are not worth a warning
+
+
+@dataclass(frozen=True)
+class ModelFeatures:
+    """What is known of a model: its graph, and by name what the vendor's compiler estimated."""
+
+    graph: GraphFeatures
+    estimates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Latency of one call.
+
+    Attributes:
+        ms: milliseconds.
+        low: 5 % of the measurements of unseen models lie below.
+        high: 5 % lie above.
+        predictor: who spoke, ``graph`` or ``compiler``.
+        evidence: what it is made from, and how well that held.
+        warnings: what it is likely wrong about.
+    """
+
+    ms: float
+    low: float
+    high: float
+    predictor: str
+    evidence: str
+    warnings: tuple[str, ...] = ()
+
+    def measurement(self, name: str) -> Measurement:
+        """As a figure of a report."""
+        detail = "; ".join((self.evidence, *self.warnings))
+        return Measurement(
+            name, self.ms, "ms", Provenance(ProvenanceKind.PREDICTED, detail), low=self.low, high=self.high
+        )
+
+
+class Predictor(Protocol):
+    """Predicts latency."""
+
+    def predict(
+        self, features: ModelFeatures, device: DeviceProfile, precision: str, runtime: str
+    ) -> Prediction | None:
+        """Latency of one call; None where nothing is known of the device or the features are not there.
+
+        Raises:
+            UsageError: a precision or runtime that does not exist.
+        """
+        ...
+
+
+def group(features: GraphFeatures) -> str:
+    """Groups whose errors differ: ``attention`` where a softmax or a product of two activations is, else ``convolution``."""
+    attends = any(op.kind in (Kind.MATMUL, Kind.SOFTMAX, Kind.RECURRENT) for op in features.ops)
+    return "attention" if attends else "convolution"
+
+
+class GraphPredictor:
+    """The roofline of a graph's ops."""
+
+    name = "graph"
+
+    def __init__(self, fitted: Parameters | None = None, local: Mapping[str, LocalDevice] | None = None) -> None:
+        self._fitted, self._local = fitted or parameters(), local or {}
+
+    def predict(
+        self, features: ModelFeatures, device: DeviceProfile, precision: str, runtime: str
+    ) -> Prediction | None:
+        """See `Predictor`."""
+        model = _model(self._fitted.graph, precision, runtime)
+        work = Work.of([features.graph], precision)
+        found = _predict(self._fitted, self._local, model, work, features.graph, device, precision, self.name)
+        if found is None:
+            return None
+        warnings = unfamiliar(features.graph, model, work)
+        if warnings:
+            low, high = (found.ms * (v / found.ms) ** WIDE for v in (found.low, found.high))
+            found = replace(found, low=low, high=high, warnings=(*found.warnings, *warnings))
+        return _at_runtime(self._fitted, found, precision, runtime)
+
+
+class CompilerPredictor:
+    """The vendor compiler's estimate for a chip of a related architecture, mapped to the device."""
+
+    name = "compiler"
+
+    def __init__(self, fitted: Parameters | None = None, local: Mapping[str, LocalDevice] | None = None) -> None:
+        self._fitted, self._local = fitted or parameters(), local or {}
+
+    def predict(
+        self, features: ModelFeatures, device: DeviceProfile, precision: str, runtime: str
+    ) -> Prediction | None:
+        """See `Predictor`."""
+        key = precision if precision in self._fitted.compiler else BORROWED.get(precision, precision)
+        if key not in self._fitted.compiler or ESTIMATE not in features.estimates:
+            return None
+        model = _model(self._fitted.compiler, precision, runtime)
+        work = estimate_work([features.estimates])
+        found = _predict(self._fitted, self._local, model, work, features.graph, device, precision, self.name)
+        return None if found is None else _at_runtime(self._fitted, found, precision, runtime)
+
+
+def estimate_work(estimates: list[Mapping[str, float]]) -> Work:
+    """Estimates as `Work`: one op of the simulated milliseconds, one of the gigabytes that go to DRAM and back."""
+    simulated = [e[ESTIMATE] / 1e3 for e in estimates]
+    traffic = [sum(e.get(key, 0.0) for key in TRAFFIC) / 1e9 for e in estimates]
+    n, kinds = len(estimates), (KINDS.index(Kind.LINEAR), KINDS.index(Kind.MOVE))
+    return Work(
+        graph=np.repeat(np.arange(n), 2),
+        kind=np.tile(np.array(kinds, np.intp), n),
+        work=np.stack([simulated, traffic], 1).reshape(-1),
+        megabytes=np.zeros(2 * n),
+        spilled=np.zeros(2 * n),
+        io_megabytes=np.zeros(n),
+    )
+
+
+def precision_of(scheme: str) -> str:
+    """The precision of `PRECISIONS` that computes like `scheme`: activations decide the kernels, weights move bytes."""
+    parsed = Scheme.parse(scheme)
+    if parsed.activation_bits is None:
+        return "float"
+    if parsed.activation_bits == 8:
+        return "w8a8"
+    return "w4a16" if (parsed.weight_bits or 8) <= 4 else "w8a16"
+
+
+def combined(graph: Prediction, informed: Prediction | None) -> Prediction:
+    """The prediction with the narrower interval; what the graph is warned about stays told."""
+    if informed is None or informed.high / informed.low > graph.high / graph.low:
+        return graph
+    return replace(informed, warnings=tuple(dict.fromkeys((*informed.warnings, *graph.warnings))))
+
+
+def unfamiliar(features: GraphFeatures, model: Model, work: Work) -> tuple[str, ...]:
+    """What in a graph is unlike anything measured: ops that (almost) no fitted model has, if they weigh anything."""
+    rates = model.rates.rates()
+    cost = rates.ms_per_work[work.kind] * work.work + rates.ms_per_op[1]
+    by_op: dict[str, float] = {}
+    for op, ms in zip(features.ops, cost, strict=True):
+        by_op[op.op] = by_op.get(op.op, 0.0) + float(ms)
+    total = sum(by_op.values())
+    strange = [op for op, ms in by_op.items() if model.seen.get(op, 0.0) < RARE and ms > TOLD * total]
+    if not strange:
+        return ()
+    return (f"{', '.join(sorted(strange))}: in (almost) none of the measured models, likely slower than predicted",)
+
+
+def _model(models: Mapping[str, Model], precision: str, runtime: str) -> Model:
+    if precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision!r}", where="--precision", fix=f"use one of {', '.join(PRECISIONS)}")
+    if runtime not in RUNTIMES:
+        raise UsageError(f"no runtime {runtime!r}", where="--runtime", fix=f"use one of {', '.join(RUNTIMES)}")
+    return models[precision if precision in models else BORROWED[precision]]
+
+
+def _predict(
+    fitted: Parameters,
+    local: Mapping[str, LocalDevice],
+    model: Model,
+    work: Work,
+    graph: GraphFeatures,
+    device: DeviceProfile,
+    precision: str,
+    predictor: str,
+) -> Prediction | None:
+    """On ``qnn_dlc``, or whatever a vendor's own runtime is."""
+    spread = model.spreads[group(graph)]
+    interval, warnings = (spread.low, spread.high), []
+    what = f"{precision} {'roofline' if predictor == 'graph' else 'compiler estimate, mapped to the device'}"
+    evidence = f"{what}; families held out: median error {spread.median_ape:.0%}, n {spread.n}"
+    anchors = fitted.anchors.get(device.target, {}).get(precision)
+    own = local.get(device.target.removeprefix(LOCAL))
+    if own is not None and device.target.startswith(LOCAL):
+        key = precision if precision in own.factors else BORROWED.get(precision, "")
+        if key not in own.factors:
+            return None
+        factors = own.factors[key].factors()
+        interval = widened(interval, own.log_spread[key])
+    elif device.target in model.devices:
+        factors = model.devices[device.target].factors()
+    elif (lent := borrowed(device, model.devices)) is not None:
+        factors, apart, whose = lent
+        interval = widened(interval, model.device_spread[device.kind] * max(1.0, apart))
+        warnings.append(f"{device.name} was not measured: factors of {whose}")
+    elif anchors is not None and predictor == "graph":
+        factors, interval = _anchored(anchors, interval)
+        warnings.append(anchors.evidence)
+    else:
+        return None
+    if precision in BORROWED and precision not in (fitted.graph if predictor == "graph" else fitted.compiler):
+        interval = widened(interval, BORROWED_SPREAD)
+        warnings.append(f"rates of {BORROWED[precision]}: too few {precision} graphs were measured")
+    ms = float(model.milliseconds(work, factors)[0])
+    if ms > 2 * model.largest_ms:
+        warnings.append(f"longer than anything measured ({model.largest_ms:.0f} ms)")
+    return Prediction(ms, ms * interval[0], ms * interval[1], predictor, evidence, tuple(warnings))
+
+
+def _anchored(anchors: Anchors, interval: tuple[float, float]) -> tuple[Factors, tuple[float, float]]:
+    f = anchors.factor
+    return Factors(f, f, f, f), widened(interval, anchors.log_spread)
+
+
+def _at_runtime(fitted: Parameters, found: Prediction, precision: str, runtime: str) -> Prediction:
+    if runtime == "qnn_dlc":
+        return found
+    by_precision = fitted.runtimes[runtime]
+    line = by_precision.get(precision) or by_precision.get(BORROWED.get(precision, ""))
+    if line is None:
+        fix = (
+            f"use one of {', '.join(r for r in RUNTIMES if r == 'qnn_dlc' or precision in fitted.runtimes.get(r, {}))}"
+        )
+        raise UsageError(f"{runtime} was not measured at {precision}", where="--runtime", fix=fix)
+    ms = line.scale * found.ms + line.offset_ms
+    low, high = widened((found.low / found.ms, found.high / found.ms), line.log_spread)
+    evidence = f"{found.evidence}; {runtime} from qnn_dlc, n {line.n}"
+    return replace(found, ms=ms, low=ms * low, high=ms * high, evidence=evidence)

@@ -1,0 +1,147 @@
+"""Milliseconds of a graph as the sum of its ops', each as long as the slower of its arithmetic and its memory traffic.
+
+After Williams et al. 2009 (doi 10.1145/1498765.1498785), per op instead of per graph, with one rate for each kind of op::
+
+    ms(op)    = max(arithmetic·ms_per_work[kind]·work(op), memory·ms_per_mb·weights(op))
+                + memory·ms_per_spilled_mb·spilled(op) + overhead·ms_per_op[unit(kind)]
+    ms(graph) = sum over ops + memory·ms_per_io_mb·(megabytes in and out) + overhead·offset_ms
+
+Work is counted in the granules in which the units do it (32 channels, 8×4 pixels), in 10⁹ multiply-accumulates for these and in
+10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. Rates belong
+to a precision; `arithmetic` (of matrices and of vectors), `memory` and `overhead` belong to a device.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
+
+Floats = NDArray[np.float64]
+
+KINDS = tuple(Kind)
+MATRIX = (Kind.CONV, Kind.POINTWISE, Kind.GROUPED, Kind.LINEAR, Kind.MATMUL, Kind.RECURRENT)
+MATRIX_KIND = np.array([kind in MATRIX for kind in KINDS])
+CHANNELS = 32  # that are laid out, and computed, together
+SHALLOW = 16  # input channels below which a matrix unit idles
+TILE = (8, 4)  # rows and columns of an image that are computed together
+ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
+# activation and weight bytes of an element
+WIDTHS: dict[str, tuple[float, float]] = {"float": (2, 2), "w8a8": (1, 1), "w8a16": (2, 1), "w4a16": (2, 0.5)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Graphs at one precision, one entry an op.
+
+    Attributes:
+        graph: index of the graph that the op belongs to, ascending.
+        kind: index into `KINDS`.
+        work: 10⁹ multiply-accumulates or 10⁶ elements.
+        megabytes: weights read.
+        spilled: megabytes of activations that do not stay on the chip.
+        io_megabytes: inputs and outputs of each graph.
+    """
+
+    graph: NDArray[np.intp]
+    kind: NDArray[np.intp]
+    work: Floats
+    megabytes: Floats
+    spilled: Floats
+    io_megabytes: Floats
+
+    @classmethod
+    def of(cls, graphs: Sequence[GraphFeatures], precision: str) -> "Work":
+        """Work of `graphs` at a precision of `WIDTHS`."""
+        activation, weight = WIDTHS[precision]
+        ops = [op for graph in graphs for op in graph.ops]
+        return cls(
+            graph=np.repeat(np.arange(len(graphs)), [len(g.ops) for g in graphs]),
+            kind=np.array([KINDS.index(op.kind) for op in ops], np.intp),
+            work=np.array([_work(op) for op in ops], np.float64),
+            megabytes=np.array([op.weights * weight / 1e6 for op in ops], np.float64),
+            spilled=np.array([_spilled(op, activation) for op in ops], np.float64),
+            io_megabytes=np.array([g.io_elements * activation / 1e6 for g in graphs], np.float64),
+        )
+
+
+def _padded(n: int, granule: int) -> float:
+    """How much more than `n` whole granules are."""
+    return -(-n // granule) * granule / max(n, 1)
+
+
+def _work(op: OpFeatures) -> float:
+    """10⁹ multiply-accumulates or 10⁶ elements, in whole granules."""
+    image = len(op.output) == 4 and op.kind not in (Kind.LINEAR, Kind.MATMUL, Kind.SOFTMAX)
+    convolves = op.kind in (Kind.CONV, Kind.POINTWISE, Kind.GROUPED, Kind.DEPTHWISE)
+    more = 1.0
+    if image and convolves:
+        more = _padded(op.output[2], TILE[0]) * _padded(op.output[3], TILE[1])
+    elif op.kind in (Kind.LINEAR, Kind.MATMUL) and len(op.output) > 1:
+        more = _padded(op.output[-2], TILE[0])
+    if op.kind in MATRIX:
+        if op.kind is not Kind.GROUPED and op.kind is not Kind.RECURRENT and op.macs:
+            out = op.output[1] if convolves and len(op.output) > 1 else op.output[-1] if op.output else 1
+            depth = op.macs / max(math.prod(op.output), 1) / op.window
+            more *= _padded(out, CHANNELS) * max(1.0, SHALLOW / depth)
+        return more * op.macs / 1e9
+    if image and op.output[1] < CHANNELS:
+        more *= _padded(op.output[1], CHANNELS)
+    if op.kind is Kind.DEPTHWISE:
+        return more * math.prod(op.output) * op.window / 1e6
+    return more * max([math.prod(op.output), *[math.prod(shape) for shape in op.inputs]]) / 1e6
+
+
+def _spilled(op: OpFeatures, width: float) -> float:
+    """Megabytes of attention scores beyond the chip's memory; convolutions are cut into tiles that stay on it."""
+    if op.kind not in (Kind.MATMUL, Kind.SOFTMAX):
+        return 0.0
+    moved = (math.prod(op.output) + sum(math.prod(s) for s in op.inputs)) * width / 1e6
+    return max(0.0, moved - ON_CHIP_MB)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one precision costs on the reference device.
+
+    Attributes:
+        ms_per_work: by kind, in the order of `KINDS`.
+        ms_per_mb: of weights.
+        ms_per_spilled_mb: of activations beyond the chip's memory.
+        ms_per_op: of matrix units, of all others.
+        ms_per_io_mb: of inputs and outputs.
+        offset_ms: of every call.
+    """
+
+    ms_per_work: Floats
+    ms_per_mb: float
+    ms_per_spilled_mb: float
+    ms_per_op: tuple[float, float]
+    ms_per_io_mb: float
+    offset_ms: float
+
+
+@dataclass(frozen=True)
+class Factors:
+    """How many times longer than the reference device another one takes: for matrix and vector arithmetic, DRAM, overheads."""
+
+    matrix: float = 1.0
+    vector: float = 1.0
+    memory: float = 1.0
+    overhead: float = 1.0
+
+
+def milliseconds(work: Work, rates: Rates, factors: Factors) -> Floats:
+    """One prediction a graph."""
+    matrix = MATRIX_KIND[work.kind]
+    arithmetic = np.where(matrix, factors.matrix, factors.vector) * rates.ms_per_work[work.kind] * work.work
+    weights = factors.memory * rates.ms_per_mb * work.megabytes
+    spilled = factors.memory * rates.ms_per_spilled_mb * work.spilled
+    per_op = factors.overhead * np.where(matrix, *rates.ms_per_op)
+    total = np.bincount(work.graph, np.maximum(arithmetic, weights) + spilled + per_op, len(work.io_megabytes))
+    return np.asarray(
+        total + factors.memory * rates.ms_per_io_mb * work.io_megabytes + factors.overhead * rates.offset_ms
+    )

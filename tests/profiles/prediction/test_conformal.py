@@ -1,0 +1,40 @@
+"""Conformal intervals hold what they promise."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketport.profiles.prediction.conformal import bounds, covered, widened
+
+
+def test_new_measurements_are_covered_as_often_as_promised() -> None:
+    """2000 calibration sets of 40 skewed errors each, one new error each: 90 % must lie inside."""
+    noise = np.random.default_rng(3)
+    errors = noise.gumbel(0.0, 0.3, (2000, 41))
+    hits = [covered([float(row[-1])], bounds(row[:-1]))[0] for row in errors]
+    assert 0.88 <= np.mean(hits) <= 0.92  # (39 − 2) of 41 ranks, 0.902, and three standard errors
+
+
+def test_bounds_are_the_ranks_of_the_definition() -> None:
+    scores = np.linspace(-1, 1, 99)  # rank ⌈100 · 0.95⌉ = 95 of 99, from either end
+    low, high = bounds(scores[::-1])
+    assert high == pytest.approx(math.exp(scores[94]))
+    assert low == pytest.approx(math.exp(scores[4]))
+
+
+def test_few_scores_give_the_extremes() -> None:
+    assert bounds([-0.5, 0.1, 0.7]) == pytest.approx((math.exp(-0.5), math.exp(0.7)))
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=50))
+def test_a_prediction_lies_in_its_own_interval(scores: list[float]) -> None:
+    low, high = bounds(scores)
+    assert 0 < low <= 1 <= high
+
+
+def test_widening_adds_independent_errors() -> None:
+    low, high = widened((math.exp(-0.3), math.exp(0.4)), 0.3)
+    assert (math.log(low), math.log(high)) == pytest.approx((-math.sqrt(0.18), 0.5))

@@ -1,0 +1,119 @@
+"""Features of graphs against counts by hand, and against what torch itself runs."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from pocketport.compress.ingest import ingest
+from pocketport.errors import InputError
+from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures, graph_features
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+def model(nodes: list, shapes: dict[str, tuple[int, ...]], weights: dict[str, np.ndarray], output: str) -> ir.Model:
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+    out = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(w, n) for n, w in weights.items()]
+    made = helper.make_graph(nodes, "g", inputs, [out], tensors)
+    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)]))
+
+
+def test_convolutions_are_told_apart() -> None:
+    weights = {
+        "full": np.zeros((16, 8, 3, 3), np.float32), "point": np.zeros((16, 16, 1, 1), np.float32),
+        "depth": np.zeros((16, 1, 3, 3), np.float32), "group": np.zeros((16, 4, 3, 3), np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "full"], ["a"]), helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Conv", ["b", "point"], ["c"]),
+        helper.make_node("Conv", ["c", "depth"], ["d"], group=16), helper.make_node("Conv", ["d", "group"], ["y"], group=4),
+    ]  # fmt: skip
+    found = graph_features(model(nodes, {"x": (1, 8, 12, 12)}, weights, "y"))
+    assert [op.kind for op in found.ops] == [Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.GROUPED]
+    assert [op.macs for op in found.ops] == [16 * 100 * 72, 16 * 100 * 16, 16 * 64 * 9, 16 * 36 * 36]
+    assert [op.window for op in found.ops] == [9, 1, 9, 9]
+    assert found.io_elements == 8 * 144 + 16 * 36
+    assert found.weights == sum(w.size for w in weights.values())
+
+
+def test_a_product_with_a_constant_is_a_linear_layer() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "x"], ["y"])]
+    found = graph_features(model(nodes, {"x": (8, 8)}, {"w": np.zeros((8, 8), np.float32)}, "y"))
+    assert [op.kind for op in found.ops] == [Kind.LINEAR, Kind.MATMUL]
+    assert [op.weights for op in found.ops] == [64, 0]
+
+
+def test_a_table_costs_the_rows_looked_up() -> None:
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, (5,))
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, (5, 16))
+    table = numpy_helper.from_array(np.zeros((1000, 16), np.float32), "table")
+    made = helper.make_graph([helper.make_node("Gather", ["table", "ids"], ["y"])], "g", [ids], [out], [table])
+    found = graph_features(ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)])))
+    assert [(op.kind, op.weights) for op in found.ops] == [(Kind.GATHER, 80)]
+
+
+class Small(torch.nn.Module):
+    """A convolution, an attention without projections and a gated MLP: what most models are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 32, 4, 4)
+        self.norm, self.up, self.down = torch.nn.LayerNorm(32), torch.nn.Linear(32, 64), torch.nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x)).flatten(2).transpose(1, 2)
+        y = self.norm(x)
+        x = x + torch.softmax(torch.bmm(y, y.transpose(1, 2)), -1) @ y
+        return self.down(torch.nn.functional.gelu(self.up(x)))
+
+
+def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path) -> None:
+    """The committed features come from runs, a user's from ONNX: they must count the same work."""
+    spec = importlib.util.spec_from_file_location("latency_trace", BENCHMARKS / "latency_trace.py")
+    assert spec is not None and spec.loader is not None
+    trace = sys.modules["latency_trace"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(trace)
+    x = torch.zeros(1, 3, 32, 32)
+    torch.onnx.export(Small().eval(), (x,), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17)
+    exported = graph_features(next(iter(ingest(tmp_path / "m.onnx"))).graph)
+    with torch.device("meta"):
+        ran = trace.traced(Small().eval(), (x,))
+    assert ran.macs == exported.macs
+    assert ran.io_elements == exported.io_elements
+    kinds = [sorted(op.kind for op in f.ops) for f in (ran, exported)]
+    assert kinds[0] == kinds[1]
+    assert ran.weights == pytest.approx(exported.weights, rel=0.01)
+
+
+shapes = st.lists(st.integers(1, 4096), max_size=5).map(tuple)
+ops = st.builds(
+    OpFeatures,
+    op=st.text(min_size=1, max_size=8), kind=st.sampled_from(list(Kind)), macs=st.integers(0, 2**50), weights=st.integers(0, 2**40),
+    inputs=st.lists(shapes, max_size=3).map(tuple), output=shapes, window=st.integers(1, 50), groups=st.integers(1, 50),
+)  # fmt: skip
+
+
+@given(st.lists(ops, max_size=5), st.integers(0, 2**40))
+def test_features_survive_json(listed: list[OpFeatures], io_elements: int) -> None:
+    features = GraphFeatures(tuple(listed), io_elements)
+    back = GraphFeatures.from_json(json.loads(json.dumps(features.to_json())), "x")
+    assert back == features
+    assert back.digest == features.digest
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"ops": [], "io_elements": "3"}, {"ops": [["Add"]], "io_elements": 1}, {"ops": [["Add", "magic", 1, 1, [], [], 1, 1]], "io_elements": 1},
+                 {"ops": [["Add", "elementwise", -1, 1, [], [], 1, 1]], "io_elements": 1}]
+)  # fmt: skip
+def test_damaged_features(document: dict) -> None:
+    with pytest.raises(InputError, match=r"cache\.json"):
+        GraphFeatures.from_json(document, "cache.json")

@@ -1,0 +1,86 @@
+"""Fitting: what was put in comes out, and groups stay together."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
+from pocketport.profiles.prediction.fit import Observations, fit, fit_device, grouped_folds
+from pocketport.profiles.prediction.roofline import KINDS, Factors, Rates, Work, milliseconds
+
+TRUTH = [Factors(), Factors(2.0, 3.0, 1.5, 2.5), Factors(0.6, 0.5, 0.8, 0.7)]
+KINDS_USED = (Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.LINEAR, Kind.SOFTMAX, Kind.ELEMENTWISE)
+
+
+def true_rates() -> Rates:
+    per_work = np.full(len(KINDS), 0.05)
+    for kind, rate in zip(KINDS_USED, (0.2, 0.3, 0.01, 0.25, 0.03, 0.02), strict=True):
+        per_work[KINDS.index(kind)] = rate
+    return Rates(per_work, 0.02, (0.002, 0.004), 0.03, 0.2)
+
+
+def graphs(count: int) -> Work:
+    noise = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        ops = []
+        for _ in range(int(noise.integers(5, 60))):
+            kind, side, width = (
+                noise.choice(np.array(KINDS_USED)),
+                int(noise.integers(4, 64)),
+                32 * int(noise.integers(1, 9)),
+            )
+            shape = (1, width, side, side)
+            macs = side * side * width * width if kind in (Kind.CONV, Kind.POINTWISE, Kind.LINEAR) else 0
+            ops.append(OpFeatures(str(kind), Kind(kind), macs, width * width if macs else 0, (shape,), shape))
+        made.append(GraphFeatures(tuple(ops), 3 * 224 * 224))
+    return Work.of(made, "float")
+
+
+def seen(work: Work, rows: np.ndarray, noise: float) -> Observations:
+    table = np.log(np.stack([milliseconds(work, true_rates(), f) for f in TRUTH]))
+    device, graph = np.meshgrid(np.arange(len(TRUTH)), rows, indexing="ij")
+    errors = np.random.default_rng(1).normal(0, noise, device.size)
+    return Observations(graph.ravel(), device.ravel(), table[device.ravel(), graph.ravel()] + errors)
+
+
+def test_latency_of_graphs_that_were_not_fitted() -> None:
+    work = graphs(60)
+    fitted = fit(work, seen(work, np.arange(40), 0.05), len(TRUTH))
+    for own, factors in zip(TRUTH, fitted.factors, strict=True):
+        truth = milliseconds(work, true_rates(), own)[40:]
+        assert np.median(np.abs(milliseconds(work, fitted.rates, factors)[40:] / truth - 1)) < 0.05
+
+
+def test_one_wild_measurement_moves_little() -> None:
+    work = graphs(40)
+    data = seen(work, np.arange(40), 0.02)
+    wild = data.log_ms.copy()
+    wild[3] += 3.0
+    clean = fit(work, data, len(TRUTH))
+    robust = fit(work, Observations(data.graph, data.device, wild), len(TRUTH))
+    difference = np.log(milliseconds(work, robust.rates, Factors()) / milliseconds(work, clean.rates, Factors()))
+    assert np.median(np.abs(difference)) < 0.03
+
+
+def test_the_reference_has_no_factors() -> None:
+    work = graphs(20)
+    fitted = fit(work, seen(work, np.arange(20), 0.02), len(TRUTH))
+    assert fitted.factors[0] == Factors()
+
+
+def test_five_anchors_place_a_device() -> None:
+    work = graphs(30)
+    truth = np.log(milliseconds(work, true_rates(), TRUTH[1]))
+    anchors = np.array([1, 5, 9, 13, 17])
+    own = fit_device(work, anchors, truth[anchors], true_rates(), Factors())
+    error = np.abs(np.log(milliseconds(work, true_rates(), own)) - truth)
+    assert np.median(error) < 0.1
+
+
+@given(st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=40), st.integers(1, 12))
+def test_groups_are_never_apart(groups: list[str], most: int) -> None:
+    folds = grouped_folds(groups, most)
+    assert sorted(i for fold in folds for i in fold) == list(range(len(groups)))
+    where = {name: {k for k, fold in enumerate(folds) for i in fold if groups[i] == name} for name in groups}
+    assert all(len(found) == 1 for found in where.values())

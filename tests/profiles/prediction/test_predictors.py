@@ -1,0 +1,136 @@
+"""Predictors: who speaks, for which device, with what said about it."""
+
+from dataclasses import replace
+
+import pytest
+
+from pocketport.errors import UsageError
+from pocketport.profiles.device import DeviceProfile, load_device
+from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
+from pocketport.profiles.prediction.parameters import parameters
+from pocketport.profiles.prediction.predictors import (
+    ESTIMATE,
+    CompilerPredictor,
+    GraphPredictor,
+    ModelFeatures,
+    Prediction,
+    combined,
+    precision_of,
+)
+
+CONV = OpFeatures("Conv", Kind.CONV, 64 * 64 * 56 * 56 * 9, 64 * 64 * 9, ((1, 64, 56, 56),), (1, 64, 56, 56), 9)
+PLAIN = ModelFeatures(GraphFeatures((CONV,) * 20, 150_528))
+
+
+def device(target: str) -> DeviceProfile:
+    found = load_device(target)
+    assert found is not None
+    return found
+
+
+def predicted(
+    target: str, features: ModelFeatures = PLAIN, precision: str = "float", runtime: str = "qnn_dlc"
+) -> Prediction:
+    found = GraphPredictor().predict(features, device(target), precision, runtime)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float", "w8a8", "w8a16", "w4a16"])
+def test_a_measured_device(precision: str) -> None:
+    found = predicted("qualcomm/sm8650", precision=precision)
+    assert 0 < found.low < found.ms < found.high
+    assert found.predictor == "graph"
+    assert "median error" in found.evidence
+
+
+def test_a_device_between_measured_ones_lies_between_them_and_says_so() -> None:
+    older, middle, newer = (predicted(f"qualcomm/{s}") for s in ("sm8650", "sm8750", "sm8850"))
+    assert newer.ms < middle.ms < older.ms
+    assert "not measured" in middle.warnings[0]
+    assert middle.high / middle.low > older.high / older.low
+
+
+def test_nothing_is_said_of_a_chip_that_nothing_is_known_of() -> None:
+    unknown = DeviceProfile(target="acme/x1", name="X1", npu="?", kind="phone")
+    assert GraphPredictor().predict(PLAIN, unknown, "float", "qnn_dlc") is None
+
+
+def test_neural_engine_has_no_rate_for_int16() -> None:
+    assert GraphPredictor().predict(PLAIN, device("apple/a17-pro"), "w8a16", "qnn_dlc") is None
+
+
+def test_mediatek_says_that_nothing_was_measured() -> None:
+    found = predicted("mediatek/mt6989")
+    assert "no device measurements" in found.warnings[0]
+    assert found.high / found.low > 10
+
+
+def test_unfamiliar_ops_widen_the_interval_and_are_named() -> None:
+    strange = OpFeatures("GridSample", Kind.OTHER, 0, 0, ((1, 256, 100, 100),), (1, 256, 100, 100))
+    plain, odd = (
+        predicted("qualcomm/sm8650"),
+        predicted("qualcomm/sm8650", ModelFeatures(GraphFeatures((CONV, strange), 1000))),
+    )
+    assert "GridSample" in odd.warnings[0]
+    assert odd.high / odd.low > plain.high / plain.low
+
+
+@pytest.mark.parametrize("runtime", ["qnn_context_binary", "onnx", "tflite"])
+def test_other_runtimes_follow_their_line(runtime: str) -> None:
+    line = parameters().runtimes[runtime]["float"]
+    base, other = predicted("qualcomm/sm8650"), predicted("qualcomm/sm8650", runtime=runtime)
+    assert other.ms == pytest.approx(line.scale * base.ms + line.offset_ms)
+    assert other.high / other.low >= base.high / base.low
+
+
+def test_names_that_do_not_exist() -> None:
+    with pytest.raises(UsageError, match="w8a16"):
+        predicted("qualcomm/sm8650", precision="w9")
+    with pytest.raises(UsageError, match="qnn_dlc"):
+        predicted("qualcomm/sm8650", runtime="snpe")
+
+
+def test_the_compilers_estimate_speaks_where_it_is() -> None:
+    assert CompilerPredictor().predict(PLAIN, device("qualcomm/sm8650"), "float", "qnn_dlc") is None
+    features = replace(PLAIN, estimates={ESTIMATE: 2870.0})
+    slow = CompilerPredictor().predict(
+        replace(PLAIN, estimates={ESTIMATE: 5740.0}), device("qualcomm/sm8650"), "float", "qnn_dlc"
+    )
+    found = CompilerPredictor().predict(features, device("qualcomm/sm8650"), "float", "qnn_dlc")
+    assert found is not None and slow is not None
+    assert found.predictor == "compiler"
+    assert 1.5 < slow.ms / found.ms < 2.05
+
+
+def test_resnet50_as_measured_on_a_galaxy_s24() -> None:
+    """2870 µs by the compiler's simulation; Qualcomm AI Hub Models 0.65.0 measured 1.617 ms (float)."""
+    found = CompilerPredictor().predict(
+        replace(PLAIN, estimates={ESTIMATE: 2870.0}), device("qualcomm/sm8650"), "float", "qnn_dlc"
+    )
+    assert found is not None
+    assert found.low < 1.617 < found.high
+
+
+def test_the_narrower_interval_is_chosen_and_warnings_stay() -> None:
+    graph = Prediction(2.0, 1.0, 4.0, "graph", "g", ("odd op",))
+    narrow, wide = Prediction(3.0, 2.5, 3.5, "compiler", "c"), Prediction(3.0, 0.5, 30.0, "compiler", "c")
+    assert combined(graph, narrow) == replace(narrow, warnings=("odd op",))
+    assert combined(graph, wide) == combined(graph, None) == graph
+
+
+@pytest.mark.parametrize(
+    ("scheme", "precision"), [("float", "float"), ("w8a8", "w8a8"), ("w8a16", "w8a16"), ("w4b32a16", "w4a16"), ("w4cfp16", "float"), ("w4a8", "w8a8")]
+)  # fmt: skip
+def test_schemes_have_a_precision(scheme: str, precision: str) -> None:
+    assert precision_of(scheme) == precision
+
+
+def test_parameters_say_where_they_come_from() -> None:
+    known = parameters()
+    assert "BSD-3-Clause" in known.provenance
+    for models in (known.graph, known.compiler):
+        for model in models.values():
+            assert all(s.low <= 1 <= s.high for s in model.spreads.values())
+            assert all(load_device(target) is not None for target in model.devices)
+            assert model.devices[model.reference].matrix == 1.0
