@@ -82,10 +82,10 @@ def read_anchors(path: Path) -> list[Anchor]:
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         try:
-            rows = list(reader)
+            names, rows = reader.fieldnames or (), list(reader)
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"not a CSV file: {error}", where=str(path), fix="save it as UTF-8 CSV") from error
-    missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+    missing = [c for c in COLUMNS if c not in names]
     if missing:
         raise InputError(f"no column {missing[0]!r}", where=str(path), fix=f"the columns are {','.join(COLUMNS)}")
     return [_anchor(row, path, line) for line, row in enumerate(rows, start=2)]

@@ -16,7 +16,7 @@ def rates(**given: float) -> Rates:
     per_work = np.zeros(len(KINDS))
     for kind, rate in given.items():
         per_work[KINDS.index(Kind(kind))] = rate
-    return Rates(per_work, 0.05, (0.001, 0.002), 0.1, 0.3)
+    return Rates(per_work, 0.05, 0.4, (0.001, 0.002), 0.1, 0.3)
 
 
 def test_sum_by_hand() -> None:
@@ -24,7 +24,7 @@ def test_sum_by_hand() -> None:
     ms = milliseconds(work, rates(conv=0.2, elementwise=0.02, linear=0.3), Factors())
     conv = max(0.2 * CONV.macs / 1e9, 0.05 * 64 * 64 * 9 * 2 / 1e6) + 0.001
     add = 0.02 * 64 * 56 * 56 / 1e6 + 0.002
-    granules = 1024 / 1000  # 1000 outputs take 32 granules of 32
+    granules = 1024 / 1000 * 8  # 1000 outputs take 32 granules of 32, one row takes one of 8
     head = max(0.3 * HEAD.macs / 1e9 * granules, 0.05 * HEAD.weights * 2 / 1e6) + 0.001
     assert ms[0] == pytest.approx(conv + add + head + 0.1 * 0.2 + 0.3)
 
@@ -38,11 +38,23 @@ def test_factors_scale_their_own_parts() -> None:
     assert overhead - base == pytest.approx(2 * (0.001 + 0.002 + 0.001 + 0.3))
 
 
-def test_activations_beyond_the_chip_go_through_memory() -> None:
-    side = 2048
-    big = OpFeatures("Add", Kind.ELEMENTWISE, 0, 0, ((1, 8, side, side),), (1, 8, side, side))
-    work = Work.of([GraphFeatures((big,), 0)], "float")
-    assert work.megabytes[0] == pytest.approx(2 * 8 * side * side * 2 / 1e6 - 8.0)
+def test_attention_scores_beyond_the_chip_go_through_memory() -> None:
+    shape = (1, 12, 1568, 1568)
+    softmax = OpFeatures("Softmax", Kind.SOFTMAX, 0, 0, (shape,), shape)
+    gelu = OpFeatures("Gelu", Kind.ACTIVATION, 0, 0, (shape,), shape)
+    work = Work.of([GraphFeatures((softmax, gelu), 0)], "float")
+    assert work.spilled.tolist() == [pytest.approx(2 * 12 * 1568 * 1568 * 2 / 1e6 - 8.0), 0.0]
+    ms = milliseconds(work, rates(), Factors(memory=2.0))
+    assert ms[0] == pytest.approx(2 * 0.4 * work.spilled[0] + 2 * 0.002 + 0.3)
+
+
+def test_images_are_computed_in_tiles() -> None:
+    """7×7 pixels take one tile of 8 rows and two of 4 columns; 3 input channels cost as 16, 3 channels lie in a block of 32."""
+    small = OpFeatures("Conv", Kind.CONV, 32 * 49 * 3 * 9, 864, ((1, 3, 7, 7),), (1, 32, 7, 7), 9)
+    thin = OpFeatures("Add", Kind.ELEMENTWISE, 0, 0, ((1, 3, 64, 64),), (1, 3, 64, 64))
+    work = Work.of([GraphFeatures((small, thin), 0)], "float").work
+    assert work[0] == pytest.approx(small.macs / 1e9 * (8 / 7) ** 2 * 16 / 3)
+    assert work[1] == pytest.approx(32 * 64 * 64 / 1e6)
 
 
 @pytest.mark.parametrize(
