@@ -38,7 +38,7 @@ def test_remedies_are_what_the_target_takes() -> None:
     )  # fmt: skip
     assert not {"float", "8-bit weight", "blocks of 16"} & set(named(remedies("main", weight, narrow, columns=32)))
     assert named(remedies("main", activation, narrow)) == [
-        "observer percentile", "observer entropy", "observer min_max", "fp16 activation",
+        "observer mse", "observer percentile", "observer entropy", "fp16 activation",
     ]  # fmt: skip
 
 
