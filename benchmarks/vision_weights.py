@@ -1,6 +1,6 @@
 """Vision models and a text encoder in 8-bit and 4-bit weights with 8-bit activations: Pocketport beside its peers.
 
-``python benchmarks/vision_weights.py [--only rec det minilm reference] [--rows PATTERN] [--again] [--nncf PYTHON]
+``python benchmarks/vision_weights.py [--only rec det minilm reference] [--rows PATTERN …] [--again] [--nncf PYTHON]
 [--aimet PYTHON] [--work build/vision] [--json FILE]``
 
 Everybody gets the same float graph and the same 32 samples. Two placements: ``products`` (integers are what Conv, Gemm and
@@ -122,7 +122,7 @@ def main() -> None:
     """Measure what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rows", default="*", help="glob over row names, as w8a8-products-onnxruntime-*")
+    parser.add_argument("--rows", nargs="*", default=["*"], help="globs over row names: w8a8-products-onnxruntime-*")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--nncf", default="", help="interpreter of an environment that has NNCF")
     parser.add_argument("--aimet", default="", help="interpreter of an environment that has AIMET-ONNX")
@@ -137,7 +137,8 @@ def main() -> None:
         for job in jobs():
             path = model.folder / f"{job.name}.json"
             interpreter = interpreters.get(job.tool, sys.executable)
-            wanted = fnmatch.fnmatch(job.name, options.rows) and (options.again or not path.is_file())
+            named = any(fnmatch.fnmatch(job.name, pattern) for pattern in options.rows)
+            wanted = named and (options.again or not path.is_file())
             if wanted and interpreter:
                 row = measure(job, model, interpreter, options.task_samples)
                 write_json(path, asdict(row))

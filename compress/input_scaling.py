@@ -197,7 +197,7 @@ def _relative_noise(layer: Layer, factors: Numbers, low: Numbers, high: Numbers,
     taps = layer.weight.shape[3]
     rounding = step**2 * float(np.square(factors) @ energy)
     of_weights = float((np.square(steps) * (taps * (x / np.square(s)).sum(axis=(2, 3)))).sum())
-    return (rounding + of_weights) / (12.0 * float(squares @ energy) or 1.0)
+    return float((rounding + of_weights) / (12.0 * float(squares @ energy) or 1.0))
 
 
 def scale_weight(node: ir.Node, weight: NDArray[np.float32], factors: Numbers) -> NDArray[np.float32]:

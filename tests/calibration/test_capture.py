@@ -103,3 +103,24 @@ def test_padding_is_left_out_of_the_moments() -> None:
     moment = statistics.moments["main/x"]
     assert moment.rows == 3 and np.allclose(moment.full, values[1:].T @ values[1:])
     assert statistics.histograms["main/x"].total == 24
+
+
+def test_channels_of_layers_inputs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    g = GraphBuilder("main")
+    h = g.node("Relu", [g.input("x", (1, 3, 4, 5))], "hidden")
+    g.output(
+        g.node("Conv", [h, g.weight("w", rng.standard_normal((2, 3, 1, 1)).astype(np.float32))], "conv", output="y")
+    )
+    graph = g.finish()
+    x = rng.standard_normal((4, 1, 3, 4, 5)).astype(np.float32)
+    statistics = calibrate({"main": graph}, [("main", {"x": v}) for v in x], hessians={"main": ["hidden"]})
+    statistics.save(tmp_path / "statistics.npz")
+    loaded = Statistics.load(tmp_path / "statistics.npz")
+    seen = np.maximum(x, 0)[:, 0].transpose(0, 2, 3, 1).reshape(-1, 3)
+    assert np.array_equal(loaded.channels["main/hidden"].low, seen.min(axis=0))
+    assert np.array_equal(loaded.channels["main/hidden"].high, seen.max(axis=0))
+    moment = loaded.moments["main/hidden"]
+    assert moment.rows == len(seen) and moment.full is not None
+    assert np.allclose(moment.full, seen.T @ seen, rtol=1e-5)
+    assert np.allclose(moment.diagonal, np.square(seen).sum(axis=0), rtol=1e-5)

@@ -54,6 +54,19 @@ def test_every_value_is_in_its_bin(values: np.ndarray) -> None:
     assert np.array_equal(h.counts, expected)
 
 
+@pytest.mark.parametrize("shape", [(120, 384), (7, 11, 13), (64, 64)])
+def test_drawn_values_are_spread_over_all_rows_and_columns(shape: tuple[int, ...]) -> None:
+    columns = np.broadcast_to(np.arange(shape[-1], dtype=np.float32), shape).copy()
+    columns[(0,) * len(shape)] = -5.0  # an extreme that no draw has to hit
+    h = Histogram()
+    h.update(columns, most=columns.size // 8)
+    assert (h.minimum, h.maximum) == (-5.0, shape[-1] - 1)
+    assert columns.size // 16 <= h.total <= columns.size // 8
+    seen = np.array([h.counts[math.floor(v / h.width) - h.first] for v in range(shape[-1])])
+    assert (seen > 0).all()
+    assert seen.max() - seen.min() <= 2 + h.total // shape[-1] // 4
+
+
 def test_growth_keeps_old_counts() -> None:
     h = histogram(np.full(10, 1e-3, np.float32), np.full(5, 1e3, np.float32), np.full(3, -1e3, np.float32))
     assert (h.total, h.minimum, h.maximum) == (18, -1000.0, 1000.0)
