@@ -139,12 +139,29 @@ class GraphFeatures:
 
 def _op(row: Sequence[object]) -> OpFeatures:
     op, kind, count, weights, inputs, output, window, groups = row
-    assert isinstance(inputs, list) and isinstance(output, list)
-    numbers = [int(n) for n in (count, weights, window, groups) if isinstance(n, int) and n >= 0]
-    if len(numbers) != 4:
-        raise ValueError(f"counts of {op}")
-    shapes = tuple(tuple(int(d) for d in shape) for shape in inputs)
-    return OpFeatures(str(op), Kind(str(kind)), *numbers[:2], shapes, tuple(int(d) for d in output), *numbers[2:])
+    assert isinstance(inputs, list)
+    return OpFeatures(
+        op=str(op),
+        kind=Kind(str(kind)),
+        macs=_count(count),
+        weights=_count(weights),
+        inputs=tuple(_shape(shape) for shape in inputs),
+        output=_shape(output),
+        window=_count(window),
+        groups=_count(groups),
+    )
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no shape")
+    return tuple(_count(d) for d in value)
 
 
 def graph_features(model: ir.Model) -> GraphFeatures:
@@ -164,8 +181,21 @@ def _kept(graph: ir.Graph, sizes: TensorSizes, folded: frozenset[ir.Node]) -> It
     for node in graph:
         if node.op_type in QDQ or sizes.is_constant(node.outputs[0]):
             continue
+        if _is_bias(node, sizes):
+            continue
         if node not in folded or (node.op_type == "BatchNormalization" and not _follows_product(node)):
             yield node
+
+
+def _is_bias(node: ir.Node, sizes: TensorSizes) -> bool:
+    """A constant vector added to a product with constants, as exporters write linear layers of more than two dimensions."""
+    if node.op_type != "Add":
+        return False
+    for value, other in (node.inputs, node.inputs[::-1]):
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.op_type == "MatMul" and other is not None and sizes.is_constant(other):
+            return sizes.is_constant(producer.inputs[1]) if producer.inputs[1] is not None else False
+    return False
 
 
 def _follows_product(node: ir.Node) -> bool:

@@ -165,16 +165,18 @@ def _with_priors(
     theta: Floats, start: Floats, devices: int, cost: float, gradient: Floats, hessian: Floats
 ) -> tuple[float, Floats, Floats]:
     one = np.eye(len(theta))
-    rows, sigmas, targets = [], [], []
+    rows: list[Floats] = []
+    sigmas: list[float] = []
+    targets: list[float] = []
     for kind in range(K):
         common = COMMON_MATRIX if MATRIX_KIND[kind] else COMMON_VECTOR
         rows.append(one[kind] - one[common])
         sigmas.append(KIND_SPREAD[0 if MATRIX_KIND[kind] else 1])
-        targets.append(start[kind] - start[common])
+        targets.append(float(start[kind] - start[common]))
     for index in range(K, SHARED):
         rows.append(one[index])
         sigmas.append(START_SPREAD)
-        targets.append(start[index])
+        targets.append(float(start[index]))
     for device in range(devices):
         base = SHARED + 5 * device
         for factor in range(4):

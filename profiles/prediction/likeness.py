@@ -36,7 +36,11 @@ def description(work: Work, rates: Rates) -> Floats:
     """Graphs as points, [graphs, kinds + 3]."""
     graphs, kinds = len(work.io_megabytes), len(KINDS)
     busy = np.maximum(rates.ms_per_work[work.kind] * work.work, rates.ms_per_mb * work.megabytes)
-    ops = busy + rates.ms_per_spilled_mb * work.spilled + np.where(MATRIX_KIND[work.kind], *rates.ms_per_op)
+    ops = (
+        busy
+        + rates.ms_per_spilled_mb * work.spilled
+        + np.where(MATRIX_KIND[work.kind], rates.ms_per_op[0], rates.ms_per_op[1])
+    )
     spent = np.bincount(work.graph * kinds + work.kind, ops, graphs * kinds).reshape(graphs, kinds)
     total = milliseconds(work, rates, Factors())
     around = rates.offset_ms + rates.ms_per_io_mb * work.io_megabytes

@@ -125,7 +125,9 @@ def fit_local(
         UsageError: fewer than five anchors.
     """
     fitted = fitted or parameters()
-    factors, spreads, profile = {}, {}, like
+    factors: dict[str, FactorsData] = {}
+    spreads: dict[str, float] = {}
+    profile = like
     graphs = {a.model: features(a.model) for a in anchors}
     for precision in sorted({a.precision for a in anchors}):
         rows = [a for a in anchors if a.precision == precision]

@@ -195,7 +195,8 @@ def _predict(
 ) -> Prediction | None:
     """On ``qnn_dlc``, or whatever a vendor's own runtime is."""
     spread = model.spreads[group(graph)]
-    interval, warnings = (spread.low, spread.high), []
+    interval = (spread.low, spread.high)
+    warnings: list[str] = []
     what = f"{precision} {'roofline' if predictor == 'graph' else 'compiler estimate, mapped to the device'}"
     evidence = f"{what}; families held out: median error {spread.median_ape:.0%}, n {spread.n}"
     anchors = fitted.anchors.get(device.target, {}).get(precision)

@@ -140,7 +140,7 @@ def milliseconds(work: Work, rates: Rates, factors: Factors) -> Floats:
     arithmetic = np.where(matrix, factors.matrix, factors.vector) * rates.ms_per_work[work.kind] * work.work
     weights = factors.memory * rates.ms_per_mb * work.megabytes
     spilled = factors.memory * rates.ms_per_spilled_mb * work.spilled
-    per_op = factors.overhead * np.where(matrix, *rates.ms_per_op)
+    per_op = factors.overhead * np.where(matrix, rates.ms_per_op[0], rates.ms_per_op[1])
     total = np.bincount(work.graph, np.maximum(arithmetic, weights) + spilled + per_op, len(work.io_megabytes))
     return np.asarray(
         total + factors.memory * rates.ms_per_io_mb * work.io_megabytes + factors.overhead * rates.offset_ms

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import shape_of
@@ -101,9 +102,10 @@ def _quantized(bundle: ModelBundle, name: str, target: Target, precision: str) -
     return apply_plan(bundle, plan, statistics)[0]
 
 
-def random_inputs(component: Component) -> dict[str, np.ndarray]:
+def random_inputs(component: Component) -> dict[str, NDArray[np.generic]]:
     """Normal floats; indices of 0 and flags of 1, which every table and mask takes."""
-    noise, inputs = np.random.default_rng(0), {}
+    noise = np.random.default_rng(0)
+    inputs: dict[str, NDArray[np.generic]] = {}
     for value in component.graph.graph.inputs:
         assert value.dtype is not None
         kind, shape = value.dtype.numpy(), shape_of(value)

