@@ -4,13 +4,12 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pocketport.profiles.prediction.features import GraphFeatures
 
@@ -85,7 +84,7 @@ class Score:
         p90_ape: its 90th percentile.
         spearman: rank correlation; NaN below three measurements.
         within_2x: share within a factor of two.
-        coverage: share inside the interval.
+        coverage: share inside the interval; NaN where none was made.
     """
 
     n: int
@@ -96,7 +95,7 @@ class Score:
     coverage: float
 
 
-def score(predicted: NDArray[np.float64], measured: NDArray[np.float64], inside: Sequence[bool]) -> Score:
+def score(predicted: NDArray[np.float64], measured: NDArray[np.float64], inside: ArrayLike) -> Score:
     """Score predictions against measurements, both in milliseconds."""
     error, ratio = np.abs(predicted / measured - 1), measured / predicted
     rho = spearman(predicted, measured) if len(measured) > 2 else math.nan

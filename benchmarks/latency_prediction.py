@@ -10,6 +10,7 @@ width comes from the other folds.
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -125,7 +126,7 @@ def unseen_devices(p: Problem, precision: str) -> Iterator[Row]:
                 anchored += predict_rows(p, fitted, table)[test].tolist()
                 truth_anchored += p.measured()[test].tolist()
     for name, out, measured in (("never measured", far, truth), (f"{ANCHORS} anchor models", anchored, truth_anchored)):
-        result = score(np.array(out), np.array(measured), [False] * len(out))
+        result = score(np.array(out), np.array(measured), np.full(len(out), math.nan))
         yield Row("graph", precision, name, "qnn_dlc", "device+model", result)
 
 
