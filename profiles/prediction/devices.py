@@ -55,16 +55,16 @@ def borrowed(
         return None
     alike = [n for n in near if n[3].kind == device.kind]
     near = alike if len(alike) >= ALIKE else near
-    apart = np.array([n[0] for n in near])
+    distances = np.array([n[0] for n in near])
     logs = np.log([[n[2].matrix, n[2].vector, n[2].memory, n[2].overhead] for n in near])
     if near is alike:
         values = _between(device, [n[3] for n in near], logs)
-        weights = np.exp(-(apart**2 - apart.min() ** 2))
+        weights = np.exp(-(distances**2 - distances.min() ** 2))
     else:
-        weights = np.exp(-(apart**2 - apart.min() ** 2))
+        weights = np.exp(-(distances**2 - distances.min() ** 2))
         values = weights @ logs / weights.sum()
     told = [near[i][1] for i in np.argsort(-weights)[:2] if weights[i] > 0.1]
-    return Factors(*(float(v) for v in np.exp(values))), float(apart.min()), " and ".join(told)
+    return Factors(*(float(v) for v in np.exp(values))), float(distances.min()), " and ".join(told)
 
 
 def _between(device: DeviceProfile, others: Sequence[DeviceProfile], logs: NDArray[np.float64]) -> NDArray[np.float64]:
