@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 from pocketport.compress.algorithms.base import Grid, Matrix, RoundedWeight, WeightProblem, grid_for, grouped, round_to
 
 STEPS = 40
+WIDE_STEPS = 10  # where rounding errs so little that hardly any weight gains by clipping
+WIDE_LEVELS = 255
 LEAST = 0.5
 CHUNK = 1 << 16  # weights searched at once: what a core's cache holds
 
 
-def mse(problem: WeightProblem, *, steps: float = STEPS, least: float = LEAST) -> RoundedWeight:
-    """Least Σ importance · (w − ŵ)² a group over `steps` clipping ratios from 1 down to `least`.
+def mse(problem: WeightProblem, *, steps: float = 0, least: float = LEAST) -> RoundedWeight:
+    """Least Σ importance · (w − ŵ)² a group over `steps` clipping ratios (0: 40, of 8 bits 10) from 1 down to `least`.
 
     The importance of a column is the mean square of its input, so that the sum is the layer's expected squared error
     but for correlations between inputs; without statistics all columns weigh the same.
@@ -21,8 +23,9 @@ def mse(problem: WeightProblem, *, steps: float = STEPS, least: float = LEAST) -
     return round_to(searched_grid(problem, steps=int(steps), least=least), problem)
 
 
-def searched_grid(problem: WeightProblem, *, steps: int = STEPS, least: float = LEAST) -> Grid:
+def searched_grid(problem: WeightProblem, *, steps: int = 0, least: float = LEAST) -> Grid:
     """The grid of `mse`."""
+    steps = steps or (WIDE_STEPS if problem.format.high - problem.format.low >= WIDE_LEVELS else STEPS)
     groups = grouped(problem)
     importance = _importance(problem)
     low = np.minimum(groups.min(axis=-1), 0.0).astype(np.float64)
