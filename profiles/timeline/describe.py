@@ -244,7 +244,7 @@ def _weights(bundle: ModelBundle, components: Sequence[str]) -> tuple[Weights, W
     for name in components:
         for value in bundle[name].graph.graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or not tensor.dtype.is_floating_point():
+            if tensor is None or not tensor.dtype.is_floating_point() or tensor.size == 1:  # a number, not learned
                 continue
             shape = dimensions(tensor)
             looked_up = any(node.op_type in LOOKUPS and index == 0 for node, index in value.uses())
