@@ -100,7 +100,8 @@ def model_of(q: Problem, features: Mapping[str, GraphFeatures], ids: Mapping[str
     spreads = {}
     for kind in ("convolution", "attention"):
         chosen = ratios[kinds == kind] if q.groups.count(kind) >= FEWEST_MODELS else ratios
-        low, high = bounds(chosen)
+        models = q.seen.graph[kinds == kind] if len(chosen) < len(ratios) else q.seen.graph
+        low, high = bounds(chosen, models)
         error = float(np.median(np.abs(np.exp(-chosen) - 1)))
         spreads[kind] = p.Spread(low=p.rounded(low), high=p.rounded(high), median_ape=round(error, 3), n=len(chosen))
         print(f"  {kind:12} median error {error:.1%}, interval {low:.2f} to {high:.2f}, n {len(chosen)}")

@@ -117,9 +117,10 @@ def inside(p: Problem, predicted: NDArray[np.float64], folds: Sequence[Sequence[
         others[list(fold)] = False
         for kind in set(p.groups):
             rows = [i for i in fold if kinds[i] == kind]
-            calibration = ratios[others & (kinds == kind)]
-            if rows and len(calibration):
-                found[rows] = covered([float(ratios[i]) for i in rows], bounds(calibration))
+            chosen = others & (kinds == kind)
+            if rows and chosen.any():
+                interval = bounds(ratios[chosen], p.seen.graph[chosen])
+                found[rows] = covered([float(ratios[i]) for i in rows], interval)
     return found.tolist()
 
 

@@ -78,6 +78,8 @@ class _Recorder(TorchDispatchMode):
             macs = math.prod(output) * left.shape[-1]
             kind = Kind.MATMUL if len(inputs) > 1 else Kind.LINEAR
             self.ops.append(OpFeatures("MatMul", kind, macs, weights, shapes, output))
+        elif name == "add" and constants and id(inputs[0]) in self.products:
+            return  # a bias
         elif name in ("mul", "div") and (len(tensors) == 1 or any(x.numel() == 1 for x in constants)):
             return  # a scaling goes into its neighbour
         else:

@@ -8,25 +8,39 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.9
 
 
-def bounds(log_ratios: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+def bounds(log_ratios: ArrayLike, groups: ArrayLike | None = None, level: float = LEVEL) -> tuple[float, float]:
     """Factors (low, high) around a prediction within which a new measurement lies with probability ≥ `level`.
 
     Args:
-        log_ratios: ln(measured / predicted) of held-out measurements, exchangeable with the new one.
+        log_ratios: ln(measured / predicted) of held-out measurements.
+        groups: of every measurement what makes some alike, such as the model: groups are exchangeable with that of the new one, and
+            count alike however many measurements they have (Dunn et al. 2023, doi 10.1080/01621459.2022.2060112). None: each its own.
         level: of both ends together; each end may miss half of the rest.
 
     Returns:
-        The ⌈(n + 1)(1 − α/2)⌉-th score and its mirror; the most extreme scores where n is too small for the level.
+        With K groups the quantiles at (1 + 1/K)(1 − α/2) and at its mirror; the most extreme scores where K is too small for the level.
     """
-    scores = np.sort(np.asarray(log_ratios, np.float64))
-    rank = math.ceil((len(scores) + 1) * (1 - (1 - level) / 2))
-    index = min(rank, len(scores)) - 1
-    return float(np.exp(min(scores[-1 - index], 0.0))), float(np.exp(max(scores[index], 0.0)))
+    scores = np.asarray(log_ratios, np.float64)
+    _, inverse, counts = np.unique(
+        np.arange(len(scores)) if groups is None else np.asarray(groups), return_inverse=True, return_counts=True
+    )
+    order, number = np.argsort(scores), len(counts)
+    share = 1 / counts[inverse]
+    wanted = (number + 1) * (1 - (1 - level) / 2)
+    high = _quantile(scores[order], share[order], wanted)
+    low = -_quantile(-scores[order[::-1]], share[order[::-1]], wanted)
+    return float(np.exp(min(low, 0.0))), float(np.exp(max(high, 0.0)))
+
+
+def _quantile(scores: NDArray[np.float64], shares: NDArray[np.float64], wanted: float) -> float:
+    """The first of ascending scores up to which the shares sum to `wanted`, else the last."""
+    index = int(np.searchsorted(np.cumsum(shares), wanted - 1e-9))
+    return float(scores[min(index, len(scores) - 1)])
 
 
 def widened(interval: tuple[float, float], log_spread: float) -> tuple[float, float]:

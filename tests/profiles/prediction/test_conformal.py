@@ -25,6 +25,18 @@ def test_bounds_are_the_ranks_of_the_definition() -> None:
     assert low == pytest.approx(math.exp(scores[4]))
 
 
+def test_groups_count_alike() -> None:
+    """Forty models with 1 to 12 measurements each, which share most of their error: a new model must be covered."""
+    noise, hits = np.random.default_rng(5), []
+    for _ in range(400):
+        sizes = noise.integers(1, 13, 41)
+        own = [noise.normal(0, 0.3) + noise.normal(0, 0.05, n) for n in sizes]
+        groups = np.repeat(np.arange(40), sizes[:40])
+        interval = bounds(np.concatenate(own[:40]), groups)
+        hits.append(covered([float(own[40][0])], interval)[0])
+    assert 0.86 <= np.mean(hits) <= 0.97
+
+
 def test_few_scores_give_the_extremes() -> None:
     assert bounds([-0.5, 0.1, 0.7]) == pytest.approx((math.exp(-0.5), math.exp(0.7)))
 
