@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.torch_device import row_runs
+from pocketport.errors import InputError
 
 RATIOS = tuple(1 - 0.07 * step for step in range(8))  # of clipping that are tried; each is then fitted
 OPPOSITE_RATIOS = RATIOS[::2]  # tried with the other sign too
@@ -136,6 +137,12 @@ def _candidates(low: Tensor, high: Tensor, form: Form) -> Iterator[Grid]:
 def _with_zero(scale: Tensor, low: Tensor, form: Form) -> Grid:
     if form.half:
         scale = scale.half().float()
+        if bool(torch.isinf(scale).any()):
+            raise InputError(
+                "its weights are too large for scales in float16",
+                where="quantizing weights",
+                fix="keep the tensor float",
+            )
     scale = torch.where(scale == 0, 1.0, scale)
     if form.symmetric:
         return Grid(scale, torch.full_like(scale, 2 ** (form.bits - 1)))

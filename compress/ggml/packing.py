@@ -3,12 +3,24 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketport.errors import InputError
+
 Bytes = NDArray[np.uint8]
 
 
 def half_bytes(values: NDArray[np.float32]) -> Bytes:
-    """float32 [B] → the two bytes of each float16, [B, 2]."""
-    return values.astype("<f2").view(np.uint8).reshape(-1, 2)
+    """float32 [B] → the two bytes of each float16, [B, 2].
+
+    Raises:
+        InputError: a number is too large for float16.
+    """
+    with np.errstate(over="ignore"):
+        half = values.astype("<f2")
+    if not np.isfinite(half).all():
+        raise InputError(
+            "its weights are too large for scales in float16", where="ggml block format", fix="keep the tensor float"
+        )
+    return half.view(np.uint8).reshape(-1, 2)
 
 
 def halves(q: Bytes, run: int) -> Bytes:

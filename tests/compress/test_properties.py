@@ -38,12 +38,13 @@ from pocketport.compress.quantized_weights import (
 )
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.weights import quantize_weight
-from pocketport.errors import UsageError
+from pocketport.errors import InputError, UsageError
 from pocketport.formats import FORMATS, format_named
 
 DRAWS = 10_000
 QUICK = 12
 HALF = 0.5 * (1 + 1e-3)  # of a step: float32 quotients near a tie
+GREATEST_HALF = 65504
 LOST = 2.0**-25 * 32 * 127  # where the scale of a super-block is too small for float16
 SEEDS = st.integers(0, 2**32 - 1)
 MAGNITUDES = st.sampled_from([1e-6, 1e-3, 1.0, 100.0, 1e4])
@@ -161,7 +162,11 @@ def weights_of_checkpoints(
     form = Form.of(scheme, symmetric, columns)
     weight = torch.from_numpy(numbers((rows, columns), seed, size, fill))
     importance = torch.from_numpy(np.random.default_rng(seed).random(columns).astype(np.float32))
-    grid = searched_grid(weight, form, importance) if searched else extreme_grid(weight, form)
+    try:
+        grid = searched_grid(weight, form, importance) if searched else extreme_grid(weight, form)
+    except InputError:
+        assert form.half and float(weight.abs().max()) > GREATEST_HALF
+        return
     integers = round_to(weight, grid, form)
     assert int(integers.max()) <= form.highest
     scale, zero = (np.repeat(part.numpy(), form.group, axis=1) for part in (grid.scale, grid.zero))
@@ -179,7 +184,8 @@ def schemes_of_formats(name: str, bits: int, kind: str, tail: str) -> None:
     except UsageError as error:
         assert error.fix
         return
-    assert Scheme.parse(choice.scheme) == scheme
+    assert Scheme.parse(choice.scheme).weight_bits == scheme.weight_bits
+    assert choice.scheme == str(scheme) or choice.why  # kernels of fixed blocks repeat a channel's scale
     assert scheme.weight_bits in (2, 3, 4, 8) and scheme.activation_bits is None
     assert scheme.granularity is not Granularity.TENSOR
 
@@ -188,7 +194,11 @@ def blocks_of_ggml(kind: str, rows: int, blocks: int, seed: int, size: float, fi
     """ggml reads what was packed, within a third of what its block holds at most."""
     block = TYPES[kind].block
     matrix = numbers((rows, blocks * block), seed, size, fill)
-    data = quantize(kind, matrix, None)
+    try:
+        data = quantize(kind, matrix, None)
+    except InputError:
+        assert np.abs(matrix).max() > GREATEST_HALF
+        return
     assert data.shape == (rows, TYPES[kind].row_bytes(blocks * block))
     read = dequantized_by_ggml(kind, data, blocks * block)
     greatest = np.abs(matrix).reshape(rows, -1, block).max(-1, keepdims=True)
