@@ -7,7 +7,7 @@ Everybody gets the same float graph and the same 32 samples. Two placements: ``p
 MatMul read, all else is float: x86; NNCF places for CPUs by its own rules) and ``whole`` (every op that the tool can, as on
 an NPU). Rows are cached in
 ``<work>/<model>/<row>.json``, so that the benchmark can run piecewise; ``--again`` measures what matches once more. Seconds are
-the tool's own, from reading the graph to writing the quantized one, without imports; CPU seconds are of all threads; peak memory is the process's, as the kernel counted it.
+the tool's own, from reading the graph to writing the quantized one, without imports; CPU seconds are of all threads.
 """
 
 import argparse
@@ -79,7 +79,6 @@ class Row:
     float_score: float
     seconds: float
     cpu_seconds: float
-    peak_bytes: int
 
 
 def jobs() -> list[Job]:
@@ -107,14 +106,14 @@ def measure(job: Job, model: Model, interpreter: str, task_samples: int) -> Row:
     script = Path(__file__).parent / "peers" / job.script
     quantized, log = model.folder / f"{job.name}.onnx", model.folder / f"{job.name}.log"
     arguments = [script, model.float_graph, model.calibration, quantized, json.dumps(job.options)]
-    _, peak = run([interpreter, *map(str, arguments)], log)
+    run([interpreter, *map(str, arguments)], log)
     timing = json.loads(log.read_text(errors="replace").strip().splitlines()[-1])
     sqnr, score, floats = model.score(quantized, task_samples)
     for file in (quantized, quantized.with_suffix(".data")):
         file.unlink(missing_ok=True)
     return Row(
         model.name, job.bits, job.placement, job.tool, job.setting, round(sqnr, 2), round(score, 4), round(floats, 4),
-        round(timing["seconds"], 2), round(timing["cpu_seconds"], 2), peak,
+        round(timing["seconds"], 2), round(timing["cpu_seconds"], 2),
     )  # fmt: skip
 
 
@@ -155,13 +154,13 @@ def show(rows: list[Row]) -> None:
     for bits in (8, 4):
         for placement in PLACEMENTS:
             shown = table(
-                f"w{bits}a8, {placement}", "model", "tool", "setting", "SQNR", "score", "float", "seconds", "CPU", "memory",
-                right=(3, 4, 5, 6, 7, 8),
+                f"w{bits}a8, {placement}", "model", "tool", "setting", "SQNR", "score", "float", "seconds", "CPU",
+                right=(3, 4, 5, 6, 7),
             )  # fmt: skip
             for row in (r for r in rows if (r.bits, r.placement) == (bits, placement)):
                 shown.add_row(
                     row.model, row.tool, row.setting, f"{row.sqnr_db:.2f} dB", f"{row.score:.3f}", f"{row.float_score:.3f}",
-                    f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", f"{row.peak_bytes / 1e9:.2f} GB",
+                    f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}",
                 )  # fmt: skip
             out.print(shown)
 
