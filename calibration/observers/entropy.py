@@ -36,7 +36,7 @@ class Entropy:
 
 def _dense(histogram: Histogram) -> Histogram:
     counts, first, steps = histogram.counts, histogram.first, 0
-    while len(counts) > 1 and histogram.total < VALUES_PER_BIN * len(counts):
+    while len(counts) > 2 and histogram.total < VALUES_PER_BIN * len(counts):  # bins -1 and 0 stay two however wide
         counts, first = coarsened(counts, first, 1)
         steps += 1
     return Histogram(histogram.minimum, histogram.maximum, histogram.exponent + steps, first, counts)

@@ -146,3 +146,8 @@ def test_wrong_names_and_options_are_explained() -> None:
         make_observer("percentil")
     with pytest.raises(UsageError, match="wrong options"):
         make_observer("min_max", {"percentile": 99.0})
+
+
+def test_entropy_ends_on_few_values_around_zero() -> None:
+    low, high = make_observer("entropy").range(histogram(np.array([-1.0, 2.0], np.float32)), 256, symmetric=False)
+    assert (low, high) == (-1.0, 2.0)
