@@ -56,7 +56,8 @@ def compiler_estimate(
         return {name: float(value) for name, value in json.loads(note.read_text(encoding="utf-8")).items()}
     with TemporaryDirectory(prefix="pocketport-") as folder:
         source = Path(folder) / "float"
-        ModelBundle(bundle.name, bundle.family, bundle.sha256, {component.name: component}, bundle.config).save(source)
+        alone = {component.name: component}
+        ModelBundle(bundle.name, bundle.family, bundle.sha256, alone, config=bundle.config).save(source)
         figures: dict[str, float] = call_in_worker(
             "pocketport.compiler_estimate:estimate_in_worker",
             source, component.name, target, precision,

@@ -9,7 +9,7 @@ from pocketport.compiler_estimate import compiler_estimate
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.ingest import ingest
 from pocketport.diagnostics import Diagnostic, Severity
-from pocketport.errors import InputError, ToolchainError, UsageError
+from pocketport.errors import InputError, PocketportError, ToolchainError, UsageError
 from pocketport.profiles.device import DeviceProfile, find_device
 from pocketport.profiles.prediction.conformal import LEVEL
 from pocketport.profiles.prediction.features import graph_features
@@ -149,6 +149,6 @@ def _estimates(
         if left < 1:
             raise ToolchainError("no time is left", where=component.name, fix="ask for fewer components")
         return compiler_estimate(bundle, component, features.graph, target, precision, left)
-    except ToolchainError as error:
+    except PocketportError as error:
         diagnostics.append(Diagnostic(f"{target.vendor}.no-estimate", Severity.NOTE, error.where, error.why, error.fix))
         return {}
