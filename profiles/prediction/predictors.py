@@ -199,7 +199,8 @@ def _predict(
     warnings: list[str] = []
     what = f"{precision} {'roofline' if predictor == 'graph' else 'compiler estimate, mapped to the device'}"
     evidence = f"{what}; families held out: median error {spread.median_ape:.0%}, n {spread.n}"
-    anchors = fitted.anchors.get(device.target, {}).get(precision)
+    published = fitted.anchors.get(device.target, {})
+    anchors = published.get(precision) or published.get(BORROWED.get(precision, ""))
     own = local.get(device.target.removeprefix(LOCAL))
     if own is not None and device.target.startswith(LOCAL):
         key = precision if precision in own.factors else BORROWED.get(precision, "")

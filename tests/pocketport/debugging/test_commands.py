@@ -75,7 +75,8 @@ def test_debug_says_what_the_runs_files_say(runs: Path) -> None:
     (component,) = target["components"]
     expected = worst_db(runs, runs / "a" / "x86" / "pivot" / "bundle" / "main.onnx")
     assert component["db"] == pytest.approx(expected, abs=0.02)
-    assert component["activations_db"] > component["db"] and component["constants_db"] > component["db"]
+    # Alone each costs less than both, but for errors that happen to cancel.
+    assert min(component["activations_db"], component["constants_db"]) > component["db"] - 0.5
     stored = json.loads((runs / "a" / "run.json").read_text())["targets"][0]["components"][0]
     assert component["outputs"] == [
         {"output": "y", "pivot_db": component["db"], "executed_db": stored["verify"]["outputs"]["y"]}

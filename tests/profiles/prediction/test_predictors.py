@@ -60,8 +60,9 @@ def test_neural_engine_has_no_rate_for_int16() -> None:
     assert GraphPredictor().predict(PLAIN, device("apple/a17-pro"), "w8a16", "qnn_dlc") is None
 
 
-def test_mediatek_says_that_nothing_was_measured() -> None:
-    found = predicted("mediatek/mt6989")
+@pytest.mark.parametrize("precision", ["float", "w8a16", "w4a16"])
+def test_mediatek_says_that_nothing_was_measured(precision: str) -> None:
+    found = predicted("mediatek/mt6989", precision=precision)
     assert "no device measurements" in found.warnings[0]
     assert found.high / found.low > 10
 
