@@ -13,6 +13,7 @@ from pocketport.compress.torch_device import row_runs, stored_as_torch
 from pocketport.errors import UsageError
 
 RUN_ELEMENTS = 1 << 24  # weights in float32 at a time: 64 MB
+PACKED_ELEMENTS = 1 << 18  # ggml's searches go over them twenty times: they should stay in the caches
 
 
 def rounded(plan: WeightPlan, tensor: ir.TensorProtocol, device: torch.device) -> Quantized:
@@ -66,6 +67,6 @@ def pack_ggml(plan: WeightPlan, stored: Tensor, importance: Tensor | None) -> Pa
     from pocketport.compress.ggml.quantize import quantize
 
     heed = None if importance is None else importance.numpy()
-    runs = row_runs(stored.reshape(-1, stored.shape[-1]), RUN_ELEMENTS // stored.shape[-1])
+    runs = row_runs(stored.reshape(-1, stored.shape[-1]), PACKED_ELEMENTS // stored.shape[-1])
     data = [quantize(plan.scheme, run.float().numpy(), heed) for run in runs]
     return PackedWeight(plan.scheme, plan.shape, np.concatenate(data))
