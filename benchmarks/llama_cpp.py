@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -107,7 +108,7 @@ class Programs:
 def port(source: str, label: str, work: Path, recipe: str = "default") -> Path:
     """The folder of one format, written by the command."""
     target = work / f"{Path(source).name}-{recipe}"
-    command = ["pocketport", "port", source, "--format", label, "--recipe", recipe, "--out", str(target)]
+    command = [sys.executable, "-m", "pocketport", "port", source, "--format", label, "--recipe", recipe, "--out", str(target)]
     subprocess.run(command, check=True, capture_output=True)
     return target / label.replace(":", "-")
 
