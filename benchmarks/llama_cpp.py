@@ -108,7 +108,8 @@ class Programs:
 def port(source: str, label: str, work: Path, recipe: str = "default") -> Path:
     """The folder of one format, written by the command."""
     target = work / f"{Path(source).name}-{recipe}"
-    command = [sys.executable, "-m", "pocketport", "port", source, "--format", label, "--recipe", recipe, "--out", str(target)]
+    program = [sys.executable, "-m", "pocketport"]
+    command = [*program, "port", source, "--format", label, "--recipe", recipe, "--out", str(target)]
     subprocess.run(command, check=True, capture_output=True)
     return target / label.replace(":", "-")
 
