@@ -16,11 +16,11 @@ import json
 import os
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from measured_command import run
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.commands.console import out, table
@@ -46,20 +46,6 @@ class Row:
     peak_bytes: int
     bytes_written: int
     note: str = ""
-
-
-def run(command: list[str], log: Path) -> tuple[float, int]:
-    """Seconds and maximum resident set of one command."""
-    start = time.perf_counter()
-    with log.open("wb") as stream:
-        process = os.posix_spawn(
-            command[0], command, os.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, stream.fileno(), 1), (os.POSIX_SPAWN_DUP2, stream.fileno(), 2)],
-        )  # fmt: skip
-        _, status, usage = os.wait4(process, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{log.read_text(errors='replace')[-3000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
 def pocketport(*arguments: str) -> list[str]:
@@ -204,4 +190,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:  # a command failed: its output says why, not a traceback
+        sys.exit(str(error))

@@ -17,12 +17,10 @@ included; memory is its maximum resident set.
 import argparse
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,6 +29,7 @@ import numpy as np
 import torch
 import yaml
 from llama_cpp import smollm2
+from measured_command import run
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -119,20 +118,6 @@ def text_tokens(work: Path, role: str, tokenizer: Tokenizer) -> NDArray[np.int64
         text = "\n\n".join(dict.fromkeys(p for p in parser.found if len(p) >= LEAST_PARAGRAPH))
         np.save(kept, np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64))
     return np.load(kept)
-
-
-def run(command: list[str], log: Path) -> tuple[float, int]:
-    """Seconds and maximum resident set of one command."""
-    start = time.perf_counter()
-    with log.open("wb") as stream:
-        process = os.posix_spawn(
-            command[0], command, os.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, stream.fileno(), 1), (os.POSIX_SPAWN_DUP2, stream.fileno(), 2)],
-        )  # fmt: skip
-        _, status, usage = os.wait4(process, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text(errors='replace')[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
 def parsed(setting: str) -> tuple[int, int | None, bool]:

@@ -11,16 +11,13 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import onnx_ir as ir
-
 from pocketport.commands.console import BarProgress, out
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.diagnosis.samples import least_db, output_noise
 from pocketport.compress.evidence import EVIDENCE_FILE, Evidence, evidence_table, known_evidence, recipes_table
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.graph import clone_graph
 from pocketport.compress.ingest import REFERENCE
-from pocketport.compress.mixed_precision.checkpoint import Dequantized
+from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_weights
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import SUFFIX, shipped_recipes
 from pocketport.errors import InputError, UsageError
@@ -63,15 +60,9 @@ def on_format(context: Context, recipe: str, form: str, samples: int) -> Evidenc
     except (UsageError, InputError) as error:
         return Evidence(recipe=recipe, destination=form, model=REFERENCE, refused=error.why)
     bundle = load_bundle(ingest(context))
-    graphs = {}
-    for component in bundle:
-        graphs[component.name] = clone_graph(component.graph)
-        for name, value in graphs[component.name].graph.initializers.items():
-            if name in weights:
-                value.const_value = ir.tensor(weights[name].numpy(), name=name)
     size = sum(plan.bytes_after for plan in job.plans)
     held_out = collect_held_out(context, ingest(context))
-    return measured(context, recipe, form, bundle.with_graphs(graphs), size, samples, held_out)
+    return measured(context, recipe, form, with_weights(bundle, weights), size, samples, held_out)
 
 
 def measured(

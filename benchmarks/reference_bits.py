@@ -15,18 +15,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
 from pocketport.calibration.capture import calibrate
 from pocketport.commands.console import BarProgress, out, table
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.graph import clone_graph
 from pocketport.compress.ingest import REFERENCE, ingest
 from pocketport.compress.legality import ActivationRule, Legality, WeightRule
+from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_weights
 from pocketport.compress.plan import make_plan
-from pocketport.compress.quantized_weights import QuantizedWeight, QuantizedWeights
+from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.data import load_data
 from pocketport.files import write_json, write_text
@@ -99,7 +97,7 @@ def quantized(setting: Setting, bundle: ModelBundle, request: Request, work: Pat
         {c.name: c.graph for c in bundle}, load_data(bundle, request).calibration(), hessians=plan.hessians()
     )
     pivot, _ = apply_plan(bundle, plan, statistics)
-    return with_weights(pivot, rounded_weights(setting, request, work)) if setting.recipe else pivot
+    return with_weights(pivot, Dequantized(rounded_weights(setting, request, work))) if setting.recipe else pivot
 
 
 def rounded_weights(setting: Setting, request: Request, work: Path) -> QuantizedWeights:
@@ -112,19 +110,6 @@ def rounded_weights(setting: Setting, request: Request, work: Path) -> Quantized
         context = Context(asked, Store(), work, progress)
         (job,) = plan_formats(asked)
         return QuantizedWeights(quantize_format(context, job).path)
-
-
-def with_weights(bundle: ModelBundle, weights: QuantizedWeights) -> ModelBundle:
-    """The language model with these weights in place of its own."""
-    graphs: dict[str, ir.Model] = {}
-    for name in LANGUAGE:
-        graphs[name] = clone_graph(bundle[name].graph)
-        for tensor, value in graphs[name].graph.initializers.items():
-            if tensor in weights:
-                weight = weights[tensor]
-                assert isinstance(weight, QuantizedWeight)
-                value.const_value = ir.tensor(weight.dequantized(), name=tensor)
-    return bundle.with_graphs(graphs)
 
 
 def score(bundle: ModelBundle, request: Request, samples: int) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from pocketport.compress.formats.sizes import GGML_BLOCKS
 from pocketport.compress.ggml.dequantize import dequantize
 from pocketport.compress.ggml.quantize import quantize
 from pocketport.compress.ggml.types import TYPES
+from pocketport.compress.graph import clone_graph
 from pocketport.compress.mixed_precision.allocation import Layer, Node
 from pocketport.compress.quantized_weights import PackedWeight, QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule
@@ -161,3 +163,14 @@ class Dequantized(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+def with_weights(bundle: ModelBundle, weights: Mapping[str, Tensor]) -> ModelBundle:
+    """A new bundle whose initializers have these values, where they are named; its graphs are copies."""
+    graphs = {}
+    for component in bundle:
+        graphs[component.name] = clone_graph(component.graph)
+        for name, value in graphs[component.name].graph.initializers.items():
+            if name in weights:
+                value.const_value = ir.tensor(weights[name].numpy(), name=name)
+    return bundle.with_graphs(graphs)

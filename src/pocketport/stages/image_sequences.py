@@ -5,10 +5,8 @@ Text alone would show the layers none of the vision tokens that make up most of 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from pocketport.compress.blockwise.samples import ROW_WEIGHTS
 from pocketport.compress.bundle import ModelBundle
@@ -18,9 +16,9 @@ from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.registry import chat_of
 from pocketport.compress.torch_executor import TorchExecutor
+from pocketport.data import PromptSample
 from pocketport.errors import InputError, UsageError
 
-Sample: TypeAlias = tuple[Image.Image, str, str | None]
 DECODERS = ("prefill", "decode")  # they are what is quantized; all else runs in float to make their inputs
 
 
@@ -37,7 +35,7 @@ class ImageSequences:
         data: changes when any sample changes.
     """
 
-    samples: Callable[[], Iterator[Sample]]
+    samples: Callable[[], Iterator[PromptSample]]
     count: int
     length: int
     visual_weight: float
