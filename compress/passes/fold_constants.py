@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from pocketport.compress.graph import constant, static_shape
 from pocketport.compress.passes.base import Pass, PassResult
@@ -25,6 +26,16 @@ RANDOM_OPS = frozenset(
 WEIGHT_OPS = frozenset(
     {"DequantizeLinear", "QuantizeLinear"}
 )  # they carry encodings: the numbers alone would lose them
+
+
+class GatherElements(OpRun):  # type: ignore[misc]
+    """The op as the standard has it; onnx's own evaluator fails on axes of more than 64."""
+
+    op_domain = ""
+
+    def _run(self, data: NDArray[np.generic], indices: NDArray[np.int64], axis: int = 0) -> tuple[NDArray[np.generic]]:
+        rows = tuple(slice(None) if d == axis % data.ndim else slice(n) for d, n in enumerate(indices.shape))
+        return (np.take_along_axis(data[rows], indices, axis),)
 
 
 class FoldConstants(Pass):
@@ -69,7 +80,8 @@ def _known_outputs(node: ir.Node, graph: ir.Model) -> list[NDArray[np.generic]] 
         [onnx.helper.make_empty_tensor_value_info(str(o.name)) for o in node.outputs],
     )  # fmt: skip
     opsets = [onnx.helper.make_opsetid("", graph.graph.opset_imports[""])]
-    results = ReferenceEvaluator(onnx.helper.make_model(proto, opset_imports=opsets)).run(None, inputs)
+    folding = onnx.helper.make_model(proto, opset_imports=opsets)
+    results = ReferenceEvaluator(folding, new_ops=[GatherElements]).run(None, inputs)
     arrays = [np.asarray(result) for result in results]
     return arrays if sum(a.nbytes for a in arrays) <= max(read, MAX_FOLDED_BYTES) else None
 

@@ -230,3 +230,26 @@ def test_a_batch_norm_folds_into_the_linear_layer_before_it(transposed: int, bia
     simple = simplify(model)
     assert ops(simple) == {"Gemm": 1}
     np.testing.assert_allclose(run(simple, x), run(model, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_gather_elements_of_constants_folds_along_long_axes(axis: int | None) -> None:
+    """As exported position tables have it: more than 64 elements on the axis, fewer indices than data on the other."""
+    rng = np.random.default_rng(3)
+    data, indices = rng.normal(size=(90, 80)), rng.integers(0, 80, (70, 65))
+    tensors = [
+        numpy_helper.from_array(data.astype(np.float32), "data"),
+        numpy_helper.from_array(indices, "indices"),
+    ]
+    attributes = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("GatherElements", ["data", "indices"], ["table"], **attributes),
+        helper.make_node("Add", ["x", "table"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(name, 1, [70, 65]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "table", info[:1], info[1:], tensors)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    x = rng.normal(size=(70, 65)).astype(np.float32)
+    simple = simplify(model)
+    assert ops(simple) == {"Add": 1}
+    np.testing.assert_array_equal(run(simple, x), run(model, x))
