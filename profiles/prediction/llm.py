@@ -85,10 +85,11 @@ class Encoding:
     cache_bits: float
 
 
-# As the runtimes keep them: 4-bit weights per channel with an 8-bit head and cache; llama.cpp's blocks of 32 with a float16 scale.
+# As the runtimes keep them: 4-bit weights per channel with an 8-bit head and cache, both in float16 where activations are;
+# llama.cpp's blocks of 32 with a float16 scale.
 ENCODINGS: Mapping[str, Encoding] = {
     "w4a16": Encoding(4, 8, 8),
-    "w4": Encoding(4, 8, 8),
+    "w4": Encoding(4, 16, 16),
     "q4_0": Encoding(4.5, 6.5, 16),
     "q8_0": Encoding(8.5, 8.5, 16),
 }
