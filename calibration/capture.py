@@ -1,7 +1,11 @@
 """One pass over the calibration data: every intermediate tensor of the float graphs into Statistics."""
 
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,21 @@ ATTENTION_BIAS = "attention_bias"  # of the component graphs: 0 where attention 
 LINEAR_OPS = frozenset({"Gemm", "MatMul"})
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 COUNTED = 1 << 14  # values of a tensor that each sample adds to its histogram
-CHUNK_BYTES = 512 << 20  # intermediates fetched by one run of a session
+CHUNK_BYTES = 256 << 20  # intermediates fetched by one run of a session
+MOST_THREADS = 4  # each holds the intermediates of one run
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one plan reads of a component's calibration.
+
+    Attributes:
+        tensors: whose extremes and, where layers read them, channels and moments are wanted.
+        counted: those among them whose histograms are wanted too; of the others the extremes do.
+    """
+
+    tensors: frozenset[str]
+    counted: frozenset[str]
 
 
 def calibrate(
@@ -32,14 +50,21 @@ def calibrate(
     feeds: Iterable[tuple[str, Mapping[str, NDArray[Any]]]],
     *,
     hessians: Mapping[str, Sequence[str]] | None = None,
+    only: Mapping[str, Selection] | None = None,
+    threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Run the float graphs on `feeds` and sum up every float tensor that data movement does not merely repeat.
+
+    Samples run side by side, and are summed up in their order: the number of threads changes no bit of the result.
 
     Args:
         graphs: component → float graph.
         feeds: (component, inputs by name) pairs, in any order; read once.
         hessians: component → inputs of linear layers (by column) and convolutions (by channel) whose full Σ xᵀx is wanted; the diagonal is always kept.
+        only: component → what is wanted; everything, for any plan, where it is None. Knowing it, onnxruntime may join and
+            reorder the rest of the graph, so that numbers differ in the last digits of float32.
+        threads: runs at once; by default as many as there are processors, at most `MOST_THREADS`.
         progress: called with the number of feeds done.
 
     Raises:
@@ -47,30 +72,74 @@ def calibrate(
         InputError: onnxruntime refuses a graph or a feed, or a tensor holds NaN or infinity.
     """
     statistics = Statistics()
-    with tempfile.TemporaryDirectory(prefix="pocketport-calibration-") as folder:
-        captures: dict[str, _Capture] = {}
-        for done, (component, inputs) in enumerate(feeds, start=1):
-            if component not in graphs:
-                raise UsageError(
-                    f"no component {component!r}", where="calibration feeds", fix=f"use one of {', '.join(graphs)}"
-                )
-            if component not in captures:
-                wanted = frozenset((hessians or {}).get(component, ()))
-                captures[component] = _Capture(component, graphs[component], wanted, Path(folder))
-            captures[component].feed(inputs, statistics)
-            if progress:
+    threads = threads or min(MOST_THREADS, _processors())
+    captures: dict[str, _Capture] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="pocketport-calibration-") as folder,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+
+        def runs() -> Iterator[_Run]:
+            for component, inputs in feeds:
+                if component not in graphs:
+                    raise UsageError(
+                        f"no component {component!r}", where="calibration feeds", fix=f"use one of {', '.join(graphs)}"
+                    )
+                if component not in captures:
+                    wanted = frozenset((hessians or {}).get(component, ()))
+                    selection = None if only is None else only.get(component, Selection(frozenset(), frozenset()))
+                    captures[component] = _Capture(component, graphs[component], wanted, selection, Path(folder))
+                yield from captures[component].runs(inputs)
+
+        done = 0
+        for run, values in _in_order(pool, runs(), threads):
+            run.capture.sum_up(run, values, statistics)
+            done += run.last
+            if progress and run.last:
                 progress(done)
     if not statistics.samples:
         raise UsageError("there was no calibration data", where="calibration", fix="give at least one sample")
     return statistics
 
 
+def _processors() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of one of a component's sessions; `first` and `last` of those on the same inputs."""
+
+    capture: "_Capture"
+    inputs: Mapping[str, NDArray[Any]]
+    session: int
+    first: bool
+    last: bool
+
+
+def _in_order(pool: ThreadPoolExecutor, runs: Iterable[_Run], ahead: int) -> Iterator[tuple[_Run, list[NDArray[Any]]]]:
+    """Every run and its results, in the order of `runs`; the next `ahead` are under way meanwhile."""
+    waiting: deque[tuple[_Run, Future[list[NDArray[Any]]]]] = deque()
+    for run in runs:
+        waiting.append((run, pool.submit(run.capture.execute, run)))
+        if len(waiting) > ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    while waiting:
+        first, future = waiting.popleft()
+        yield first, future.result()
+
+
 class _Capture:
     """Sessions of one component that give its intermediates as outputs."""
 
-    def __init__(self, component: str, graph: ir.Model, hessians: frozenset[str], folder: Path) -> None:
+    def __init__(
+        self, component: str, graph: ir.Model, hessians: frozenset[str], only: Selection | None, folder: Path
+    ) -> None:
         self._component = component
         self._hessians = hessians
+        self._only = only
         self._inputs = [v.name or "" for v in graph.graph.inputs]
         produced = [v for node in graph.graph if node.op_type not in MOVEMENT_OPS for v in node.outputs if _is_float(v)]
         self._linear = _linear_inputs(graph)
@@ -80,46 +149,76 @@ class _Capture:
         moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._convolved]
         extra = [v for v in moved if v not in produced]
         self._ranged = {v.name or "" for v in produced}
-        self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v)]
+        self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v) and self._wants(v)]
+        fetched = [v for v in (*produced, *extra) if self._wants(v)]
         self._sessions = [
-            (names, _session(graph, names, folder / component / str(i)))
-            for i, names in enumerate(_chunks([*produced, *extra]))
+            (names, _session(graph, names, folder / component / str(i), optimize=only is not None))
+            for i, names in enumerate(_chunks(fetched))
         ]
 
-    def feed(self, inputs: Mapping[str, NDArray[Any]], statistics: Statistics) -> None:
-        """Run once and add what came out to `statistics`."""
-        real = real_rows(inputs)
-        for name in self._float_inputs:
-            if name in inputs:
-                self._observe(name, inputs[name], real, statistics)
-        for names, session in self._sessions:
-            try:
-                values = session.run(names, dict(inputs))
-            except Exception as error:  # onnxruntime raises its own kinds
-                raise InputError(
-                    f"onnxruntime refuses the calibration feed: {error}", where=f"component {self._component}",
-                    fix=f"feed exactly {', '.join(self._inputs)} with the graph's shapes and dtypes",
-                ) from error  # fmt: skip
-            for name, value in zip(names, values, strict=True):
-                self._observe(name, value, real, statistics)
-        statistics.samples[self._component] = statistics.samples.get(self._component, 0) + 1
+    def _wants(self, value: ir.Value) -> bool:
+        return self._only is None or value.name in self._only.tensors
+
+    def runs(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[_Run]:
+        """All that there is to be run on these inputs."""
+        last = len(self._sessions) - 1
+        for i in range(len(self._sessions)):
+            yield _Run(self, inputs, i, first=i == 0, last=i == last)
+
+    def execute(self, run: _Run) -> list[NDArray[Any]]:
+        """The intermediates of a run; several threads may be here at once."""
+        names, session = self._sessions[run.session]
+        try:
+            values: list[NDArray[Any]] = session.run(names, dict(run.inputs))
+        except Exception as error:  # onnxruntime raises its own kinds
+            raise InputError(
+                f"onnxruntime refuses the calibration feed: {error}", where=f"component {self._component}",
+                fix=f"feed exactly {', '.join(self._inputs)} with the graph's shapes and dtypes",
+            ) from error  # fmt: skip
+        return values
+
+    def sum_up(self, run: _Run, values: Sequence[NDArray[Any]], statistics: Statistics) -> None:
+        """Add what came out of a run to `statistics`."""
+        real = real_rows(run.inputs)
+        if run.first:
+            for name in self._float_inputs:
+                if name in run.inputs:
+                    self._observe(name, run.inputs[name], real, statistics)
+        for name, value in zip(self._sessions[run.session][0], values, strict=False):
+            self._observe(name, value, real, statistics)
+        if run.last:
+            statistics.samples[self._component] = statistics.samples.get(self._component, 0) + 1
 
     def _observe(self, name: str, value: NDArray[Any], real: NDArray[np.bool_] | None, statistics: Statistics) -> None:
         key = f"{self._component}/{name}"
+        layer = name in self._linear or name in self._convolved
+        extremes = _range(value, value.ndim - 1 if name in self._linear else 1) if layer else None
         if name in self._ranged or name in self._float_inputs:
-            try:
-                statistics.histograms.setdefault(key, Histogram()).update(value, most=COUNTED)
-            except InputError as error:
-                raise InputError(error.why, where=f"tensor {key}", fix=error.fix) from None
-        if name in self._linear:
+            self._histogram(
+                name, value, value if extremes is None else np.stack([extremes.low, extremes.high]), statistics
+            )
+        if extremes is not None:
+            full = name in self._hessians
             rows = value if real is None or len(value) != len(real) else value[real]
-            _add(statistics, key, _moment(rows, full=name in self._hessians), _range(value, value.ndim - 1))
-        elif name in self._convolved:
-            _add(statistics, key, _channel_moment(value, full=name in self._hessians), _range(value, 1))
+            moment = _moment(rows, full=full) if name in self._linear else _channel_moment(value, full=full)
+            _add(statistics, key, moment, extremes)
         for weight, window in self._windows.get(name, ()):
             taps = window.means(value)
             key = f"{self._component}/{weight}"
             statistics.taps[key] = statistics.taps[key] + taps if key in statistics.taps else taps
+
+    def _histogram(self, name: str, value: NDArray[Any], extremes: NDArray[Any], statistics: Statistics) -> None:
+        """Count a tensor's values, or only note its extremes, which are among `extremes`."""
+        key = f"{self._component}/{name}"
+        if not value.size:
+            return
+        histogram = statistics.histograms.setdefault(key, Histogram())
+        try:
+            histogram.widen(float(extremes.min()), float(extremes.max()))
+        except InputError as error:
+            raise InputError(error.why, where=f"tensor {key}", fix=error.fix) from None
+        if self._only is None or name in self._only.counted:
+            histogram.count(value, most=COUNTED)
 
 
 def _add(statistics: Statistics, key: str, moment: SecondMoment, extremes: ChannelRange) -> None:
@@ -129,8 +228,13 @@ def _add(statistics: Statistics, key: str, moment: SecondMoment, extremes: Chann
 
 
 def _range(value: NDArray[Any], axis: int) -> ChannelRange:
-    others = tuple(d for d in range(value.ndim) if d != axis)
-    low, high = value.min(axis=others), value.max(axis=others)
+    if axis == value.ndim - 1:
+        rows, others = value.reshape(-1, value.shape[-1]), 0
+    elif len(value) == 1:
+        rows, others = value.reshape(value.shape[1], -1), 1
+    else:
+        rows, others = value.swapaxes(0, 1).reshape(value.shape[1], -1), 1
+    low, high = rows.min(axis=others), rows.max(axis=others)
     return ChannelRange(low.astype(np.float32), high.astype(np.float32))
 
 
@@ -139,7 +243,7 @@ def _channel_moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
     x = np.asarray(value, np.float32).reshape(*value.shape[:2], -1)
     rows = len(x) * x.shape[2]
     if not full:
-        return SecondMoment(np.einsum("ncs,ncs->c", x, x).astype(np.float64), rows)
+        return SecondMoment(np.vecdot(x, x).sum(axis=0, dtype=np.float64), rows)
     product = np.matmul(x, x.swapaxes(1, 2)).sum(axis=0)
     return SecondMoment(np.diagonal(product).astype(np.float64), rows, product)
 
@@ -215,8 +319,8 @@ def _chunks(values: Sequence[ir.Value]) -> list[list[str]]:
     return chunks
 
 
-def _session(graph: ir.Model, names: Sequence[str], folder: Path) -> Any:
-    """An unoptimized session of `graph` with these values as its outputs; weights are mapped from a file."""
+def _session(graph: ir.Model, names: Sequence[str], folder: Path, *, optimize: bool) -> Any:
+    """A session of `graph` with these values as its outputs; weights are mapped from a file."""
     import onnxruntime as ort
 
     copy = graph.clone()
@@ -225,7 +329,8 @@ def _session(graph: ir.Model, names: Sequence[str], folder: Path) -> Any:
     folder.mkdir(parents=True)
     ir.save(copy, folder / "graph.onnx", external_data="graph.data", size_threshold_bytes=256)
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])

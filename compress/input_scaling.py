@@ -144,9 +144,9 @@ def choose_factors(channels: ChannelRange, squares: Numbers, layers: Iterable[La
     low, high = np.minimum(channels.low, 0.0).astype(np.float64), np.maximum(channels.high, 0.0).astype(np.float64)
     reach = high - low
     reach = np.maximum(reach / (reach.max() or 1.0), LEAST)
-    known = list(layers)
+    noises = [_relative_noise(layer, low, high, squares) for layer in layers]
     candidates = [reach**exponent for exponent in EXPONENTS]
-    return min(candidates, key=lambda s: sum(_relative_noise(layer, s, low, high, squares) for layer in known))
+    return min(candidates, key=lambda s: sum(noise(s) for noise in noises))
 
 
 def input_factors(bundle: ModelBundle, plan: Plan, statistics: Statistics) -> dict[str, Numbers]:
@@ -187,17 +187,23 @@ def _reader(weight: ir.Value) -> ir.Node:
     return next(iter(weight.uses())).node
 
 
-def _relative_noise(layer: Layer, factors: Numbers, low: Numbers, high: Numbers, squares: Numbers) -> float:
-    step = ((high / factors).max() - (low / factors).min()) / INPUT_LEVELS
-    groups, _, width, _ = layer.weight.shape
-    s, x = factors.reshape(groups, 1, width, 1), squares.reshape(groups, 1, width, 1)
+def _relative_noise(layer: Layer, low: Numbers, high: Numbers, squares: Numbers) -> Callable[[Numbers], float]:
+    """The expected noise of a layer's output over its signal, of factors."""
+    groups, _, width, taps = layer.weight.shape
     weight = np.abs(layer.weight)
-    energy = np.square(weight, dtype=np.float64).sum(axis=(1, 3)).reshape(-1)  # of each input channel
-    steps = (weight * s).max(axis=(2, 3)) / layer.levels
-    taps = layer.weight.shape[3]
-    rounding = step**2 * float(np.square(factors) @ energy)
-    of_weights = float((np.square(steps) * (taps * (x / np.square(s)).sum(axis=(2, 3)))).sum())
-    return float((rounding + of_weights) / (12.0 * float(squares @ energy) or 1.0))
+    greatest = weight.max(axis=3)  # [groups, outputs, inputs]
+    energy = np.square(weight).sum(axis=(1, 3), dtype=np.float64).reshape(-1)  # of each input channel
+    signal = 12.0 * float(squares @ energy) or 1.0
+
+    def noise(factors: Numbers) -> float:
+        step = ((high / factors).max() - (low / factors).min()) / INPUT_LEVELS
+        s, x = factors.reshape(groups, 1, width), squares.reshape(groups, 1, width)
+        steps = (greatest * s.astype(np.float32)).max(axis=2) / layer.levels
+        rounding = step**2 * float(np.square(factors) @ energy)
+        of_weights = float((np.square(steps, dtype=np.float64) * (taps * (x / np.square(s)).sum(axis=2))).sum())
+        return float((rounding + of_weights) / signal)
+
+    return noise
 
 
 def scale_weight(node: ir.Node, weight: NDArray[np.float32], factors: Numbers) -> NDArray[np.float32]:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pocketport.calibration.capture import Selection
+from pocketport.calibration.observers import EXTREMES
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.legality import Legality
 from pocketport.compress.recipe import Recipe
@@ -127,6 +129,23 @@ class Plan:
             if names:
                 wanted[component.component] = names
         return wanted
+
+    def selection(self) -> dict[str, Selection]:
+        """component → what `apply_plan` reads of its calibration, as `calibrate` takes it."""
+        counting = {
+            t.group for c in self for t in c.tensors
+            if t.kind is TensorKind.ACTIVATION and t.group and t.fixed is None and t.algorithm != EXTREMES
+        }  # fmt: skip
+        found = {}
+        for component in self.components:
+            sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
+            quantized = [t for t in component.tensors if t.quantized and t.kind is TensorKind.ACTIVATION]
+            read = {t.activation for t in component.tensors if t.kind is TensorKind.WEIGHT and t.activation}
+            found[component.component] = Selection(
+                frozenset(sources.get(name, name) for name in read | {t.tensor for t in quantized}),
+                frozenset(t.tensor for t in quantized if t.group in counting),
+            )
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The document form; `from_json` reads it back."""

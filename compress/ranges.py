@@ -3,7 +3,7 @@
 import numpy as np
 
 from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, encoding_for_range
-from pocketport.calibration.observers import Histogram, make_observer
+from pocketport.calibration.observers import EXTREMES, Histogram, make_observer
 from pocketport.calibration.statistics import Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import constant
@@ -15,7 +15,7 @@ def group_encodings(bundle: ModelBundle, plan: Plan, statistics: Statistics) -> 
     """Encodings by group name, each from the merged histograms of all the group's tensors.
 
     Raises:
-        InputError: calibration saw no tensor of a group.
+        InputError: calibration saw no tensor of a group, or only extremes where an observer needs all values.
     """
     members: dict[str, list[tuple[str, TensorPlan]]] = {}
     for component in plan:
@@ -45,12 +45,17 @@ def _encoding(
             merged.update(np.asarray(constant(value), np.float32))
         elif key in statistics.histograms:
             merged.merge(statistics.histograms[key])
-    if merged.total == 0:
+    if not merged.seen:
         raise InputError(
             "calibration saw no values of it",
             where=f"tensor {group}",
             fix="calibrate with samples that run every component, and with this bundle's graphs",
         )
+    if leader.algorithm != EXTREMES and not merged.total:
+        raise InputError(
+            f"calibration counted none of its values, which {leader.algorithm} needs", where=f"tensor {group}",
+            fix="calibrate with the selection of this plan, or of everything",
+        )  # fmt: skip
     first, last = INTEGER_RANGES[leader.dtype]
     low, high = make_observer(leader.algorithm, leader.options).range(merged, last - first + 1, leader.symmetric)
     return encoding_for_range(low, high, leader.dtype, symmetric=leader.symmetric)

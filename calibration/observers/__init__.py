@@ -10,10 +10,11 @@ from pocketport.calibration.observers.percentile import Percentile
 from pocketport.errors import UsageError
 from pocketport.suggest import nearest
 
-__all__ = ["OBSERVERS", "Histogram", "Observer", "make_observer"]
+__all__ = ["EXTREMES", "OBSERVERS", "Histogram", "Observer", "make_observer"]
 
+EXTREMES = "min_max"  # the observer that reads nothing but the extremes
 OBSERVERS: Mapping[str, Callable[..., Observer]] = {
-    "min_max": MinMax, "percentile": Percentile, "mse": Mse, "entropy": Entropy,
+    EXTREMES: MinMax, "percentile": Percentile, "mse": Mse, "entropy": Entropy,
 }  # fmt: skip
 
 

@@ -52,24 +52,40 @@ class Histogram:
         middles = (self.first + np.arange(len(self.counts)) + 0.5) * self.width
         return np.clip(middles, self.minimum, self.maximum)
 
-    def update(self, values: NDArray[np.floating], *, most: int = 0) -> None:
-        """Count `values`.
+    @property
+    def seen(self) -> bool:
+        """Whether the extremes are known, counted or not."""
+        return self.minimum <= self.maximum
 
-        Args:
-            values: any shape.
-            most: where not 0, at most this many of them are counted, drawn evenly; the extremes are those of all.
+    def update(self, values: NDArray[np.floating], *, most: int = 0) -> None:
+        """Take in the extremes of `values` and count them; see `widen` and `count`."""
+        if values.size:
+            self.widen(float(values.min()), float(values.max()))
+            self.count(values, most=most)
+
+    def widen(self, low: float, high: float) -> None:
+        """Take in extremes; no value is counted.
 
         Raises:
-            InputError: a value is NaN or infinite.
+            InputError: one is NaN or infinite.
         """
-        if values.size == 0:
-            return
-        low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError(
                 "a value is NaN or infinite", where="calibration", fix="check the calibration data and the float model"
             )
-        self._fit(low, high)
+        if self.counts.size:
+            self._fit(low, high)
+        else:
+            self.minimum, self.maximum = min(low, self.minimum), max(high, self.maximum)
+
+    def count(self, values: NDArray[np.floating], *, most: int = 0) -> None:
+        """Count values that lie within the extremes.
+
+        Args:
+            values: any shape.
+            most: where not 0, at most this many of them are counted, drawn evenly.
+        """
+        self._fit(self.minimum, self.maximum)
         counted = _drawn(values.ravel(), most)
         # A power of two of at least 1 loses no bit of a float32, which takes half the time.
         exact = np.float32 if self.exponent <= 0 and values.dtype == np.float32 else np.float64
@@ -81,7 +97,10 @@ class Histogram:
 
     def merge(self, other: "Histogram") -> None:
         """Add the counts of `other`."""
-        if other.total == 0:
+        if not other.seen:
+            return
+        if not other.counts.size:
+            self.widen(other.minimum, other.maximum)
             return
         self._fit(other.minimum, other.maximum)
         counts, first = coarsened(other.counts, other.first, self.exponent - other.exponent)
@@ -89,7 +108,9 @@ class Histogram:
         self.counts[start : start + len(counts)] += counts
 
     def _fit(self, low: float, high: float) -> None:
-        """Widen to hold [low, high]."""
+        """Widen the bins to hold [low, high]."""
+        if self.counts.size and self.minimum <= low and high <= self.maximum:
+            return
         low, high = min(low, self.minimum), max(high, self.maximum)
         exponent = _exponent(low, high)
         first, last = (math.floor(math.ldexp(v, -exponent)) for v in (low, high))

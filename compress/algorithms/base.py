@@ -101,15 +101,19 @@ def expanded(grid: Grid, problem: WeightProblem) -> tuple[Matrix, NDArray[np.int
     """Scale and zero point of every weight, broadcast to [N, K]."""
     shape = problem.weight.shape
     repeat = problem.format.group or shape[1]
-    scale, zero = (np.repeat(v, repeat, axis=1) for v in (grid.scale, grid.zero_point))
+    repeat = repeat if grid.scale.shape[1] > 1 else 1  # one scale a row is broadcast
+    scale, zero = np.repeat(grid.scale, repeat, axis=1), np.repeat(grid.zero_point, repeat, axis=1)
     return np.broadcast_to(scale, shape), np.broadcast_to(zero, shape)
 
 
 def round_to(grid: Grid, problem: WeightProblem) -> RoundedWeight:
     """Every weight to the nearest integer of its grid."""
     scale, zero = expanded(grid, problem)
-    integers = np.rint(problem.weight / scale).astype(np.int64) + zero
-    return RoundedWeight(np.clip(integers, problem.format.low, problem.format.high).astype(np.int32), grid)
+    rounded = problem.weight / scale
+    np.rint(rounded, out=rounded)
+    np.add(rounded, zero, out=rounded, dtype=np.float32)  # exact: all integers of a weight are
+    np.clip(rounded, problem.format.low, problem.format.high, out=rounded)
+    return RoundedWeight(rounded.astype(np.int32), grid)
 
 
 def dequantized(rounded: RoundedWeight, problem: WeightProblem) -> Matrix:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from pocketport.calibration import capture
-from pocketport.calibration.capture import calibrate
+from pocketport.calibration.capture import Selection, calibrate
 from pocketport.calibration.observers import Histogram
 from pocketport.calibration.statistics import Statistics
 from pocketport.compress.builder import GraphBuilder
@@ -124,3 +124,24 @@ def test_channels_of_layers_inputs(tmp_path: Path) -> None:
     assert moment.rows == len(seen) and moment.full is not None
     assert np.allclose(moment.full, seen.T @ seen, rtol=1e-5)
     assert np.allclose(moment.diagonal, np.square(seen).sum(axis=0), rtol=1e-5)
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "CHUNK_BYTES", 1)
+    for threads in (1, 3):
+        statistics = calibrate({"main": two_layers()}, samples(12), hessians={"main": ["x"]}, threads=threads)
+        statistics.save(tmp_path / f"{threads}.npz")
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "3.npz").read_bytes()
+
+
+def test_a_selection_keeps_what_it_names() -> None:
+    selection = Selection(frozenset({"x", "hidden"}), frozenset({"hidden"}))
+    everything = calibrate({"main": two_layers()}, samples())
+    chosen = calibrate({"main": two_layers()}, samples(), only={"main": selection})
+    assert set(chosen.histograms) == {"main/x", "main/hidden"} and set(chosen.moments) == {"main/x"}
+    for name, histogram in chosen.histograms.items():
+        known = everything.histograms[name]
+        assert histogram.minimum == pytest.approx(known.minimum, rel=1e-5, abs=1e-6)
+        assert histogram.maximum == pytest.approx(known.maximum, rel=1e-5)
+    assert chosen.histograms["main/x"].total == 0 and chosen.histograms["main/hidden"].total == 60
+    assert np.allclose(chosen.moments["main/x"].diagonal, everything.moments["main/x"].diagonal)

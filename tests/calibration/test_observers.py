@@ -151,3 +151,14 @@ def test_wrong_names_and_options_are_explained() -> None:
 def test_entropy_ends_on_few_values_around_zero() -> None:
     low, high = make_observer("entropy").range(histogram(np.array([-1.0, 2.0], np.float32)), 256, symmetric=False)
     assert (low, high) == (-1.0, 2.0)
+
+
+def test_extremes_without_counts_merge_with_counts() -> None:
+    counted, noted = Histogram(), Histogram()
+    counted.update(np.array([0.5, 1.0, 2.0], np.float32))
+    noted.widen(-3.0, 1.5)
+    assert noted.seen and noted.total == 0
+    counted.merge(noted)
+    assert (counted.minimum, counted.maximum, counted.total) == (-3.0, 2.0, 3)
+    noted.merge(counted)
+    assert (noted.minimum, noted.maximum, noted.total) == (-3.0, 2.0, 3)

@@ -96,18 +96,25 @@ def test_gptq_rounds_inputs_that_were_never_seen() -> None:
     assert np.array_equal(rounded.integers[:, 5], np.clip(np.rint(problem.weight[:, 5] / scale[:, 5]), -8, 7))
 
 
-def test_mse_finds_the_best_of_its_ratios() -> None:
-    problem = layer(rows=3, columns=16, group=16)
+@pytest.mark.parametrize(("high", "steps"), [(7, 40), (127, 10)])
+def test_mse_finds_the_best_of_its_ratios(high: int, steps: int) -> None:
+    """Rows whose outliers hardly count, and rows where they do."""
+    rng = np.random.default_rng(3)
+    weight = (rng.standard_normal((20, 16)) * np.where(rng.random((20, 16)) < 0.1, 8, 1)).astype(np.float32)
+    importance = rng.lognormal(0, 3, 16)
+    problem = WeightProblem(weight, WeightFormat(-high - 1, high, True, 16), importance)
     best = []
-    for row in problem.weight:
+    for row in weight:
         errors = []
-        for ratio in np.linspace(1.0, 0.5, 40):
-            scale = np.float32(np.abs(row).max() * ratio / 7)
-            rounded = np.clip(np.rint(row / scale), -8, 7) * scale
-            errors.append(float((np.square(rounded - row) * problem.importance).sum()))
+        for ratio in np.linspace(1.0, 0.5, steps):
+            scale = np.float32(np.abs(row).max() * ratio / high)
+            rounded = np.clip(np.rint(row / scale), -high - 1, high) * scale
+            errors.append(float((np.square(rounded - row) * np.maximum(importance, 1e-4 * importance.mean())).sum()))
         best.append(min(errors))
-    got = np.square(dequantized(mse(problem), problem) - problem.weight) @ problem.importance
-    assert got == pytest.approx(np.array(best), rel=1e-4)
+    rounded = mse(problem)
+    weighed = np.square(dequantized(rounded, problem) - weight) @ np.maximum(importance, 1e-4 * importance.mean())
+    assert weighed == pytest.approx(np.array(best), rel=1e-4)
+    assert 0 < (rounded.grid.scale[:, 0] < np.abs(weight).max(axis=1) / high * 0.99).sum() < 20  # some clip
 
 
 @settings(max_examples=40, deadline=None)

@@ -190,6 +190,34 @@ def test_gptq_without_its_hessian_names_the_tensor() -> None:
     assert caught.value.where == "tensor q_proj.weight"
 
 
+@pytest.mark.parametrize("observer", ["min_max", "mse"])
+def test_a_plans_selection_is_all_that_it_needs(observer: str) -> None:
+    for bundle, feeds in (block_bundle(), cnn_bundle()):
+        recipe = Recipe.model_validate({"name": "t", "rules": [{"scheme": "w8a8", "observer": observer}]})
+        plan = make_plan(bundle, recipe, "x/y", legality())
+        graphs = {"main": bundle["main"].graph}
+        whole, chosen = calibrate(graphs, feeds), calibrate(graphs, feeds, only=plan.selection())
+        assert len(chosen.histograms) <= len(whole.histograms)
+        assert any(h.total for h in chosen.histograms.values()) == (observer == "mse")
+        (_, expected), (_, table) = (apply_plan(bundle, plan, seen) for seen in (whole, chosen))
+        assert set(table) == set(expected)
+        for name in table:
+            np.testing.assert_allclose(
+                table[name].scale, expected[name].scale, rtol=1e-2 if observer == "mse" else 1e-5
+            )
+
+
+def test_an_observer_that_needs_counts_says_so() -> None:
+    bundle, feeds = cnn_bundle()
+    graphs = {"main": bundle["main"].graph}
+    extremes, counts = (
+        make_plan(bundle, Recipe.model_validate({"name": "t", "rules": [{"observer": name}]}), "x/y", legality())
+        for name in ("min_max", "entropy")
+    )
+    with pytest.raises(InputError, match="counted none of its values, which entropy needs"):
+        apply_plan(bundle, counts, calibrate(graphs, feeds, only=extremes.selection()))
+
+
 def test_progress_counts_the_tensors() -> None:
     bundle, feeds = cnn_bundle()
     plan = make_plan(bundle, Recipe(name="t"), "x/y", legality())
