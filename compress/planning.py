@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from pocketport.calibration.capture import MOVEMENT_OPS
 from pocketport.calibration.encodings import INTEGER_RANGES
+from pocketport.compress.algorithms import ALGORITHMS
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.input_scaling import insert_scaling, scalable_inputs
@@ -185,6 +186,11 @@ class _ComponentPlanner:
         axis = {"t": None, "c": operand.channel_axis, "b": operand.input_axis}[granularity.value]
         matrix = _is_matrix(node, operand, shape)
         algorithm = settled.algorithm or ("gptq" if matrix and scheme.weight_bits <= GPTQ_BITS else "mse")
+        if algorithm not in ALGORITHMS:
+            raise UsageError(
+                f"the algorithm {algorithm!r} is for checkpoint formats",
+                where=f"{self.name}, {operand.value.name}", fix=f"use one of {', '.join(ALGORITHMS)}",
+            )  # fmt: skip
         if algorithm == "gptq" and not matrix:
             algorithm, why = "mse", f"{why}; gptq is for linear layers and 1×1 convolutions"
         return self._stored(

@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
+from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid
 from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import RUN_ELEMENTS
 from pocketport.compress.blockwise.segments import layer_number
@@ -119,6 +120,8 @@ def _measured(algorithms: set[str]) -> dict[str, float]:
         speeds = {"mse": weight.numel() / _seconds(lambda: round_to(weight, searched_grid(weight, form), form))}
         if "rtn" in algorithms:
             speeds["rtn"] = weight.numel() / _seconds(lambda: round_to(weight, extreme_grid(weight, form), form))
+        if "hqq" in algorithms:
+            speeds["hqq"] = weight.numel() / _seconds(lambda: round_to(weight, half_quadratic_grid(weight, form), form))
         if algorithms & {"ggml", "importance"}:
             speeds["ggml"] = speeds["importance"] = weight.numel() / _seconds(lambda: _pack(weight))
         product = _seconds(lambda: linear(weight, weight))
@@ -144,5 +147,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _basis(speeds: dict[str, float]) -> str:
     rates = [f"{speeds['flops'] / 1e9:.0f} GFLOP/s"]
-    rates += [f"{name} {speeds[name] / 1e6:.0f} M weights/s" for name in ("rtn", "mse", "ggml") if name in speeds]
+    rates += [
+        f"{name} {speeds[name] / 1e6:.0f} M weights/s" for name in ("rtn", "mse", "hqq", "ggml") if name in speeds
+    ]
     return "measured here: " + ", ".join(rates)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.grids import Form, Grid, extreme_grid, round_to, searched_grid
+from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.quantized_weights import PackedWeight, Quantized, QuantizedWeight
 from pocketport.compress.sources.source import QuantizedTensor
@@ -26,12 +27,12 @@ def rounded(plan: WeightPlan, tensor: ir.TensorProtocol, device: torch.device) -
         return tensor.quantized()
     if plan.algorithm == "ggml":
         return pack_ggml(plan, stored_as_torch(tensor), None)
-    make_grid = {"rtn": extreme_grid, "mse": searched_grid}.get(plan.algorithm)
+    make_grid = {"rtn": extreme_grid, "mse": searched_grid, "hqq": half_quadratic_grid}.get(plan.algorithm)
     if make_grid is None:
         raise UsageError(
             f"the algorithm {plan.algorithm!r} can't be used for checkpoint formats",
             where=f"recipe, tensor {plan.tensor}",
-            fix="use rtn, mse or gptq",
+            fix="use rtn, mse, hqq or gptq",
         )
     stored = stored_as_torch(tensor)
     form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])

@@ -125,6 +125,12 @@ def test_illegal_schemes_are_errors_that_say_what_is_legal(scheme: str, why: str
     assert why in caught.value.why and "q_proj" in caught.value.where and "w4b of 16/32" in caught.value.fix
 
 
+@pytest.mark.parametrize("algorithm", ["hqq", "importance"])
+def test_algorithms_of_checkpoint_formats_are_refused_before_anything_is_calibrated(algorithm: str) -> None:
+    with pytest.raises(UsageError, match="is for checkpoint formats"):
+        make_plan(block_bundle()[0], recipe({"name": "q_proj", "algorithm": algorithm}), "x/y", legality())
+
+
 def test_a_fallback_is_taken_only_by_name() -> None:
     rules = recipe({"name": "q_proj", "scheme": "w2a16", "fallback": ["w4ta16", "w4a16"]})
     t = tensors(make_plan(block_bundle()[0], rules, "x/y", legality())["main"])
