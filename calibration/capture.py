@@ -97,6 +97,8 @@ def calibrate(
             done += run.last
             if progress and run.last:
                 progress(done)
+    for capture in captures.values():
+        capture.finish(statistics)
     if not statistics.samples:
         raise UsageError("there was no calibration data", where="calibration", fix="give at least one sample")
     return statistics
@@ -145,6 +147,7 @@ class _Capture:
         self._linear = _linear_inputs(graph)
         self._convolved = _convolution_inputs(graph)
         self._windows = _windows(graph)
+        self._sums: dict[str, NDArray[Any]] = {}  # over samples, of what windows walk over
         # A layer's input may be the output of data movement: fetched for its moments, not for its range.
         moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._convolved]
         extra = [v for v in moved if v not in produced]
@@ -193,32 +196,34 @@ class _Capture:
         key = f"{self._component}/{name}"
         layer = name in self._linear or name in self._convolved
         extremes = _range(value, value.ndim - 1 if name in self._linear else 1) if layer else None
-        if name in self._ranged or name in self._float_inputs:
-            self._histogram(
-                name, value, value if extremes is None else np.stack([extremes.low, extremes.high]), statistics
-            )
+        if value.size and (name in self._ranged or name in self._float_inputs):
+            low, high = (value, value) if extremes is None else (extremes.low, extremes.high)
+            self._histogram(name, value, float(low.min()), float(high.max()), statistics)
         if extremes is not None:
             full = name in self._hessians
             rows = value if real is None or len(value) != len(real) else value[real]
             moment = _moment(rows, full=full) if name in self._linear else _channel_moment(value, full=full)
             _add(statistics, key, moment, extremes)
-        for weight, window in self._windows.get(name, ()):
-            taps = window.means(value)
-            key = f"{self._component}/{weight}"
-            statistics.taps[key] = statistics.taps[key] + taps if key in statistics.taps else taps
+        if name in self._windows:
+            total: NDArray[Any] = value[0] if len(value) == 1 else value.mean(axis=0)
+            self._sums[name] = np.add(self._sums.get(name, np.float32(0)), total, out=self._sums.get(name))
 
-    def _histogram(self, name: str, value: NDArray[Any], extremes: NDArray[Any], statistics: Statistics) -> None:
-        """Count a tensor's values, or only note its extremes, which are among `extremes`."""
+    def _histogram(self, name: str, value: NDArray[Any], low: float, high: float, statistics: Statistics) -> None:
+        """Take in a tensor's extremes, and count its values where they are wanted."""
         key = f"{self._component}/{name}"
-        if not value.size:
-            return
         histogram = statistics.histograms.setdefault(key, Histogram())
         try:
-            histogram.widen(float(extremes.min()), float(extremes.max()))
+            histogram.widen(low, high)
         except InputError as error:
             raise InputError(error.why, where=f"tensor {key}", fix=error.fix) from None
         if self._only is None or name in self._only.counted:
             histogram.count(value, most=COUNTED)
+
+    def finish(self, statistics: Statistics) -> None:
+        """Add what is known only behind the last sample."""
+        for name, total in self._sums.items():
+            for weight, window in self._windows[name]:
+                statistics.taps[f"{self._component}/{weight}"] = window.means(total[None])
 
 
 def _add(statistics: Statistics, key: str, moment: SecondMoment, extremes: ChannelRange) -> None:
