@@ -1,7 +1,7 @@
 """The gate: figures against a budget, one verdict."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pocketport.errors import UsageError
@@ -32,6 +32,7 @@ class Check:
         status: the outcome.
         hard: whether the limit is a hard one.
         reason: in a sentence.
+        scenario: the request that the figure is of; "" where it is of the run.
     """
 
     target: str
@@ -43,6 +44,24 @@ class Check:
     status: Status
     hard: bool
     reason: str
+    scenario: str = ""
+
+
+@dataclass(frozen=True)
+class RequestFigures:
+    """What one of a budget's requests costs on one device.
+
+    Attributes:
+        device: as budgets name it: a phone, or ``vendor/soc``.
+        scenario: the request's name.
+        figures: by name.
+        missing: why figures are missing, "" where none is.
+    """
+
+    device: str
+    scenario: str
+    figures: Mapping[str, Measurement]
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,9 @@ class Verdict:
     checks: tuple[Check, ...]
 
 
-def gate(budget: Budget, figures: Mapping[str, Mapping[str, Measurement]]) -> Verdict:
+def gate(
+    budget: Budget, figures: Mapping[str, Mapping[str, Measurement]], requests: Sequence[RequestFigures] = ()
+) -> Verdict:
     """Judge a run.
 
     A figure over a hard limit fails, over a soft one warns. A figure that has a limit and is missing counts as over
@@ -62,23 +83,29 @@ def gate(budget: Budget, figures: Mapping[str, Mapping[str, Measurement]]) -> Ve
     Args:
         budget: the limits.
         figures: target id → figure name → Measurement.
+        requests: figures of the budget's requests.
 
     Raises:
-        UsageError: no limit of the budget concerns any target of the run, so there is nothing to say.
+        UsageError: no limit of the budget concerns any target or request of the run, so there is nothing to say.
     """
-    checks = tuple(
+    checks = [
         check(target, name, limit, known.get(name))
         for target, known in figures.items()
         for name, limit in budget.limits(target).items()
-    )
+    ]
+    checks += [
+        replace(check(r.device, name, limit, r.figures.get(name), r.missing), scenario=r.scenario)
+        for r in requests
+        for name, limit in budget.request_limits(r.device, r.scenario).items()
+    ]
     if not checks:
         raise UsageError(
             f"no limit applies to {', '.join(figures) or 'an empty run'}",
-            where=f"budget with patterns {', '.join(budget.targets)}",
+            where=f"budget with patterns {', '.join((*budget.targets, *budget.devices))}",
             fix="name the run's targets in the budget",
         )
     order = [Status.PASS, Status.WARN, Status.FAIL]
-    return Verdict(max((c.status for c in checks), key=order.index), checks)
+    return Verdict(max((c.status for c in checks), key=order.index), tuple(checks))
 
 
 def meets(name: str, value: float, limit: float) -> bool:
@@ -86,13 +113,13 @@ def meets(name: str, value: float, limit: float) -> bool:
     return _meets(value, limit, FIGURES[name].floor)
 
 
-def check(target: str, name: str, limit: Limit, figure: Measurement | None) -> Check:
-    """One figure against its limit; see `gate`."""
+def check(target: str, name: str, limit: Limit, figure: Measurement | None, missing: str = "") -> Check:
+    """One figure against its limit; see `gate`. `missing` says why there may be no figure."""
     rule = FIGURES[name]
     missed = Status.FAIL if limit.hard else Status.WARN
     bound = format_quantity(limit.value, rule.unit)
     if figure is None:
-        reason = f"no figure to hold against {bound}"
+        reason = f"no figure to hold against {bound}{': ' if missing else ''}{missing}"
         return Check(target, name, limit.value, None, rule.unit, None, missed, limit.hard, reason)
     predicted = figure.provenance.kind is ProvenanceKind.PREDICTED
     low = figure.low if predicted and figure.low is not None else figure.value

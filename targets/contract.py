@@ -6,7 +6,7 @@ A Target is an identity, a Backend is behaviour. The pipeline calls, for each co
 in a worker process (``pocketport.workers``): they take and return only paths, arrays and the dataclasses below.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError
 from pocketport.profiles.measurement import ExecutedBy, Measurement
+from pocketport.targets.configuration import Configuration, SettingValues
 from pocketport.targets.legality import Legality
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -189,4 +190,42 @@ class MeasuringBackend(Protocol):
         self, component: str, artifact: Artifact, target: Target, feeds: Arrays, *, runs: int = 50, warmup: int = 5
     ) -> Sequence[Measurement]:
         """``<component>_latency`` (ms) and ``<component>_peak_memory`` (bytes); called in a fresh worker process."""
+        ...
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """One component whose engine's settings are looked for.
+
+    Attributes:
+        component: its name.
+        artifacts: kind → file or directory; what they compute is the same.
+        pivot: what they are checked against, run op by op.
+        feeds: of one run; None: arbitrary ones.
+        shapes: of inputs whose dimensions the files leave open.
+    """
+
+    component: str
+    artifacts: Mapping[str, Path]
+    pivot: Path
+    feeds: Arrays | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class TuningBackend(Protocol):
+    """A backend that can look for its engines' best settings on this host."""
+
+    def tune(
+        self, jobs: Sequence[TuneJob], target: Target, seconds: float, done: Callable[[str], None]
+    ) -> Configuration:
+        """Search within `seconds`; `done` is called with every component that is finished."""
+        ...
+
+    def execute_with(self, artifact: Artifact, target: Target, settings: SettingValues) -> Executor:
+        """As `execute`, with settings of a Configuration."""
+        ...
+
+    def differences(self, configuration: Configuration) -> tuple[str, ...]:
+        """What is different here from where a configuration was found; empty where nothing is."""
         ...

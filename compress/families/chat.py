@@ -132,14 +132,26 @@ class ImageChat(ABC):
         """How many tokens the cache has room for: prefill gives the first, each further one takes a column."""
         return self.host.cache - self.host.prompt + 1
 
-    def read(self, image: Image.Image, question: str, max_new_tokens: int | None = None) -> Generation:
+    def read(
+        self,
+        image: Image.Image,
+        question: str,
+        max_new_tokens: int | None = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
         """Answer `question` about `image` by greedy decoding.
+
+        Args:
+            image: of any size that the family cuts into views.
+            question: about it.
+            max_new_tokens: of the answer; None: as the bundle's configuration says.
+            on_token: is called with every token as soon as it is there, the end of the turn included.
 
         Raises:
             UsageError: `max_new_tokens` exceeds the cache.
             InputError: the image or the prompt does not fit the static shapes.
         """
-        return self._generate(image, question, max_new_tokens, None)
+        return self._generate(image, question, max_new_tokens, None, on_token)
 
     def answer_tokens(self, answer: str) -> list[int]:
         """The tokens of `answer` and the end of the turn, as far as the cache has room."""
@@ -157,7 +169,12 @@ class ImageChat(ABC):
         return results
 
     def _generate(
-        self, image: Image.Image, question: str, limit: int | None, forced: Sequence[int] | None
+        self,
+        image: Image.Image,
+        question: str,
+        limit: int | None,
+        forced: Sequence[int] | None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Generation:
         limit = min(self.max_new_tokens, int(self.settings["max_new_tokens"])) if limit is None else limit
         if not 1 <= limit <= self.max_new_tokens:
@@ -171,10 +188,14 @@ class ImageChat(ABC):
         prompt = self.encode(image, question)
         logits = self._prefill(session, prompt)
         first = time.perf_counter() - start
-        tokens = [_next(logits, forced, 0)]
-        while len(tokens) < limit and tokens[-1] not in self.stops:
-            logits = session.step(tokens[-1])
+        tokens: list[int] = []
+        while True:
             tokens.append(_next(logits, forced, len(tokens)))
+            if on_token is not None:
+                on_token(tokens[-1])
+            if len(tokens) == limit or tokens[-1] in self.stops:
+                break
+            logits = session.step(tokens[-1])
         seconds = dict(self._seconds)
         seconds["host"] = time.perf_counter() - start - sum(seconds.values())
         end = next((index for index, token in enumerate(tokens) if token in self.stops), len(tokens))

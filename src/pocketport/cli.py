@@ -15,10 +15,12 @@ from pocketport.commands import (
     port,
     profile,
     report,
+    run,
     search,
     stages,
     synth,
     targets,
+    tune,
 )
 from pocketport.commands.console import print_error
 from pocketport.errors import PocketportError
@@ -31,7 +33,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (port, plan, inspect, synth, stages, profile, gate, report, debug, compare, search, targets, devices):
+for module in (
+    port,
+    plan,
+    inspect,
+    synth,
+    stages,
+    profile,
+    tune,
+    run,
+    gate,
+    report,
+    debug,
+    compare,
+    search,
+    targets,
+    devices,
+):
     module.register(app)
 
 

@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pocketport.calibration.sources.rendered_text import PROMPT, RenderedText
 from pocketport.calibration.storage import read_npz
@@ -31,6 +31,7 @@ T = TypeVar("T")
 CALIBRATION_SEED = 10_000
 VERIFICATION_SEED = 15_000
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 HELD_OUT_SHARE = 0.25
 
 
@@ -182,13 +183,21 @@ def _images(
 
 
 def _opened(paths: Sequence[Path]) -> Iterator[Image.Image]:
-    for file in paths:
-        try:
-            yield Image.open(file).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(
-                f"not a readable image: {error}", where=str(file), fix="remove or replace the file"
-            ) from error
+    return (open_image(path) for path in paths)
+
+
+def open_image(path: Path) -> Image.Image:
+    """A picture in RGB; InputError when it is missing, damaged, no picture, or one that would fill the memory."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return image.convert("RGB")
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow's readers raise all of them
+        raise InputError(f"not a readable image: {error}", where=str(path), fix="remove or replace the file") from error
 
 
 def _chain(bundle: ModelBundle, chat: ChatFactory, samples: Iterable[PromptSample]) -> Iterator[tuple[str, Feeds]]:

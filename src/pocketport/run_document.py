@@ -178,9 +178,10 @@ class TargetRecord(_Record):
 
 
 class CheckRecord(_Record):
-    """One limit of the budget against one figure."""
+    """One limit of the budget against one figure: of the run, or of one of the budget's requests (`scenario`)."""
 
     target: str
+    scenario: str = ""
     name: str
     limit: str
     value: float | None

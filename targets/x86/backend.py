@@ -1,7 +1,7 @@
 """X86Backend: the pivot on onnxruntime and on OpenVINO."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.profiles.measurement import ExecutedBy, Measurement
 from pocketport.targets.checks import check_ops
+from pocketport.targets.configuration import Configuration, SettingValues
 from pocketport.targets.contract import (
     Arrays,
     Artifact,
@@ -18,9 +19,10 @@ from pocketport.targets.contract import (
     Executor,
     Lowered,
     Target,
+    TuneJob,
 )
 from pocketport.targets.legality import Legality
-from pocketport.targets.x86.target import INSTRUCTION_SETS, VENDOR, require_host, required_flags
+from pocketport.targets.x86.target import INSTRUCTION_SETS, VENDOR, cpu_model, require_host, required_flags, threads
 
 ENGINES: Mapping[str, tuple[str, ExecutedBy]] = {
     "onnx": ("onnxruntime", "measured"),
@@ -94,6 +96,34 @@ class X86Backend:
         from pocketport.targets.x86.measure import measure
 
         return measure(component, artifact, target, feeds, runs=runs, warmup=warmup)
+
+    def tune(
+        self, jobs: Sequence[TuneJob], target: Target, seconds: float, done: Callable[[str], None]
+    ) -> Configuration:
+        """Race the engines' settings on this host, see `pocketport.targets.x86.search`."""
+        from pocketport.targets.x86.search import tune
+
+        require_host(target)
+        return tune(jobs, seconds, done, openvino=_has_openvino())
+
+    def execute_with(self, artifact: Artifact, target: Target, settings: SettingValues) -> Executor:
+        """Open an artifact with settings of a configuration; InputError when they do not fit this host."""
+        from pocketport.targets.x86.engines import open_engine
+        from pocketport.targets.x86.settings import parse_settings
+
+        require_host(target)
+        return open_engine(artifact.kind, artifact.path, parse_settings(settings, f"settings of {artifact.path}"))
+
+    def differences(self, configuration: Configuration) -> tuple[str, ...]:
+        """Another processor, another number of threads, other versions of the engines."""
+        from pocketport.targets.x86.search import engines
+
+        here = {"processor": cpu_model(), "threads": str(threads()), **engines(openvino=_has_openvino())}
+        found = {"processor": configuration.processor, "threads": str(configuration.threads), **configuration.engines}
+        return tuple(
+            f"{name}: {value} there, {here.get(name, 'nothing')} here"
+            for name, value in found.items() if here.get(name) != value
+        )  # fmt: skip
 
 
 def _has_openvino() -> bool:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.calibration.metrics import EXACT_DB, sqnr_db
-from pocketport.targets.contract import Arrays
-from pocketport.targets.x86.engines import ONNX, open_engine
+from pocketport.targets.x86.engines import REFERENCE, open_engine
 from pocketport.targets.x86.measure import arbitrary_feeds, interleaved
+from pocketport.targets.x86.sensitivity import shaken_outputs
+from pocketport.targets.x86.settings import ONNX
 
 FIDELITY_DB = 40.0
 SENSITIVITY_MARGIN_DB = 6.0
-NUDGE = 1e-6
 RUNS, WARMUP = 30, 3
 MARGIN = 0.95  # onnxruntime, which every installation has, unless the other is faster by more than the noise
 
@@ -48,29 +48,18 @@ class Trial:
 def try_engines(pivot: Path, artifacts: Mapping[str, Path]) -> Trial:
     """Run every artifact on arbitrary feeds: once for its results, then interleaved for its time."""
     feeds = arbitrary_feeds(pivot)
-    with closing(open_engine(ONNX, pivot, optimize=False)) as reference:
+    with closing(open_engine(ONNX, pivot, REFERENCE)) as reference:
         expected = reference.run(feeds)
-        sensitivity = _decibels(expected, reference.run(_nudged(feeds)))
+    sensitivity = decibels(expected, shaken_outputs(pivot, feeds))
     with ExitStack() as stack:
         executors = {k: stack.enter_context(closing(open_engine(k, path))) for k, path in artifacts.items()}
-        fidelity = {kind: _decibels(expected, executor.run(feeds)) for kind, executor in executors.items()}
+        fidelity = {kind: decibels(expected, executor.run(feeds)) for kind, executor in executors.items()}
         times = interleaved(executors, feeds, runs=RUNS, warmup=WARMUP)
     lows = {kind: float(np.percentile(values, 10)) for kind, values in times.items()}
     medians = {kind: float(np.median(values)) for kind, values in times.items()}
     return Trial(lows, medians, fidelity, min(FIDELITY_DB, sensitivity - SENSITIVITY_MARGIN_DB))
 
 
-def _nudged(feeds: Arrays) -> dict[str, NDArray[np.generic]]:
-    """The feeds a few units in the last place away, as another order of summation would have it."""
-    rng = np.random.default_rng(1)
-    return {
-        name: x.astype(np.float32) * (1 + NUDGE * rng.standard_normal(x.shape, dtype=np.float32))
-        if x.dtype == np.float32
-        else x
-        for name, x in feeds.items()
-    }
-
-
-def _decibels(expected: Mapping[str, NDArray[np.generic]], found: Mapping[str, NDArray[np.generic]]) -> float:
+def decibels(expected: Mapping[str, NDArray[np.generic]], found: Mapping[str, NDArray[np.generic]]) -> float:
     """The worst output's signal to noise ratio, within ±EXACT_DB."""
     return max(-EXACT_DB, min(EXACT_DB, *(sqnr_db(values, found[name]) for name, values in expected.items())))

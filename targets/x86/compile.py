@@ -16,8 +16,9 @@ from pocketport.errors import ToolchainError
 from pocketport.files import atomic_directory, sha256_path, size_of
 from pocketport.targets.contract import Artifact, CompileRequest, CompileResult, Lowered
 from pocketport.targets.x86.choose import try_engines
-from pocketport.targets.x86.engines import MODEL_FILE, ONNX, OPENVINO_IR, compile_model, onnx_session
+from pocketport.targets.x86.engines import MODEL_FILE, compile_model, onnx_session
 from pocketport.targets.x86.lower import lower_graph
+from pocketport.targets.x86.settings import ONNX, OPENVINO_IR, own_onnxruntime, own_openvino
 from pocketport.targets.x86.target import cpu_model, has_vnni, lacking
 
 AUTOMATIC_NAME = re.compile(r"[A-Za-z]\w*_\d+")
@@ -121,7 +122,7 @@ def name_stably(model: Any) -> None:
 def onnx_facts(artifact: Path, work: Path) -> dict[str, str | int | float]:
     """What onnxruntime makes of the artifact: nodes after optimizing, and those that read or compute integers."""
     optimized = work / "optimized.onnx"
-    onnx_session(artifact / MODEL_FILE[ONNX], optimized=optimized)
+    onnx_session(artifact / MODEL_FILE[ONNX], own_onnxruntime(), optimized=optimized)
     graph = ir.load(optimized).graph
     ops = Counter(node.op_type for node in graph)
     packed = [node.inputs[1] for node in graph if node.op_type == "MatMulNBits"]
@@ -137,7 +138,7 @@ def ir_facts(artifact: Path) -> dict[str, str | int | float]:
     """The same for OpenVINO, from the graph that its CPU plugin executes and the constants of the IR."""
     import openvino
 
-    compiled = compile_model(artifact / MODEL_FILE[OPENVINO_IR])
+    compiled = compile_model(artifact / MODEL_FILE[OPENVINO_IR], own_openvino())
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     layers = [info for info in infos if info["layerType"] not in NOT_LAYERS]
     ops = openvino.Core().read_model(artifact / MODEL_FILE[OPENVINO_IR]).get_ops()

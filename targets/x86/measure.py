@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,12 @@ def interleaved(
     return times
 
 
-def arbitrary_feeds(pivot: Path) -> dict[str, NDArray[np.generic]]:
+def arbitrary_feeds(pivot: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, NDArray[np.generic]]:
     """Feeds of the pivot's shapes, always the same: standard normal floats, zero integers (valid as any index).
+
+    Args:
+        pivot: the graph.
+        shapes: of inputs whose dimensions it leaves open.
 
     Raises:
         UsageError: an input's shape is not static.
@@ -70,7 +74,7 @@ def arbitrary_feeds(pivot: Path) -> dict[str, NDArray[np.generic]]:
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[np.generic]] = {}
     for value in load_graph(pivot).graph.inputs:
-        shape = static_shape(value)
+        shape = static_shape(value) or tuple((shapes or {}).get(str(value.name), ())) or None
         if shape is None or value.dtype is None:
             raise UsageError("its shape is not static", where=f"{pivot}, input {value.name}", fix="give --shape")
         if value.dtype is ir.DataType.FLOAT:

@@ -1,18 +1,22 @@
 """The reference model to all four vendors, with their real toolchains: compiled, executed, scored, profiled, gated."""
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
 
+from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.pipeline import run_until
 from pocketport.report.document import finish_run
 from pocketport.request import Request
 from pocketport.run_document import RunDocument, TargetRecord, json_schema
+from pocketport.running import answer, open_model
 from pocketport.stages.context import Context
 from pocketport.store import Store
 from pocketport.targets.contract import Target
 from pocketport.targets.x86.target import lacking
+from pocketport.tasks.read_text import HELD_OUT_SEED
 
 TARGETS = {
     "qualcomm/sm8650": {"qnn-context"},
@@ -26,10 +30,14 @@ LEAST_PIVOT_DB = 30.0  # how faithfully a vendor's runtime keeps our numbers
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> RunDocument:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reference")
+
+
+@pytest.fixture(scope="module")
+def document(folder: Path) -> RunDocument:
     for package in ("onnxruntime_qnn", "coreai", "coremltools", "ai_edge_litert", "openvino"):
         pytest.importorskip(package)
-    folder = tmp_path_factory.mktemp("reference")
     request = Request(
         source="reference",
         targets=list(TARGETS),
@@ -84,6 +92,16 @@ def test_it_reads_as_float_does(document: RunDocument, name: str) -> None:
     assert task is not None and task.metric == "exact_match"
     assert task.extra["cer"] <= task.extra["float_cer"] + 0.05
     assert task.n == (24 if name == "x86" else 6)
+
+
+def test_run_answers_what_was_scored(document: RunDocument, folder: Path) -> None:
+    task, images = target(document, "x86").task, RenderedText(seed=HELD_OUT_SEED, fonts="held_out")
+    assert task is not None and len(task.samples) >= 4
+    with open_model(folder / "out") as model:
+        for scored in task.samples[:4]:
+            sample = images[scored.index]
+            read, _ = answer(model, sample.image, sample.prompt, None, lambda text: None)
+            assert read.text.strip() == scored.text
 
 
 def test_everything_goes_to_the_hexagon(document: RunDocument) -> None:

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from pocketport.cli import app
 
 COMMANDS = [
-    "port", "plan", "inspect", "synth", "ingest", "calibrate", "quantize", "compile", "verify", "profile", "gate",
+    "port", "plan", "inspect", "synth", "ingest", "calibrate", "quantize", "compile", "verify", "profile", "tune", "run", "gate",
     "report", "debug", "compare", "search", "targets", "devices",
 ]  # fmt: skip
 

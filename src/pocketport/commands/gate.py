@@ -22,7 +22,7 @@ def gate(
     json_output: Json = False,
 ) -> None:
     """Hold a run's figures against a budget."""
-    verdict = gate_document(load_document(directory), read_budget(str(budget)))
+    verdict = gate_document(load_document(directory), read_budget(str(budget)), directory)
     if json_output:
         print_json({"schema": "pocketport.verdict/1", **verdict.model_dump()})
     else:
@@ -30,15 +30,17 @@ def gate(
             f"{directory} against {budget}",
             "",
             "target",
+            "request",
             "figure",
             "limit",
             "value",
             "provenance",
             "why",
-            right=(3, 4),
+            right=(4, 5),
         )
         for c in verdict.checks:
-            shown.add_row(MARKS[c.status], c.target, c.name.replace("_", " "), c.limit, c.shown, c.provenance, c.reason)
+            name = c.name.replace("_", " ")
+            shown.add_row(MARKS[c.status], c.target, c.scenario, name, c.limit, c.shown, c.provenance, c.reason)
         out.print(shown)
         out.print(f"Verdict: {VERDICTS[verdict.status]}")
     raise typer.Exit(1 if verdict.status == "fail" else 0)

@@ -17,6 +17,7 @@ from pocketport.commands.timeline import (
     On,
     PromptTokens,
     Resident,
+    ScoresOf,
     follow_request,
 )
 from pocketport.compress.synthesis.preset import preset_names
@@ -47,6 +48,7 @@ def profile(
     engine: Engine = "tuned",
     resident: Resident = False,
     budget: BudgetFile = None,
+    run: ScoresOf = None,
     cache: Cache = None,
     json_output: Json = False,
 ) -> None:
@@ -63,7 +65,7 @@ def profile(
     if image is not None or budget is not None or source in preset_names():
         follow_request(
             source, device, image=image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, on=on or (),
-            weights=weights or (), engine=engine, resident=resident, budget=budget, json_output=json_output,
+            weights=weights or (), engine=engine, resident=resident, budget=budget, run=run, json_output=json_output,
         )  # fmt: skip
         return
     report = predict_latency(

@@ -26,8 +26,9 @@ def print_run(document: RunDocument) -> None:
         print_diagnostics([Diagnostic(d.code, Severity(d.severity), d.where, d.why, d.fix) for d in grave], limit=6)
     for check in document.verdict.checks:
         if check.status != "pass":
+            of = f"{check.target} {check.scenario}".rstrip()
             out.print(
-                f" {MARKS[check.status]} {check.target} {check.name.replace('_', ' ')}: {check.shown}, limit {check.limit}. {check.reason}"
+                f" {MARKS[check.status]} {of} {check.name.replace('_', ' ')}: {check.shown}, limit {check.limit}. {check.reason}"
             )
     passed = sum(c.status == "pass" for c in document.verdict.checks)
     of = f" ({passed} of {len(document.verdict.checks)} checks passed)" if document.verdict.checks else ""

@@ -1,6 +1,6 @@
 """``pocketport profile MODEL --device PHONE --image 1344x1344``: one request of a multimodal model, phase by phase."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,7 +12,7 @@ from pocketport.commands.console import MARKS, out, print_diagnostics, print_jso
 from pocketport.errors import UsageError
 from pocketport.profiles.budget import load_budget, parse_size
 from pocketport.profiles.device import slug
-from pocketport.profiles.measurement import Measurement
+from pocketport.profiles.measurement import Measurement, Provenance
 from pocketport.profiles.timeline.describe import describe, plan_image
 from pocketport.profiles.timeline.description import PARTS, ModelDescription, Part
 from pocketport.profiles.timeline.handset import Handset, find_configuration, find_handset
@@ -20,7 +20,9 @@ from pocketport.profiles.timeline.setting import ANSWER_TOKENS, QUESTION_TOKENS,
 from pocketport.profiles.timeline.timeline import Phase, Timeline, timeline
 from pocketport.profiles.timeline.verdict import RequestVerdict, judge
 from pocketport.profiles.units import format_quantity
+from pocketport.report.document import load_document, run_figures
 from pocketport.suggest import nearest
+from pocketport.targets.contract import Target
 
 Image = Annotated[
     str | None, typer.Option("--image", help="Follow one request about an image of this size: 1344x1344.")
@@ -41,6 +43,12 @@ Resident = Annotated[bool, typer.Option("--resident", help="Load everything at o
 BudgetFile = Annotated[
     Path | None, typer.Option("--budget", help="budget.yaml with scenarios: hold every one of them against its limits.")
 ]
+ScoresOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", help="A finished run of this model: its score_drop is held against the budget too.", file_okay=False
+    ),
+]
 UNITS = ("cpu", "npu")
 WIDTH = 32  # characters of a bar as long as the request
 
@@ -57,6 +65,7 @@ def follow_request(
     engine: str = "tuned",
     resident: bool = False,
     budget: Path | None = None,
+    run: Path | None = None,
     json_output: bool = False,
 ) -> None:
     """Print the timeline of a request (with a budget, of each of its scenarios), and leave with 1 where a limit fails.
@@ -65,6 +74,8 @@ def follow_request(
         UsageError: an option is wrong, or nothing is known of the device.
         InputError: the model or the budget is damaged.
     """
+    if run is not None and budget is None:
+        raise UsageError("only a budget asks for scores", where="--run", fix="give --budget too")
     handset, model = find_handset(device), describe(source)
     setting = chosen_setting(on, weights, engine, resident)
     if budget is None:
@@ -75,7 +86,8 @@ def follow_request(
         else:
             print_timeline(followed)
         return
-    verdicts = judged(source, model, handset, setting, budget)
+    known = {} if run is None else scores(run, handset)
+    verdicts = judged(source, model, handset, setting, budget, known)
     if json_output:
         print_json({"schema": "pocketport.request-verdicts/1", "requests": [
             {"scenario": name, **document(followed), "verdict": verdict_document(verdict)}
@@ -116,10 +128,31 @@ def planned(source: str, image: str | None, prompt_tokens: int, answer_tokens: i
     return Scenario(plan, prompt_tokens, answer_tokens)
 
 
+def scores(run: Path, handset: Handset) -> dict[str, Measurement]:
+    """``score_drop`` of a finished run: on the device's chip, or on the run's only target.
+
+    Raises:
+        UsageError: no such run, it has several targets and none is the device's, or it was not scored.
+        InputError: it is damaged.
+    """
+    targets = load_document(run).targets
+    fitting = [t for t in targets if str(Target.parse(t.id)).partition("@")[0] == handset.target]
+    found = fitting[0] if fitting else targets[0] if len(targets) == 1 else None
+    if found is None:
+        names = ", ".join(t.id for t in targets) or "none"
+        raise UsageError(f"its targets are {names}", where=str(run), fix=f"port the model to {handset.target}")
+    drop = run_figures(found).get("score_drop")
+    if drop is None:
+        raise UsageError(f"{found.id} was not scored", where=str(run), fix="port the model again, see its diagnostics")
+    provenance = Provenance(drop.provenance.kind, f"{run}, {found.id}: {drop.provenance.detail}")
+    return {"score_drop": replace(drop, provenance=provenance)}
+
+
 def judged(
-    source: str, model: ModelDescription, handset: Handset, setting: Setting, budget: Path
-) -> dict[str, tuple[Timeline, RequestVerdict]]:
-    """Every scenario of a budget that has limits for the device, with its verdict."""
+    source: str, model: ModelDescription, handset: Handset, setting: Setting, budget: Path,
+    known: Mapping[str, Measurement],
+) -> dict[str, tuple[Timeline, RequestVerdict]]:  # fmt: skip
+    """Every scenario of a budget that has limits for the device, with its verdict; `known`: what no timeline has."""
     read, found = load_budget(budget), {}
     for name, request in read.scenarios.items():
         limits = read.request_limits(slug(handset.name), name)
@@ -127,7 +160,7 @@ def judged(
             size = None if request.image is None else "x".join(map(str, request.image))
             scenario = planned(source, size, request.prompt_tokens, request.answer_tokens)
             followed = timeline(model, handset, scenario, setting)
-            found[name] = (followed, judge(followed, limits, f"{slug(handset.name)}, {name}"))
+            found[name] = (followed, judge(followed, limits, f"{slug(handset.name)}, {name}", known))
     if not found:
         raise UsageError(
             f"it has no scenario with limits for {slug(handset.name)}",

@@ -19,6 +19,7 @@ from pocketport.profiles.gate import gate
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 from pocketport.profiles.units import format_quantity
 from pocketport.report.html import shown_indices, write_report
+from pocketport.report.requests import request_figures
 from pocketport.run_document import (
     ArtifactRecord,
     CheckRecord,
@@ -58,7 +59,7 @@ def finish_run(run: Run) -> RunDocument:
     document = build_document(run)
     budget = run.context.request.budget
     if budget is not None:
-        document.verdict = gate_document(document, read_budget(budget))
+        document.verdict = gate_document(document, read_budget(budget), run.context.out)
     write_json(run.context.out / RUN_FILE, document.model_dump(by_alias=True))
     render(document, run.context.out)
     return document
@@ -194,12 +195,14 @@ def _add_compiled(record: ComponentRecord, run: Run, one: TargetRun) -> None:
     record.estimates = dict(result.estimates)
 
 
-def gate_document(document: RunDocument, budget: Budget) -> VerdictRecord:
-    """Hold a run's figures against a budget."""
-    verdict = gate(budget, {str(Target.parse(t.id)): _figures(t) for t in document.targets})
+def gate_document(document: RunDocument, budget: Budget, directory: Path) -> VerdictRecord:
+    """Hold a run's figures, and those of the budget's requests, against a budget; `directory` is the run's."""
+    figures = {t.id: run_figures(t) for t in document.targets}
+    requests = request_figures(document, budget, figures, directory)
+    verdict = gate(budget, {str(Target.parse(name)): known for name, known in figures.items()}, requests)
     checks = [
         CheckRecord(
-            target=c.target, name=c.name, limit=format_quantity(c.limit, c.unit), value=c.value, unit=c.unit,
+            target=c.target, scenario=c.scenario, name=c.name, limit=format_quantity(c.limit, c.unit), value=c.value, unit=c.unit,
             shown="–" if c.value is None else format_quantity(c.value, c.unit), provenance=c.provenance or "", status=c.status.value,
             hard=c.hard, reason=c.reason,
         )
@@ -208,7 +211,7 @@ def gate_document(document: RunDocument, budget: Budget) -> VerdictRecord:
     return VerdictRecord(status=verdict.status.value, checks=checks)
 
 
-def _figures(target: TargetRecord) -> dict[str, Measurement]:
+def run_figures(target: TargetRecord) -> dict[str, Measurement]:
     """All that a budget may speak about: profile figures, score drop, offload share."""
     figures = {
         m.name: Measurement(m.name, m.value, m.unit, Provenance(ProvenanceKind(m.provenance), m.detail), m.low, m.high)

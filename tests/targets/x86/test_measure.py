@@ -14,8 +14,8 @@ from pocketport.targets import conformance_graphs as graphs
 from pocketport.targets.contract import Artifact, Target
 from pocketport.targets.x86 import target as hosts
 from pocketport.targets.x86.choose import Trial, try_engines
-from pocketport.targets.x86.engines import ONNX, OPENVINO_IR
 from pocketport.targets.x86.measure import arbitrary_feeds, interleaved, measure, peak_resident_bytes
+from pocketport.targets.x86.settings import ONNX, OPENVINO_IR
 
 
 class Sleeper:
