@@ -67,7 +67,8 @@ def find_regions(
                 why[name], changed = reason, True
         for node in graph.graph:
             given = [v.name for v in node.outputs if v.name in values]
-            if node not in float_out and given and node.op_type in _PASS_THROUGH and all(n in why for n in given):
+            moved = node not in float_out and given and node.op_type in _PASS_THROUGH
+            if moved and all(n in why and not _is_fused(values[n or ""], outputs) for n in given):
                 float_out[node] = float_in[node] = why[given[0] or ""]
                 changed = True
             read = [v.name for v in activations_read(node)]

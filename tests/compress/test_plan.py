@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
-from small_models import block_bundle, cached_bundle, cnn_bundle, legality
+from small_models import block_bundle, bundle_of, cached_bundle, cnn_bundle, legality
 
+from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError, UsageError
@@ -74,6 +76,19 @@ def test_clamps_are_fused_and_generic_weights_have_their_axes() -> None:
     assert (t["conv.weight"].axis, t["depthwise.weight"].axis, t["fc.weight"].axis) == (0, 0, 1)
     assert (t["fc.bias"].kind, t["fc.bias"].dtype) == (TensorKind.CONSTANT, "uint16")
     assert not t["six"].quantized
+
+
+def test_a_shortcut_before_a_relu_adds_integers() -> None:
+    """A residual block: the sum is quantized behind the clamp, so both of its operands must be integers before it."""
+    g = GraphBuilder("main")
+    x, w = g.input("pixels", (1, 4, 8, 8)), np.ones((4, 4, 1, 1), np.float32)
+    left = g.node("Relu", [g.node("Conv", [x, g.weight("first.weight", w)], "first")], "relu")
+    right = g.node("Conv", [left, g.weight("second.weight", w)], "second")
+    x = g.node("Relu", [g.node("Add", [right, left], "sum")], "clamped")
+    g.output(g.node("Conv", [x, g.weight("third.weight", w)], "third", output="features"))
+    t = tensors(make_plan(bundle_of(main=g.finish()), recipe(), "x/y", legality())["main"])
+    assert {n for n, x in t.items() if not x.quantized} == {"first", "sum"}
+    assert t["sum"].why == "fused: Relu clamps it"
 
 
 def test_weight_only_schemes_leave_activations_biases_and_norms_float() -> None:
