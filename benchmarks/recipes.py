@@ -114,9 +114,8 @@ def main() -> None:
             kind = "targets" if destination in options.target else "formats"
             folder = options.out / f"{recipe}-{destination.replace('/', '-').replace(':', '-')}"
             folder.mkdir(parents=True, exist_ok=True)
-            copy = (
-                folder / f"{recipe}{SUFFIX}"
-            )  # by its file: what is known of the name must not stop measuring it again
+            # By a file of another name: what is known of the recipe must not stop measuring it again.
+            copy = folder / f"{recipe}{SUFFIX}"
             shutil.copyfile(FOLDER / copy.name, copy)
             asked = request.model_copy(update={"recipe": str(copy), kind: [destination]})
             with BarProgress() as progress:

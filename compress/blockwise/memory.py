@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 M_MMAP_THRESHOLD = -3  # of glibc's <malloc.h>
-LARGE_BYTES = 1 << 20
+LARGE_BYTES = 4 << 20  # smaller ones come and go by the thousand: mapping each anew would take a third of the time
 
 
 def return_large_blocks() -> None:
