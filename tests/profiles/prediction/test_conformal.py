@@ -37,8 +37,21 @@ def test_groups_count_alike() -> None:
     assert 0.86 <= np.mean(hits) <= 0.97
 
 
-def test_few_scores_give_the_extremes() -> None:
-    assert bounds([-0.5, 0.1, 0.7]) == pytest.approx((math.exp(-0.5), math.exp(0.7)))
+def test_few_groups_are_widened_by_students_t() -> None:
+    """Five scores with mean 0 and deviation √0.025; t at 95 % and four degrees of freedom is 2.132 in every table."""
+    low, high = bounds([-0.2, -0.1, 0.0, 0.1, 0.2])
+    width = 2.132 * math.sqrt(0.025) * math.sqrt(1.2)
+    assert (math.log(low), math.log(high)) == pytest.approx((-width, width), rel=2e-3)
+
+
+def test_few_groups_are_covered_as_often_as_promised() -> None:
+    """Six models alone promise 5 of 7 by their ranks; with ten devices each they must still hold a seventh's 90 %."""
+    noise, hits = np.random.default_rng(7), []
+    for _ in range(1000):
+        errors = noise.normal(0, 0.3, (7, 1)) + noise.normal(0, 0.05, (7, 10))
+        interval = bounds(errors[:6].reshape(-1), np.repeat(np.arange(6), 10))
+        hits.append(np.mean(covered(errors[6].tolist(), interval)))
+    assert 0.88 <= np.mean(hits) <= 0.97
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=50))
