@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pocketport.calibration.drawn_rows import DrawnRows
 from pocketport.calibration.observers import Histogram
 from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
 from pocketport.calibration.taps import Window, window_of
@@ -147,6 +148,7 @@ class _Capture:
         self._linear = _linear_inputs(graph)
         self._convolved = _convolution_inputs(graph)
         self._windows = _windows(graph)
+        self._drawn: dict[str, DrawnRows] = {}
         self._sums: dict[str, NDArray[Any]] = {}  # over samples, of what windows walk over
         # A layer's input may be the output of data movement: fetched for its moments, not for its range.
         moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._convolved]
@@ -204,6 +206,8 @@ class _Capture:
             rows = value if real is None or len(value) != len(real) else value[real]
             moment = _moment(rows, full=full) if name in self._linear else _channel_moment(value, full=full)
             _add(statistics, key, moment, extremes)
+            linear = name in self._linear
+            self._drawn.setdefault(name, DrawnRows()).add(rows if linear else value, value.ndim - 1 if linear else 1)
         if name in self._windows:
             total: NDArray[Any] = value[0] if len(value) == 1 else value.mean(axis=0)
             self._sums[name] = np.add(self._sums.get(name, np.float32(0)), total, out=self._sums.get(name))
@@ -221,6 +225,8 @@ class _Capture:
 
     def finish(self, statistics: Statistics) -> None:
         """Add what is known only behind the last sample."""
+        for name, drawn in self._drawn.items():
+            statistics.rows[f"{self._component}/{name}"] = drawn.rows()
         for name, total in self._sums.items():
             for weight, window in self._windows[name]:
                 statistics.taps[f"{self._component}/{weight}"] = window.means(total[None])

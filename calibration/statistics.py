@@ -67,6 +67,7 @@ class Statistics:
         taps: Σ over samples of the mean input under each tap of a convolution, [C, *kernel], by ``component/weight``.
         samples: how many samples each component ran on.
         channels: extremes of the tensors that `moments` has, by channel.
+        rows: some rows of the same tensors, [n, C]; see `DrawnRows`.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Statistics:
     taps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
     channels: dict[str, ChannelRange] = field(default_factory=dict)
+    rows: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write to `path` (``.npz``), same statistics, same bytes."""
@@ -89,6 +91,8 @@ class Statistics:
                 arrays[f"moment|{name}|full"] = m.full
         for name, c in self.channels.items():
             arrays[f"channels|{name}|range"] = np.stack([c.low, c.high])
+        for name, rows in self.rows.items():
+            arrays[f"drawn|{name}|values"] = rows
         for name, taps in self.taps.items():
             arrays[f"taps|{name}|sum"] = taps
         for name, count in self.samples.items():
@@ -118,6 +122,8 @@ class Statistics:
                 elif part == "range":
                     low_high = arrays[key].astype(np.float32)
                     statistics.channels[name] = ChannelRange(low_high[0], low_high[1])
+                elif part == "values":
+                    statistics.rows[name] = arrays[key].astype(np.float32)
                 elif part == "sum":
                     statistics.taps[name] = arrays[key].astype(np.float64)
                 elif part == "count":

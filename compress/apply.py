@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding, EncodingTable, encoding_for_range
 from pocketport.calibration.statistics import SecondMoment, Statistics
-from pocketport.compress.bias_correction import corrected_bias
+from pocketport.compress.bias_correction import corrected_bias, mean_output, mean_rounding_error
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.input_scaling import input_factors, scale_inputs
@@ -145,7 +145,7 @@ class _Applier:
             bias = biases.get(tensor.tensor)
             least = None if bias is None else self._least_scale(component, bias, constants)
             done = self._weight(component, tensor, real, least)
-            self._correct_bias(key, value, real, done, least, constants)
+            self._correct_bias(component, tensor, value, real, done, least, constants)
         elif tensor.algorithm == "product":
             done = self._product(component, tensor, real)
         else:
@@ -188,16 +188,26 @@ class _Applier:
         return self._known[key]
 
     def _correct_bias(
-        self, key: str, value: ir.Value, real: NDArray[np.float32], done: QuantizedTensor,
+        self, component: str, tensor: TensorPlan, value: ir.Value, real: NDArray[np.float32], done: QuantizedTensor,
         least: NDArray[np.float64] | None, constants: dict[str, NDArray[np.generic] | None],
     ) -> None:  # fmt: skip
-        """Let a convolution's bias take back what rounding its weight does to its mean output."""
-        taps, bias = self._statistics.taps.get(key), _own_bias(value)
-        if taps is None or bias is None:
+        """Let a layer's bias take back what rounding its weight and its input does to its mean output."""
+        bias = _own_bias(value)
+        if bias is None:
             return
-        mean = taps / self._statistics.samples[key.partition("/")[0]]
         old = np.asarray(constant(bias), np.float32)
-        new = corrected_bias(old, real, done.encoding.dequantize(done.integers), mean)
+        new = old
+        taps = self._statistics.taps.get(f"{component}/{tensor.tensor}")
+        if taps is not None:
+            mean = taps / self._statistics.samples[component]
+            new = corrected_bias(old, real, done.encoding.dequantize(done.integers), mean)
+        source = f"{component}/{tensor.activation}"
+        rows = self._statistics.rows.get(source)
+        if rows is not None and source in self.table and not any(self._twins(component, tensor, real)):
+            error = mean_rounding_error(rows, self.table[source])
+            new = (new - mean_output(next(iter(value.uses())).node, real, error)).astype(np.float32)
+        if new is old:
+            return
         if least is not None:  # such a bias fills int32, and there is no room
             new = np.where(channel_scales(done.encoding, 0) < 2 * least, old, new)
         bias.const_value = ir.tensor(new, name=bias.name)

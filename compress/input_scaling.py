@@ -255,8 +255,9 @@ def _scaled_graph(bundle: ModelBundle, plan: ComponentPlan, factors: Mapping[str
 def _scaled_statistics(statistics: Statistics, plan: Plan, factors: Mapping[str, Numbers]) -> Statistics:
     """What calibration would have seen behind the multiplications; only extremes are known of their histograms."""
     made = replace(
-        statistics, histograms=dict(statistics.histograms), moments=dict(statistics.moments), taps=dict(statistics.taps)
-    )
+        statistics, histograms=dict(statistics.histograms), moments=dict(statistics.moments), taps=dict(statistics.taps),
+        rows=dict(statistics.rows),
+    )  # fmt: skip
     for component in plan:
         for tensor in component.tensors:
             key = f"{component.component}/{tensor.tensor}"
@@ -266,6 +267,8 @@ def _scaled_statistics(statistics: Statistics, plan: Plan, factors: Mapping[str,
                 made.histograms[key] = Histogram()
                 made.histograms[key].update(np.array([(seen.low / s).min(), (seen.high / s).max()], np.float32))
                 made.moments[key] = _scaled_moment(statistics.moments[source], s)
+                if source in statistics.rows:
+                    made.rows[key] = (statistics.rows[source] / s).astype(np.float32)
             source = f"{component.component}/{tensor.activation}"
             if tensor.kind is TensorKind.WEIGHT and source in factors and key in made.taps:
                 taps = made.taps[key]
