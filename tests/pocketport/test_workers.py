@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +38,14 @@ def test_a_worker_keeps_its_object() -> None:
         assert worker.call("most_common", 1) == [("a", 2)]
         worker.call("update", "bbb")
         assert worker.call("most_common", 1) == [("b", 4)]
+
+
+def test_a_worker_does_not_import_the_parents_main_module(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from pocketport.workers import call_in_worker\n"
+        "if __name__ == '__mp_main__':\n    raise SystemExit('imported again')\n"
+        "if __name__ == '__main__':\n    print(call_in_worker('math:hypot', 3.0, 4.0, label='hypot'), __name__)\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.stdout == "5.0 __main__\n", done.stderr
