@@ -23,7 +23,7 @@ from pocketport.targets.configuration import (
 from pocketport.targets.contract import TuneJob
 from pocketport.targets.x86.candidates import changes, first_round, frugal, kind_of, together
 from pocketport.targets.x86.measure import arbitrary_feeds
-from pocketport.targets.x86.pool import LIMITS, Pool, benches
+from pocketport.targets.x86.pool import LIMITS, Pool
 from pocketport.targets.x86.race import TIE, Race, race
 from pocketport.targets.x86.settings import NAMES, ONNX, Settings, engine_defaults, own_defaults
 from pocketport.targets.x86.target import cpu_model, threads
@@ -134,9 +134,10 @@ class Search:
         """Open a candidate, unless the time is over or the memory is full; whether it is right and runs."""
         if settings in self.opened or settings in self.rejected:
             return settings in self.opened
-        if self.opened and time.monotonic() > until:
+        enough = len(self.opened) >= len(self._kinds)  # every engine's defaults are tried however short the time is
+        if enough and time.monotonic() > until:
             return False
-        if self.opened and psutil.virtual_memory().available < SPARE_MEMORY * self._last_peak:
+        if enough and psutil.virtual_memory().available < SPARE_MEMORY * self._last_peak:
             return False
         worker = self.pool.take()
         try:
@@ -223,8 +224,11 @@ class Search:
         """A process for each of these settings that runs at all, wrong ones too: an engine's defaults may be wrong."""
         workers: dict[Settings, Worker] = {}
         opened: dict[Settings, Opened] = {}
-        fresh = benches(len(names))
+        self.pool.fill_fresh(len(names))
+        fresh: list[Worker] = []
         try:
+            for _ in names:  # all of them first: cold starts are measured while nothing else starts
+                fresh.append(self.pool.fresh())
             for settings, worker in zip(names, fresh, strict=True):
                 try:
                     opened[settings] = self._open(worker, settings)

@@ -9,7 +9,12 @@ import typer
 from hand_made import IMAGE, MODEL, PHONE, set_up_by_hand
 
 from pocketport.commands import timeline as command
+from pocketport.compress.bundle import ModelBundle
 from pocketport.errors import UsageError
+from pocketport.run_document import TargetRecord, TaskRecord
+from tests.pocketport.hand_made_run import write_document
+
+TASK = TaskRecord(metric="exact_match", value=0.9, float_value=0.95, n=100, provenance="emulated", engine="given")
 
 BUDGET = """
 version: 2
@@ -89,3 +94,39 @@ def test_a_budget_without_the_device_is_told(tmp_path: Path) -> None:
     path.write_text(BUDGET.replace("LIMIT", "1 s").replace("hand:", "other:"), encoding="utf-8")
     with pytest.raises(UsageError, match="no scenario"):
         command.follow_request("m", "hand", image=None, budget=path)
+
+
+def run_of(directory: Path, *targets: str, task: TaskRecord | None = TASK) -> Path:
+    """A finished run for these targets."""
+    bundle = ModelBundle("m", "minicpmv", "0" * 64, {})
+    write_document(directory, bundle, [TargetRecord(id=t, status="ok", task=task) for t in targets])
+    return directory
+
+
+def test_a_finished_run_lends_its_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "budget.yaml"
+    path.write_text(BUDGET.replace("image_encode: LIMIT", "score_drop: 2 points"), encoding="utf-8")
+    found = {}
+    for name, run in (("alone", None), ("lent", run_of(tmp_path, "x86", PHONE.target))):
+        with pytest.raises(typer.Exit) as left:
+            command.follow_request("m", "hand", image=None, budget=path, run=run, json_output=True)
+        assert left.value.exit_code == 1
+        (photo,) = [r for r in json.loads(capsys.readouterr().out)["requests"] if r["scenario"] == "photo"]
+        (found[name],) = [f for f in photo["verdict"]["findings"] if f["figure"] == "score_drop"]
+    assert found["alone"]["value"] is None and "no figure" in found["alone"]["reason"]
+    assert found["lent"]["value"] == pytest.approx(5.0) and found["lent"]["reason"] == "over 2 points"
+
+
+@pytest.mark.parametrize(
+    ("targets", "task", "told"),
+    [(("x86", "apple/a17-pro"), TASK, "its targets are x86, apple/a17-pro"), (("x86",), None, "x86 was not scored")],
+)
+def test_a_run_that_says_nothing_is_told(
+    tmp_path: Path, targets: tuple[str, ...], task: TaskRecord | None, told: str
+) -> None:
+    path = tmp_path / "budget.yaml"
+    path.write_text(BUDGET.replace("LIMIT", "1 s"), encoding="utf-8")
+    with pytest.raises(UsageError, match=told):
+        command.follow_request("m", "hand", image=None, budget=path, run=run_of(tmp_path, *targets, task=task))
+    with pytest.raises(UsageError, match="only a budget"):
+        command.follow_request("m", "hand", image="10x10", run=tmp_path)
