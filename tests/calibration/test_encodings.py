@@ -64,3 +64,15 @@ def test_table_round_trips_with_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"no")
     with pytest.raises(InputError):
         EncodingTable.load(tmp_path / "bad.npz")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.sampled_from(["uint8", "int8", "uint4", "uint16"]))
+def test_both_ends_are_reached_and_one_is_exact(first: float, second: float, dtype: str) -> None:
+    low, high = min(first, second, 0.0), max(first, second, 0.0)
+    encoding = encoding_for_range(low, high, dtype, symmetric=False)
+    least, most = (float(encoding.dequantize(np.array(n))) for n in encoding.bounds)
+    slack = 1e-6 * (high - low) + 1e-30
+    assert least <= low + slack and most >= high - slack
+    if high - low > 1e-20:
+        assert min(abs(least - low), abs(most - high)) <= slack
