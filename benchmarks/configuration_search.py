@@ -118,7 +118,7 @@ def summary(name: str, component: ComponentConfiguration) -> dict[str, object]:
 def _default(component: ComponentConfiguration, field: str) -> object:
     """What the engine has where nothing is said."""
     engine = component.settings["engine"]
-    return next((c.settings[field] for c in component.contenders if c.name == f"{engine} as it comes"), None)
+    return next((c.settings[field] for c in component.contenders if f"{engine} as it comes" in c.name), None)
 
 
 def markdown(names: Sequence[str], found: Mapping[str, ComponentConfiguration]) -> str:
@@ -150,7 +150,7 @@ def _words(component: ComponentConfiguration) -> str:
 
 
 def _cell(contenders: Sequence[Contender], name: str) -> str:
-    """How many times as long a baseline takes; a baseline that is the chosen one is not measured twice."""
+    """How many times as long a baseline takes; one that has the chosen settings is not measured twice."""
     gain = next((c.gain for c in contenders if c.name == name), None)
     return "the chosen one" if gain is None else f"{gain.value:.2f}× ({gain.low:.2f} to {gain.high:.2f})"
 

@@ -30,8 +30,12 @@ from pocketport.targets.x86.target import cpu_model, threads
 from pocketport.targets.x86.trial import TURN_MS, Expected, Opened
 from pocketport.workers import Worker, call_in_worker
 
-SHARES = {"threads": 0.35, "changes": 0.6, "together": 0.7}  # of the time, when each round has to be over
-OPENING = 0.5  # of a round: who could not be opened by then is not tried
+SHARES = {
+    "threads": 0.4,
+    "changes": 0.65,
+    "together": 0.75,
+}  # of the time behind the reference, when each round is over
+OPENING = 0.6  # of a round: who could not be opened by then is not tried
 FAR = 1.5  # an engine whose best takes this many times as long is not looked into further
 LESS_MEMORY = 0.95  # of the peak: what a frugal variant must save
 FINAL_TURNS = 60
@@ -71,6 +75,7 @@ class Search:
         self._expected: Expected = call_in_worker(
             "pocketport.targets.x86.trial:expected_of", self.job.pivot, self._feeds, label=where, limits=LIMITS
         )
+        self._racing = time.monotonic()
 
     def run(self) -> ComponentConfiguration:
         """Search, then measure.
@@ -113,7 +118,8 @@ class Search:
 
     def _race(self, candidates: Sequence[Settings], name: str) -> Race[Settings]:
         """Open the candidates and let them race until the round's share of the time is over."""
-        begin, end = time.monotonic(), self._start + self.seconds * SHARES[name]
+        left = self._start + self.seconds - self._racing
+        begin, end = time.monotonic(), self._racing + left * SHARES[name]
         opening = begin + OPENING * (end - begin)
         self.pool.fill(len(set(candidates) - set(self.opened)))
         entered = [s for s in dict.fromkeys(candidates) if self._opened(s, opening)]
@@ -164,9 +170,9 @@ class Search:
         return found
 
     def _check_time(self, opened: Opened) -> None:
-        """The final measurement alone takes 4 contenders FEWEST_TURNS turns each."""
+        """The final measurement alone takes 4 contenders FEWEST_TURNS turns each; UsageError where there is no time for it."""
         turn = opened.run_ms + max(opened.run_ms, TURN_MS)
-        needed = 4 * FEWEST_TURNS * turn / 1e3 / (1 - SHARES["together"])
+        needed = 4 * FEWEST_TURNS * turn / 1e3
         if needed > self.seconds:
             raise UsageError(
                 f"{self.seconds:.2g} s are too short: one run takes {opened.run_ms:.2g} ms",
