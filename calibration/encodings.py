@@ -68,7 +68,7 @@ def encoding_for_range(low: float, high: float, dtype: str, *, symmetric: bool) 
     """Per-tensor encoding covering [low, high] widened to contain 0 (Jacob et al. 2018, arXiv 1712.05877, section 3).
 
     Symmetric means zero point 0 for signed types and the middle of the range for unsigned ones. Both ends are within what
-    the integers reach, and one of them is exactly an integer's.
+    the integers reach, but for one that is nearer to 0 than half a step; the other then, or one of them, is exactly an integer's.
     """
     first, last = INTEGER_RANGES[dtype]
     low, high = min(float(low), 0.0), max(float(high), 0.0)
