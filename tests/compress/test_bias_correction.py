@@ -76,12 +76,12 @@ def test_mean_errors_are_those_of_rounding_and_not_of_chance() -> None:
     rng = np.random.default_rng(0)
     rows = rng.uniform(-1, 1, (400, 3)).astype(np.float32)
     rows[:350, 1] = 0.3333  # a background
-    rows[:, 2] = -1.0
+    rows[:, 2] = -0.9
     error = mean_rounding_error(rows, encoding_for_range(-1, 1, "uint8", symmetric=False))
-    step = np.float32(2 / 255)
+    step = np.float32(1 / 127)
     expected = (np.rint(rows[:, 1] / step) * step - rows[:, 1]).mean()
     assert error[0] == 0.0 and error[1] == pytest.approx(expected, rel=1e-3) and abs(error[1]) > 1e-4
-    assert error[2] == pytest.approx(np.rint(np.float32(-1) / step) * step + 1, abs=1e-6)
+    assert error[2] == pytest.approx(np.rint(np.float32(-0.9) / step) * step + 0.9, abs=1e-6)
 
 
 @pytest.mark.parametrize(
