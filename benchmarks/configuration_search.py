@@ -150,8 +150,11 @@ def _words(component: ComponentConfiguration) -> str:
 
 
 def _cell(contenders: Sequence[Contender], name: str) -> str:
-    """How many times as long a baseline takes; one that has the chosen settings is not measured twice."""
-    gain = next((c.gain for c in contenders if c.name == name), None)
+    """How many times as long a baseline takes."""
+    baseline = next((c for c in contenders if name in c.name), None)
+    if baseline is None:
+        return "–"
+    gain = baseline.gain
     return "the chosen one" if gain is None else f"{gain.value:.2f}× ({gain.low:.2f} to {gain.high:.2f})"
 
 

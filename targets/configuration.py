@@ -30,7 +30,7 @@ class Contender(_Record):
     """One set of settings in the final measurement, in a process of its own.
 
     Attributes:
-        name: ``chosen``, ``onnxruntime as it comes``, …
+        name: ``onnxruntime as it comes``, …; of the chosen ones ``chosen``, and behind a colon what they are
         settings: of the engine.
         ms: median time of a run.
         mad_ms: median of the absolute deviations from it.

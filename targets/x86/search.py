@@ -39,6 +39,7 @@ OPENING = 0.6  # of a round: who could not be opened by then is not tried
 FAR = 1.5  # an engine whose best takes this many times as long is not looked into further
 LESS_MEMORY = 0.95  # of the peak: what a frugal variant must save
 FINAL_TURNS = 60
+FIRST_CHOICE = "first choice of the search"
 SHOWN_OPS = 12
 SPARE_MEMORY = 1.5  # of the last candidate's peak must be free to open another
 
@@ -181,10 +182,9 @@ class Search:
 
     def _measured(self, chosen: Settings) -> ComponentConfiguration:
         """The final measurement: fresh processes, fresh turns; who is surely faster than the chosen one replaces it."""
-        names = {chosen: "chosen", own_defaults(kind_of(chosen, self._kinds)): "Pocketport's defaults"}
+        names = {chosen: FIRST_CHOICE} | {settings: "with less memory" for settings in frugal(chosen)}
+        names |= {own_defaults(kind_of(chosen, self._kinds)): "Pocketport's defaults"}
         names |= {engine_defaults(kind): f"{NAMES[kind]} as it comes" for kind in self._kinds}
-        names |= {settings: "with less memory" for settings in frugal(chosen)}
-        names[chosen] = "chosen"
         with self._fresh(names) as (workers, opened):
             if chosen not in workers:
                 why = self.rejected[chosen]
@@ -196,7 +196,8 @@ class Search:
             peaks = {settings: workers[settings].call("peak") for settings in times}
         done = Race(times, list(times))
         right = [s for s in times if opened[s].fidelity_db >= self._expected.least_db]
-        chosen = self._final(chosen, done, right, peaks, names)
+        chosen = self._final(chosen, done, right, peaks)
+        names[chosen] = "chosen" if names[chosen] == FIRST_CHOICE else f"chosen: {names[chosen]}"
         order = [chosen, *(s for s in times if s != chosen)]
         kind = kind_of(chosen, self._kinds)
         artifact = self.job.artifacts[kind]
@@ -263,7 +264,6 @@ class Search:
         done: Race[Settings],
         right: Sequence[Settings],
         peaks: Mapping[Settings, int | None],
-        names: dict[Settings, str],
     ) -> Settings:
         """The chosen settings, unless others turn out to be surely faster, or as fast with less memory."""
         faster = [s for s in right if done.ratio(s, chosen).shorter]
@@ -276,8 +276,6 @@ class Search:
                 and peak is not None and (peaks[s] or peak) < LESS_MEMORY * peak
             ]  # fmt: skip
             best = min(thrifty, key=lambda s: peaks[s] or 0, default=chosen)
-        if best is not chosen:
-            names[chosen], names[best] = "first choice of the search", f"chosen ({names[best]})"
         return best
 
 

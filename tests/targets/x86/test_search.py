@@ -52,7 +52,8 @@ def test_everything_is_measured_against_the_chosen_one(found: Configuration) -> 
     main = found.components["main"]
     chosen, *others = main.contenders
     assert chosen.settings == main.settings and chosen.gain is None
-    assert {"onnxruntime as it comes", "openvino as it comes"} <= {c.name for c in others}
+    for name in ("onnxruntime as it comes", "openvino as it comes", "Pocketport's defaults"):
+        assert sum(name in c.name for c in main.contenders) == 1, name
     assert main.turns >= 6
     for other in others:
         assert other.gain is not None and 0 < other.gain.low <= other.gain.value <= other.gain.high
