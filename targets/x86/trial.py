@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from pocketport.targets.x86.settings import ONNX, OnnxRuntimeSettings, Settings
 
 TURN_MS = 20.0  # a turn lasts at least this long: one run of a small model says nothing
 MOST_RUNS = 200  # of a turn
-PROFILED_RUNS = 5
+PROFILED_RUNS = 9
 
 
 @dataclass(frozen=True)
@@ -144,32 +144,36 @@ def op_times(
     """Kind of op, how many there are, milliseconds a run of all of them; the most expensive first. Called in a worker."""
     file = path / MODEL_FILE[kind] if path.is_dir() else path
     if isinstance(settings, OnnxRuntimeSettings):
-        with tempfile.TemporaryDirectory(prefix="pocketport-ops-") as folder:
-            timed = OnnxRuntimeExecutor(file, settings, profile=Path(folder) / "ops")
-            for _ in range(1 + PROFILED_RUNS):
-                timed.run(feeds)
-            events = json.loads(Path(timed.session.end_profiling()).read_text(encoding="utf-8"))
-        nodes = [
-            (e["name"], e["args"]["op_name"], e["dur"] / 1e3) for e in events if e["name"].endswith("_kernel_time")
-        ]
-        first = len(nodes) // (1 + PROFILED_RUNS)
-        return _by_kind(nodes[first:])
+        return _by_kind(_onnxruntime_nodes(file, settings, feeds))
     plugin = OpenVinoExecutor(file, settings, shapes, profile=True)
     plugin.run(feeds)
-    found = []
+    runs = []
     for _ in range(PROFILED_RUNS):
         plugin.run(feeds)
         infos = plugin.request.get_profiling_info()
         executed = [i for i in infos if i.status == type(i).Status.EXECUTED]
-        found += [(i.node_name, i.node_type, i.real_time.total_seconds() * 1e3) for i in executed]
-    return _by_kind(found)
+        runs.append([(str(i.node_type), 1e3 * i.real_time.total_seconds()) for i in executed])
+    return _by_kind(runs)
 
 
-def _by_kind(nodes: list[tuple[str, str, float]]) -> list[tuple[str, int, float]]:
-    """Node, kind and milliseconds of PROFILED_RUNS runs → kinds."""
-    counts, sums = defaultdict[str, int](int), defaultdict[str, float](float)
-    for _, kind, ms in nodes:
-        counts[kind] += 1
-        sums[kind] += ms
-    means = [(kind, round(counts[kind] / PROFILED_RUNS), sums[kind] / PROFILED_RUNS) for kind in sums]
-    return sorted(means, key=lambda entry: -entry[2])
+def _onnxruntime_nodes(file: Path, settings: OnnxRuntimeSettings, feeds: Arrays) -> list[list[tuple[str, float]]]:
+    """Kind and milliseconds of every node, run by run; the first run is left out."""
+    with tempfile.TemporaryDirectory(prefix="pocketport-ops-") as folder:
+        timed = OnnxRuntimeExecutor(file, settings, profile=Path(folder) / "ops")
+        for _ in range(1 + PROFILED_RUNS):
+            timed.run(feeds)
+        events = json.loads(Path(timed.session.end_profiling()).read_text(encoding="utf-8"))
+    nodes = [(str(e["args"]["op_name"]), e["dur"] / 1e3) for e in events if e["name"].endswith("_kernel_time")]
+    each = len(nodes) // (1 + PROFILED_RUNS)
+    return [nodes[each * run : each * (run + 1)] for run in range(1, 1 + PROFILED_RUNS)]
+
+
+def _by_kind(runs: list[list[tuple[str, float]]]) -> list[tuple[str, int, float]]:
+    """Kinds with their number of nodes and the median over the runs of what all of them take together."""
+    counts = Counter(kind for kind, _ in runs[0])
+    sums = [defaultdict[str, float](float) for _ in runs]
+    for run, known in zip(runs, sums, strict=True):
+        for kind, ms in run:
+            known[kind] += ms
+    found = [(kind, count, float(np.median([known[kind] for known in sums]))) for kind, count in counts.items()]
+    return sorted(found, key=lambda entry: -entry[2])
