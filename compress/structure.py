@@ -12,7 +12,7 @@ ELEMENTWISE_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "W
 DATA_CONSTANT_OPS = ELEMENTWISE_OPS | {"MatMul", "Concat"}
 CLAMP_OPS = frozenset({"Relu", "Clip"})
 FUSED_PRODUCERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul"})
-UNIT_RANGE_OPS = frozenset({"Softmax", "Sigmoid", "HardSigmoid"})
+UNIT_RANGE_OPS = frozenset({"Sigmoid", "HardSigmoid"})  # not Softmax: of many numbers that add up to 1, none is near it
 
 
 @dataclass(frozen=True)

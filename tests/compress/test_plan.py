@@ -32,7 +32,8 @@ def test_roles_of_the_tensors() -> None:
     assert (t["norm.weight"].dtype, t["norm.bias"].dtype, t["norm.bias"].algorithm) == ("uint8", "int32", "product")
     assert (t["attention_scale"].kind, t["attention_scale"].dtype) == (TensorKind.CONSTANT, "uint16")
     assert "input_ids" not in t and t["attention_bias"].dtype == "uint16"
-    assert t["weights"].fixed == (0.0, 1.0) and t["sigmoid"].fixed == (0.0, 1.0)
+    assert (t["weights"].algorithm, t["weights"].fixed) == ("min_max", None)  # a Softmax: seldom near 1
+    assert t["sigmoid"].fixed == (0.0, 1.0)
     assert all(x.why for x in plan["main"].tensors)
 
 
