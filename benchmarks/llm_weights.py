@@ -51,6 +51,7 @@ OURS = {  # method → algorithm and options
     "hqq": ("hqq", {}),
     "gptq": ("gptq", {}),
     "gptq-refined": ("gptq", {"propagation": 0.5, "sweeps": 2}),
+    "gptq-distilled": ("gptq", {"distillation": 1}),
 }
 PEERS = {  # method → its script, and what it is told beside bits, groups and symmetry
     "gptqmodel": ("gptqmodel_gptq.py", {}),
@@ -153,6 +154,7 @@ def peer(method: str, setting: str, model: Path, tokens: Path, options: argparse
     if script.startswith("gptqmodel"):
         interpreter = options.gptqmodel
         told = {"bits": bits, "group_size": group or -1, "sym": symmetric, **extra}
+        told |= {} if group else {"act_group_aware": False}  # its default wants groups
     elif script.startswith("nncf"):
         if bits != 4:
             raise RuntimeError("its torch models are compressed to 4 bits")

@@ -23,6 +23,7 @@ PROBE_ROWS, PROBE_COLUMNS = 1024, 2048
 # Of one K × K matrix in flops: Cholesky K³/3 and triangular inverse K³, twice as slow as a product.
 FACTOR_FLOPS = 2 * (1 / 3 + 1)
 HESSIAN_COPIES = 4  # sums, reordered, factor, inverse
+DISTILLATION_FLOPS = 10  # of each weight a token: float and quantized forwards, forwards again, and two products backwards
 SWEEP_FLOPS = 11  # of N·K² a weight: four products to fit scales, one and a half to descend
 
 
@@ -64,8 +65,9 @@ def estimate(plans: Sequence[WeightPlan], tokens: int, memory_limit: int) -> Est
         seconds += flops / speeds["flops"]
     for plan in gptq:
         n, k = plan.shape
-        sweeps = SWEEP_FLOPS * GptqOptions.of(plan.options).sweeps
-        seconds += (1 + sweeps) * n * k * k / speeds["flops"] + n * k / speeds["mse"]
+        options = GptqOptions.of(plan.options)
+        seconds += (1 + SWEEP_FLOPS * options.sweeps) * n * k * k / speeds["flops"] + n * k / speeds["mse"]
+        seconds += DISTILLATION_FLOPS * options.distillation * n * k * tokens / speeds["flops"]
     return Estimate(seconds, _peak(plans, gptq, watched, tokens, memory_limit), _basis(speeds))
 
 

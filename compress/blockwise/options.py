@@ -15,11 +15,14 @@ class GptqOptions:
         damping: share of the Hessian's mean diagonal that is added to it, greater than 0.
         propagation: 0 … 1, the part of the error of earlier weights that each weight takes over; see `drift.Drift`.
         sweeps: of `refine.refined` over integers and scales after rounding.
+        distillation: passes over the calibration data in which all scales follow the float model's predictions once every
+            weight is rounded; see `distillation.scales`.
     """
 
     damping: float = 0.01
     propagation: float = 0.0
     sweeps: int = 0
+    distillation: int = 0
 
     @classmethod
     def of(cls, options: Mapping[str, float]) -> "GptqOptions":
@@ -38,11 +41,12 @@ class GptqOptions:
             float(options.get("damping", cls.damping)),
             float(options.get("propagation", cls.propagation)),
             int(options.get("sweeps", cls.sweeps)),
+            int(options.get("distillation", cls.distillation)),
         )
-        if not (made.damping > 0 and 0 <= made.propagation <= 1 and made.sweeps >= 0):
+        if not (made.damping > 0 and 0 <= made.propagation <= 1 and made.sweeps >= 0 and made.distillation >= 0):
             raise UsageError(
                 f"the options {dict(options)} are out of range",
                 where="recipe, algorithm_options",
-                fix="give a damping above 0, a propagation from 0 to 1, and 0 or more sweeps",
+                fix="give a damping above 0, a propagation from 0 to 1, 0 or more sweeps, and 0 or more passes",
             )
         return made

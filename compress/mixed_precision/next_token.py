@@ -76,6 +76,28 @@ class Head:
             gradient[start : start + ROWS] = torch.autograd.grad(logits, rows, factor)[0]
         return gradient if counting is None else gradient * counting[:, None]
 
+    def divergence(self, hidden: Tensor, expected: Tensor, counting: Tensor | None = None) -> tuple[float, Tensor]:
+        """The mean Kullback-Leibler divergence of predictions, in nats, and its gradient by the hidden states.
+
+        Args:
+            hidden: of the model that is scored, [S, H].
+            expected: of the float model, [S, H].
+            counting: rows that count, bool [S]; None: all.
+        """
+        share = (torch.ones(len(hidden), device=hidden.device) if counting is None else counting.float())[:, None]
+        share = share / share.sum().clamp_min(1)
+        total, gradient = 0.0, torch.empty_like(hidden)
+        for start in range(0, len(hidden), ROWS):
+            part = slice(start, start + ROWS)
+            rows = hidden[part].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = self.logits(rows)
+            given, wanted = logits.detach().log_softmax(-1), self.logits(expected[part]).log_softmax(-1)
+            chances = wanted.exp()
+            total += float((chances * (wanted - given) * share[part]).sum())
+            gradient[part] = torch.autograd.grad(logits, rows, (given.exp() - chances) * share[part])[0]
+        return total, gradient
+
 
 @dataclass(frozen=True)
 class Quality:

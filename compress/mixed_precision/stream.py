@@ -98,34 +98,40 @@ class Stream:
         return differing
 
     @torch.no_grad()
-    def forward(self, replaced: Mapping[str, Tensor] | None = None) -> None:
-        """Run every part over all samples; `wanted` is in `activations` then.
+    def forward(self, replaced: Mapping[str, Tensor] | None = None, samples: Sequence[int] | None = None) -> None:
+        """Run every part over samples; `wanted` is in `activations` then.
 
         Args:
             replaced: other weights, by the initializers' names.
+            samples: which; None: all.
         """
         for part in self.parts:
             weights = _cache(part, self.device, replaced or {})
             keep = set(part.gives) | self._shared.keys()
             uses = last_uses(part.segment.nodes, keep)
-            for sample in range(self.count):
+            for sample in range(self.count) if samples is None else samples:
                 values = self._values(part, sample)
                 run_nodes(part.segment.nodes, values, weights, uses)
                 for name in part.gives:
                     self.activations.put(name, sample, values[name])
 
-    def backward(self, visited: Callable[[ir.Node], bool], visit: Visit, finished: Callable[[Part], None]) -> None:
+    def backward(
+        self, visited: Callable[[ir.Node], bool], visit: Visit, finished: Callable[[Part], None],
+        replaced: Mapping[str, Tensor] | None = None, samples: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         """Run every part again, from the last to the first; gradients of `wanted` have been put under `GRADIENT`.
 
         Args:
             visited: which nodes `visit` is called for.
             visit: see `Visit`; called for every sample.
             finished: called behind the last sample of a part.
+            replaced: other weights, by the initializers' names.
+            samples: which; None: all.
         """
         for part in reversed(self.parts):
-            weights = WeightCache(self.device)
+            weights = _cache(part, self.device, replaced or {})
             seen = [node for node in part.segment.nodes if visited(node)]
-            for sample in range(self.count):
+            for sample in range(self.count) if samples is None else samples:
                 self._back(part, sample, seen, weights, visit)
             finished(part)
 

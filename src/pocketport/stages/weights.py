@@ -10,17 +10,22 @@ from typing import Any
 import psutil
 
 from pocketport.compress.blockwise.engine import quantize_weights
+from pocketport.compress.blockwise.estimate import activation_budget
+from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.distillation.scales import distill_scales
 from pocketport.compress.evidence import check_evidence
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.formats.contract import Format, WeightPlan
 from pocketport.compress.ingest import path_of
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import load_recipe
+from pocketport.compress.schemes import Scheme
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.scan import check_weights
 from pocketport.compress.sources.source import Source
-from pocketport.compress.weight_planning import CALIBRATED, plan_weights
+from pocketport.compress.torch_device import best_device
+from pocketport.compress.weight_planning import CALIBRATED, CALIBRATED_COMPONENT, plan_weights
 from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.files import atomic_directory, sha256_file, write_json
@@ -155,6 +160,36 @@ def quantize_format(context: Context, job: WeightJob) -> StageResult:
         write_json(timing_file(context.out, job), timing.to_json())
 
     result = context.store.run("weights", inputs, produce, code=CODE, packages=PACKAGES, resumable=True)
+    return _distilled(context, job, context.record(key, result))
+
+
+def _distilled(context: Context, job: WeightJob, rounded: StageResult) -> StageResult:
+    """The same integers under distilled scales, where the recipe asks for that."""
+    options = {p.tensor: GptqOptions.of(p.options) for p in job.plans if p.algorithm == "gptq"}
+    passes = max((o.distillation for o in options.values()), default=0)
+    if not passes or job.sequences is None:
+        return rounded
+    sequences = job.sequences
+    key = f"distill {job.label}"
+    context.progress.start(key, f"{job.label}: distil scales", None)
+    moving = [p for p in job.plans if p.algorithm == "gptq" and options[p.tensor].distillation]
+
+    def produce(directory: Path) -> None:
+        divergences = distill_scales(
+            job.bundle[CALIBRATED_COMPONENT].graph,
+            QuantizedWeights(rounded.path),
+            {p.tensor: Scheme.parse(p.scheme).float_bits == 16 for p in moving},
+            sequences.feeds(job.bundle, host_of(job.bundle)),
+            directory,
+            passes=passes,
+            budget=activation_budget(moving, memory_limit(context.request)),
+            device=best_device(),
+            advance=lambda done, total: context.progress.advance(key, done),
+        )
+        write_json(context.out / f"distillation-{job.label.replace(':', '-')}.json", {"divergence": divergences})
+
+    inputs = {"weights": rounded.digest, "sequences": sequences.fingerprint, "passes": passes}
+    result = context.store.run("distilled", inputs, produce, code=CODE, packages=PACKAGES)
     return context.record(key, result)
 
 

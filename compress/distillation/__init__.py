@@ -1,0 +1,1 @@
+"""Quantized weights fitted to what the float model says, end to end."""
