@@ -31,14 +31,15 @@ class DecoderState:
         column: the next free column of the cache.
         offset: what is added to a token's distance from `padding` to give its position: 0 unless vision tokens take
             fewer positions than columns (multimodal rotary positions).
-        cache: ``past_key_i`` and ``past_value_i``, float32 [1,kv,C,d], as decode takes them; of layers with linear
-            attention ``past_conv_i`` and ``past_state_i``.
+        cache: ``past_key_i`` and ``past_value_i``, float32 [1,kv,C,d], as decode takes them (integers and their ranges
+            where the graphs have those, see `integer_cache`); of layers with linear attention ``past_conv_i`` and
+            ``past_state_i``.
     """
 
     padding: int
     column: int
     offset: int = 0
-    cache: dict[str, FloatArray] = field(default_factory=dict)
+    cache: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,17 +163,16 @@ class DecoderHost:
         padding = self.prompt - length
         offset = 0 if positions is None else int(positions.max()) + 1 - length
         state = DecoderState(padding, self.prompt, offset)
-        shape = (1, self.config.num_key_value_heads, self.cache, self.config.head_dim)
-        for name in self.config.state_names():
-            present = results[f"present_{name}"]
+        for name, present in _present(results):
+            dtype = present.dtype if present.dtype.kind in "iu" else np.dtype(np.float32)
             if name.startswith(COLUMNS):
-                past = np.zeros(shape, np.float32)
+                past = np.zeros((*present.shape[:2], self.cache, present.shape[3]), dtype)
                 past[:, :, padding : self.prompt] = present[:, :, padding:]
                 present = past
-            state.cache[f"past_{name}"] = np.array(present, np.float32)
+            state.cache[f"past_{name}"] = np.array(present, dtype)
         return state
 
-    def decode_feeds(self, embeds: FloatArray, state: DecoderState) -> dict[str, FloatArray]:
+    def decode_feeds(self, embeds: FloatArray, state: DecoderState) -> dict[str, NDArray[Any]]:
         """The inputs of ``decode`` for the token whose embedding [1,H] this is, at the state's next column.
 
         Raises:
@@ -197,13 +197,18 @@ class DecoderHost:
 
     def store(self, results: Mapping[str, NDArray[Any]], state: DecoderState) -> None:
         """Write what ``decode`` gave into the cache: a column of keys and values, other states whole."""
-        for name in self.config.state_names():
-            past, present = state.cache[f"past_{name}"], results[f"present_{name}"]
+        for name, present in _present(results):
+            past = state.cache[f"past_{name}"]
             if name.startswith(COLUMNS):
                 past[:, :, state.column] = present[:, :, 0]
             else:
                 past[:] = present
         state.column += 1
+
+
+def _present(results: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
+    """The states that a graph gave, ``present_`` taken off their names."""
+    return [(name.removeprefix("present_"), v) for name, v in results.items() if name.startswith("present_")]
 
 
 def prompt_rows(component: str, feeds: Mapping[str, NDArray[Any]], outputs: Iterable[str]) -> Rows:
