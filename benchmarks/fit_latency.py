@@ -16,7 +16,20 @@ from pathlib import Path
 import numpy as np
 from latency_data import PRECISIONS, read, samples
 from latency_data import load_features as known_features
-from latency_fitting import FAMILY_FOLDS, Problem, fit_rows, held_out, predict_rows, problem, targets
+from latency_fitting import (
+    FAMILY_FOLDS,
+    Problem,
+    blended,
+    by_family,
+    fit_rows,
+    graph_share,
+    held_out,
+    matched,
+    predict_rows,
+    problem,
+    targets,
+)
+from numpy.typing import NDArray
 
 from pocketport.profiles.device import load_device
 from pocketport.profiles.prediction import parameters as p
@@ -38,6 +51,7 @@ NOT_MEASURED = ("apple/a15", "apple/a17-pro", "apple/a18", "apple/a18-pro", "app
 FEWEST_PAIRS = 20  # of measurements with both runtimes
 KINDS_OF_DEVICES = ("phone", "mid-range", "laptop", "automotive", "embedded")
 FEWEST_MODELS = 5  # of a group, for an interval of its own
+FEWEST_ESTIMATES = 5  # models that the compiler's estimate is mapped with
 MEDIATEK = ("mediatek/mt6897", "mediatek/mt6989", "mediatek/mt6991")
 
 
@@ -91,10 +105,18 @@ def device_spread(q: Problem, fitted: Fitted, ids: Mapping[str, str]) -> dict[st
     return {kind: round(max(values if len(values) >= 3 else every), 3) for kind, values in logs.items()}
 
 
-def model_of(q: Problem, features: Mapping[str, GraphFeatures], ids: Mapping[str, str]) -> p.Model:
-    """Fit all, hold out families for the intervals."""
+def model_of(
+    q: Problem,
+    features: Mapping[str, GraphFeatures],
+    ids: Mapping[str, str],
+    graph: NDArray[np.float64] | None = None,
+) -> tuple[p.Model, NDArray[np.float64]]:
+    """Fit all, hold out families for the intervals; with `graph`, what the graph alone predicts, as a part of the prediction."""
     fitted = fit_rows(q, np.ones(len(q.samples), bool))
-    out, _ = held_out(q, q.families(), FAMILY_FOLDS)
+    out, folds = held_out(q, by_family, FAMILY_FOLDS)
+    share = 0.0 if graph is None else graph_share(q.measured(), out, graph)
+    if graph is not None:
+        out = blended(q, out, graph, folds)
     ratios = np.log(q.measured() / out)
     kinds = np.array([q.groups[g] for g in q.seen.graph])
     spreads = {}
@@ -106,7 +128,7 @@ def model_of(q: Problem, features: Mapping[str, GraphFeatures], ids: Mapping[str
         spreads[kind] = p.Spread(low=p.rounded(low), high=p.rounded(high), median_ape=round(error, 3), n=len(chosen))
         print(f"  {kind:12} median error {error:.1%}, interval {low:.2f} to {high:.2f}, n {len(chosen)}")
     counts = Counter(op for m in q.models for op in {o.op for o in features[m].ops})
-    return p.Model(
+    model = p.Model(
         reference=ids[q.devices[0]],
         rates=rates_data(fitted),
         devices=factors_data(fitted, q, ids),
@@ -116,7 +138,9 @@ def model_of(q: Problem, features: Mapping[str, GraphFeatures], ids: Mapping[str
         weights=tuple(round(float(v), 4) for v in fitted.correction.weights),
         seen={op: round(n / len(q.models), 3) for op, n in sorted(counts.items())},
         largest_ms=round(float(q.measured().max()), 1),
+        graph_share=share,
     )
+    return model, out
 
 
 def runtimes(data: Path) -> dict[str, dict[str, p.Runtime]]:
@@ -210,15 +234,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     features, every, ids = known_features(), samples(arguments.data), targets()
+    known = {precision: estimates(precision) for precision in PRECISIONS}
     graph, compiler = {}, {}
     for precision in PRECISIONS:
         print(f"graph, {precision}")
-        graph[precision] = model_of(problem(every, features, precision), features, ids)
-        known = estimates(precision)
+        alone = problem(every, features, precision)
+        graph[precision], out = model_of(alone, features, ids)
         q = problem(every, features, precision, known)
-        if len(q.models) >= 5:
+        if len(q.models) >= FEWEST_ESTIMATES:
             print(f"compiler, {precision}: {len(q.models)} models")
-            compiler[precision] = model_of(q, features, ids)
+            compiler[precision], _ = model_of(q, features, ids, matched(q, alone, out))
     fitted = p.Parameters(
         provenance=PROVENANCE,
         level=LEVEL,

@@ -1,6 +1,6 @@
 """The measured models of one precision as a fitting problem, and predictions of what was held out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from pocketport.profiles.prediction.roofline import Factors, Work
 
 REFERENCE = "Samsung Galaxy S24"
 MODEL_FOLDS, FAMILY_FOLDS = 10, 20
+SHARES = np.linspace(0, 1, 21)
+Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,6 @@ class Problem:
     prior: "Problem | None" = None
     correct: bool = True
 
-    def families(self) -> list[str]:
-        """Of every measurement."""
-        return [s.family for s in self.samples]
-
     def measured(self) -> NDArray[np.float64]:
         """Milliseconds of every measurement."""
         return np.exp(self.seen.log_ms)
@@ -55,23 +53,23 @@ def problem(
     samples: Sequence[Sample],
     features: Mapping[str, GraphFeatures],
     precision: str,
-    estimates: Mapping[str, Mapping[str, float]] | None = None,
+    estimates: Mapping[str, Estimates] | None = None,
 ) -> Problem:
-    """Measurements of ``qnn_dlc`` at `precision`, of models that have features (and, if given, the compiler's estimates)."""
-    known = features.keys() if estimates is None else features.keys() & estimates.keys()
+    """Measurements of ``qnn_dlc`` at `precision`, of models that have features (and, if given by precision, the compiler's estimates)."""
+    known = features.keys() if estimates is None else features.keys() & estimates[precision].keys()
     kept = tuple(s for s in samples if s.precision == precision and s.runtime == "qnn_dlc" and s.model in known)
     models = tuple(sorted({s.model for s in kept}))
     devices = (REFERENCE, *sorted({s.device for s in kept} - {REFERENCE}))
     if estimates is None:
         work = Work.of([features[m] for m in models], precision)
     else:
-        work = estimate_work([estimates[m] for m in models])
+        work = estimate_work([estimates[precision][m] for m in models])
     seen = Observations(
         np.array([models.index(s.model) for s in kept], np.intp),
         np.array([devices.index(s.device) for s in kept], np.intp),
         np.log([s.ms for s in kept]),
     )
-    prior = None if precision == "float" or estimates is not None else problem(samples, features, "float")
+    prior = None if precision == "float" else problem(samples, features, "float", estimates)
     return Problem(
         kept, models, tuple(group(features[m]) for m in models), devices, work, seen, prior, estimates is None
     )
@@ -95,9 +93,19 @@ def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDAr
     return np.asarray(table[p.seen.device, p.seen.graph])
 
 
-def held_out(p: Problem, groups: Sequence[str], most: int) -> tuple[NDArray[np.float64], list[list[int]]]:
-    """Predictions of every measurement by a fit that saw nothing of its group, on any device; and the folds."""
-    folds = grouped_folds(groups, most)
+def by_model(sample: Sample) -> str:
+    """The group that is held out at once: a model on all devices."""
+    return sample.model
+
+
+def by_family(sample: Sample) -> str:
+    """The group that is held out at once: a family of models on all devices."""
+    return sample.family
+
+
+def held_out(p: Problem, by: Callable[[Sample], str], most: int) -> tuple[NDArray[np.float64], list[list[int]]]:
+    """Predictions of every measurement by a fit that saw nothing of its group, on any device; and the folds, at most `most`."""
+    folds = grouped_folds([by(s) for s in p.samples], most)
     out = np.zeros(len(p.samples))
     for fold in folds:
         rows = np.ones(len(out), bool)
@@ -105,6 +113,32 @@ def held_out(p: Problem, groups: Sequence[str], most: int) -> tuple[NDArray[np.f
         fitted = fit_rows(p, rows)
         out[fold] = predict_rows(p, fitted, fitted.factors)[fold]
     return out, folds
+
+
+def matched(p: Problem, graph: Problem, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Predictions of the measurements of `graph`, for those of `p`, which are some of them."""
+    known = {(s.model, s.device): float(v) for s, v in zip(graph.samples, predicted, strict=True)}
+    return np.array([known[s.model, s.device] for s in p.samples])
+
+
+def graph_share(measured: NDArray[np.float64], compiler: NDArray[np.float64], graph: NDArray[np.float64]) -> float:
+    """The graph's share in the geometric mean of both predictions that has the least mean absolute error of the logarithm."""
+    steps = np.log(graph / compiler)
+    errors = np.log(measured / compiler)
+    return float(SHARES[np.abs(errors - SHARES[:, None] * steps).mean(1).argmin()])
+
+
+def blended(
+    p: Problem, compiler: NDArray[np.float64], graph: NDArray[np.float64], folds: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:
+    """Both held-out predictions in one, each fold with the share that is best for the others."""
+    out, measured = np.zeros(len(compiler)), p.measured()
+    for fold in folds:
+        rest = np.ones(len(out), bool)
+        rest[list(fold)] = False
+        share = graph_share(measured[rest], compiler[rest], graph[rest])
+        out[list(fold)] = (compiler ** (1 - share) * graph**share)[list(fold)]
+    return out
 
 
 def inside(p: Problem, predicted: NDArray[np.float64], folds: Sequence[Sequence[int]]) -> list[bool]:
@@ -134,9 +168,14 @@ __all__ = [
     "MODEL_FOLDS",
     "REFERENCE",
     "Problem",
+    "blended",
+    "by_family",
+    "by_model",
     "fit_rows",
+    "graph_share",
     "held_out",
     "inside",
+    "matched",
     "predict_rows",
     "problem",
     "targets",

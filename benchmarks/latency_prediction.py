@@ -23,9 +23,13 @@ from latency_fitting import (
     FAMILY_FOLDS,
     MODEL_FOLDS,
     Problem,
+    blended,
+    by_family,
+    by_model,
     fit_rows,
     held_out,
     inside,
+    matched,
     predict_rows,
     problem,
     targets,
@@ -54,11 +58,31 @@ class Row:
     score: Score
 
 
-def by_device(p: Problem, predictor: str, precision: str, runtime_samples: list[Sample]) -> Iterator[Row]:
+SPLITS = {"model": (by_model, MODEL_FOLDS), "family": (by_family, FAMILY_FOLDS)}
+Predicted = tuple[
+    NDArray[np.float64], list[list[int]]
+]  # of every measurement, and the folds in which they were held out
+
+
+def of_graph(p: Problem) -> dict[str, Predicted]:
+    """Held-out predictions by what is held out."""
+    return {name: held_out(p, *split) for name, split in SPLITS.items()}
+
+
+def of_compiler(p: Problem, graph: Problem, known: dict[str, Predicted]) -> dict[str, Predicted]:
+    """The same with the compiler's estimate, of which those of the graph alone are a part."""
+    found = {}
+    for name, split in SPLITS.items():
+        out, folds = held_out(p, *split)
+        found[name] = blended(p, out, matched(p, graph, known[name][0]), folds), folds
+    return found
+
+
+def by_device(
+    p: Problem, predicted: dict[str, Predicted], predictor: str, precision: str, runtime_samples: list[Sample]
+) -> Iterator[Row]:
     """Scores by model and by family: over all devices, per device, and per runtime."""
-    splits = {"model": ([s.model for s in p.samples], MODEL_FOLDS), "family": (p.families(), FAMILY_FOLDS)}
-    for split, (groups, most) in splits.items():
-        out, folds = held_out(p, groups, most)
+    for split, (out, folds) in predicted.items():
         hits = np.array(inside(p, out, folds))
         measured = p.measured()
         yield Row(predictor, precision, "all", "qnn_dlc", split, score(out, measured, hits))
@@ -74,7 +98,8 @@ def by_runtime(
 ) -> Iterator[Row]:
     """The held-out predictions of ``qnn_dlc``, through the line of each other runtime."""
     predicted = {(s.model, s.device): float(v) for s, v in zip(p.samples, out, strict=True)}
-    spreads = parameters().graph[precision].spreads
+    fitted = parameters()
+    spreads = (fitted.graph if predictor == "graph" else fitted.compiler)[precision].spreads
     groups = dict(zip(p.models, p.groups, strict=True))
     for runtime in RUNTIMES[1:]:
         line = parameters().runtimes[runtime].get(precision)
@@ -141,18 +166,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     features, every = load_features(), samples(arguments.data)
+    known = {precision: estimates(precision) for precision in PRECISIONS}
     rows: list[Row] = []
     print(
         f"{'predictor':9} {'prec.':6} {'device':38} {'runtime':18} {'held out':12} {'n':>4}  median    P90   rho  in 2x  covered"
     )
     for precision in PRECISIONS:
         graph = problem(every, features, precision)
-        compiler = problem(every, features, precision, estimates(precision))
-        for row in chain(
-            by_device(graph, "graph", precision, every),
-            unseen_devices(graph, precision),
-            by_device(compiler, "compiler", precision, every) if len(compiler.models) >= FEWEST else (),
-        ):
+        compiler = problem(every, features, precision, known)
+        alone = of_graph(graph)
+        scored = [by_device(graph, alone, "graph", precision, every), unseen_devices(graph, precision)]
+        if len(compiler.models) >= FEWEST and precision in parameters().compiler:
+            scored.append(by_device(compiler, of_compiler(compiler, graph, alone), "compiler", precision, every))
+        for row in chain(*scored):
             s = row.score
             print(f"{row.predictor:9} {row.precision:6} {row.device:38} {row.runtime:18} {row.held_out:12} {s.n:4}  {s.median_ape:6.1%} {s.p90_ape:6.0%} {s.spearman:5.2f}  {s.within_2x:5.0%}  {s.coverage:6.0%}", flush=True)  # fmt: skip
             rows.append(row)

@@ -24,8 +24,8 @@ def bounds(log_ratios: ArrayLike, groups: ArrayLike | None = None, level: float 
         level: of both ends together; each end may miss half of the rest.
 
     Returns:
-        With K groups the quantiles at (1 + 1/K)(1 − α/2) and at its mirror. Where K is too small for the level even the most extreme
-        scores promise less; there they are widened to what Student's t says of one more group, as of normal errors.
+        With K groups the quantiles at (1 + 1/K)(1 − α/2) and at its mirror. Where K is too small for the level, for which even the most
+        extreme scores promise less, what Student's t says of one more group, as of normal errors.
     """
     scores = np.asarray(log_ratios, np.float64)
     _, inverse, counts = np.unique(
@@ -40,7 +40,7 @@ def bounds(log_ratios: ArrayLike, groups: ArrayLike | None = None, level: float 
         middle = float(share @ scores) / number
         deviation = math.sqrt(float(share @ (scores - middle) ** 2) / (number - 1))
         width = _student((1 + level) / 2, number - 1) * deviation * math.sqrt(1 + 1 / number)
-        low, high = min(low, middle - width), max(high, middle + width)
+        low, high = middle - width, middle + width
     return float(np.exp(min(low, 0.0))), float(np.exp(max(high, 0.0)))
 
 

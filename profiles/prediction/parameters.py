@@ -78,6 +78,7 @@ class Model(_Data):
         weights: what each of them corrects.
         seen: ONNX op → share of the fitted models that have it.
         largest_ms: the longest measured time.
+        graph_share: of the graph-only prediction in the geometric mean with this one; 0 where it is that prediction.
     """
 
     reference: str
@@ -89,6 +90,7 @@ class Model(_Data):
     weights: tuple[float, ...]
     seen: Mapping[str, float]
     largest_ms: float
+    graph_share: float = 0.0
 
     def milliseconds(self, work: Work, factors: Factors) -> Floats:
         """Predictions of graphs on a device with `factors`."""

@@ -109,7 +109,7 @@ class GraphPredictor:
 
 
 class CompilerPredictor:
-    """The vendor compiler's estimate for a chip of a related architecture, mapped to the device."""
+    """The vendor compiler's estimate for a chip of a related architecture, mapped to the device, and the roofline's say in it."""
 
     name = "compiler"
 
@@ -126,7 +126,14 @@ class CompilerPredictor:
         model = _model(self._fitted.compiler, precision, runtime)
         work = estimate_work([features.estimates])
         found = _predict(self._fitted, self._local, model, work, features.graph, device, precision, self.name)
-        return None if found is None else _at_runtime(self._fitted, found, precision, runtime)
+        alone = _model(self._fitted.graph, precision, runtime)
+        work = Work.of([features.graph], precision)
+        graph = _predict(self._fitted, self._local, alone, work, features.graph, device, precision, GraphPredictor.name)
+        if found is None or graph is None:
+            return None
+        scale = (graph.ms / found.ms) ** model.graph_share
+        found = replace(found, ms=found.ms * scale, low=found.low * scale, high=found.high * scale)
+        return _at_runtime(self._fitted, found, precision, runtime)
 
 
 def estimate_work(estimates: list[Mapping[str, float]]) -> Work:

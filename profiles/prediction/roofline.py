@@ -6,7 +6,7 @@ After Williams et al. 2009 (doi 10.1145/1498765.1498785), per op instead of per 
                 + memory·ms_per_spilled_mb·spilled(op) + overhead·ms_per_op[unit(kind)]
     ms(graph) = sum over ops + memory·ms_per_io_mb·(megabytes in and out) + overhead·offset_ms
 
-Work is counted in the granules in which the units do it (32 channels, 8×4 pixels), in 10⁹ multiply-accumulates for these and in
+Work is counted in the granules in which the units do it (32 channels, 8×4 pixels, 32 rows of a matrix), in 10⁹ multiply-accumulates for these and in
 10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. Rates belong
 to a precision; `arithmetic` (of matrices and of vectors), `memory` and `overhead` belong to a device.
 """
@@ -28,6 +28,8 @@ MATRIX_KIND = np.array([kind in MATRIX for kind in KINDS])
 CHANNELS = 32  # that are laid out, and computed, together
 SHALLOW = 16  # input channels below which a matrix unit idles
 TILE = (8, 4)  # rows and columns of an image that are computed together
+ROWS = 32  # of a matrix that are
+IN_PLACE = ("Concat", "Split")  # their parts are written and read where they lie
 ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
 # activation and weight bytes of an element
 WIDTHS: dict[str, tuple[float, float]] = {"float": (2, 2), "w8a8": (1, 1), "w8a16": (2, 1), "w4a16": (2, 0.5)}
@@ -75,13 +77,15 @@ def _padded(n: int, granule: int) -> float:
 
 def _work(op: OpFeatures) -> float:
     """10⁹ multiply-accumulates or 10⁶ elements, in whole granules."""
+    if op.op in IN_PLACE:
+        return 0.0
     image = len(op.output) == 4 and op.kind not in (Kind.LINEAR, Kind.MATMUL, Kind.SOFTMAX)
     convolves = op.kind in (Kind.CONV, Kind.POINTWISE, Kind.GROUPED, Kind.DEPTHWISE)
     more = 1.0
     if image and convolves:
         more = _padded(op.output[2], TILE[0]) * _padded(op.output[3], TILE[1])
     elif op.kind in (Kind.LINEAR, Kind.MATMUL) and len(op.output) > 1:
-        more = _padded(op.output[-2], TILE[0])
+        more = _padded(op.output[-2], ROWS)
     if op.kind in MATRIX:
         if op.kind is not Kind.GROUPED and op.kind is not Kind.RECURRENT and op.macs:
             out = op.output[1] if convolves and len(op.output) > 1 else op.output[-1] if op.output else 1

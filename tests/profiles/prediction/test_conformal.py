@@ -37,7 +37,7 @@ def test_groups_count_alike() -> None:
     assert 0.86 <= np.mean(hits) <= 0.97
 
 
-def test_few_groups_are_widened_by_students_t() -> None:
+def test_few_groups_take_students_t() -> None:
     """Five scores with mean 0 and deviation √0.025; t at 95 % and four degrees of freedom is 2.132 in every table."""
     low, high = bounds([-0.2, -0.1, 0.0, 0.1, 0.2])
     width = 2.132 * math.sqrt(0.025) * math.sqrt(1.2)

@@ -104,6 +104,24 @@ def test_the_compilers_estimate_speaks_where_it_is() -> None:
     assert 1.5 < slow.ms / found.ms < 2.05
 
 
+def test_the_graph_has_its_share_in_what_the_compiler_says() -> None:
+    """Geometric mean of both, between them whatever the share."""
+    features, known = replace(PLAIN, estimates={ESTIMATE: 9000.0}), parameters()
+
+    def ms(share: float) -> float:
+        model = known.compiler["float"].model_copy(update={"graph_share": share})
+        fitted = known.model_copy(update={"compiler": {"float": model}})
+        found = CompilerPredictor(fitted).predict(features, device("qualcomm/sm8650"), "float", "qnn_dlc")
+        assert found is not None
+        assert found.low < found.ms < found.high
+        return found.ms
+
+    graph = predicted("qualcomm/sm8650").ms
+    assert ms(1.0) == pytest.approx(graph)
+    assert ms(0.0) > 2 * graph
+    assert ms(0.25) == pytest.approx(ms(0.0) ** 0.75 * graph**0.25)
+
+
 def test_resnet50_as_measured_on_a_galaxy_s24() -> None:
     """2870 µs by the compiler's simulation; Qualcomm AI Hub Models 0.65.0 measured 1.617 ms (float)."""
     found = CompilerPredictor().predict(

@@ -24,7 +24,7 @@ def test_sum_by_hand() -> None:
     ms = milliseconds(work, rates(conv=0.2, elementwise=0.02, linear=0.3), Factors())
     conv = max(0.2 * CONV.macs / 1e9, 0.05 * 64 * 64 * 9 * 2 / 1e6) + 0.001
     add = 0.02 * 64 * 56 * 56 / 1e6 + 0.002
-    granules = 1024 / 1000 * 8  # 1000 outputs take 32 granules of 32, one row takes one of 8
+    granules = 1024 / 1000 * 32  # 1000 outputs take 32 granules of 32, one row takes one of 32
     head = max(0.3 * HEAD.macs / 1e9 * granules, 0.05 * HEAD.weights * 2 / 1e6) + 0.001
     assert ms[0] == pytest.approx(conv + add + head + 0.1 * 0.2 + 0.3)
 
@@ -55,6 +55,15 @@ def test_images_are_computed_in_tiles() -> None:
     work = Work.of([GraphFeatures((small, thin), 0)], "float").work
     assert work[0] == pytest.approx(small.macs / 1e9 * (8 / 7) ** 2 * 16 / 3)
     assert work[1] == pytest.approx(32 * 64 * 64 / 1e6)
+
+
+def test_concatenations_and_splits_compute_nothing() -> None:
+    parts, whole = ((1, 32, 56, 56), (1, 32, 56, 56)), (1, 64, 56, 56)
+    ops = [
+        OpFeatures("Concat", Kind.MOVE, 0, 0, parts, whole),
+        OpFeatures("Transpose", Kind.MOVE, 0, 0, (whole,), whole),
+    ]
+    assert Work.of([GraphFeatures(tuple(ops), 0)], "float").work.tolist() == [0.0, pytest.approx(64 * 56 * 56 / 1e6)]
 
 
 @pytest.mark.parametrize(
