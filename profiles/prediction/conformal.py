@@ -58,7 +58,7 @@ def _student(p: float, freedom: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
+    return float(z + sum(term / freedom**k for k, term in enumerate(terms, 1)))
 
 
 def widened(interval: tuple[float, float], log_spread: float) -> tuple[float, float]:
