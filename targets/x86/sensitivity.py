@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pocketport.compress.graph import load_graph, save_graph
+from pocketport.compress.graph import constant, load_graph, save_graph
 from pocketport.targets.contract import Arrays
 from pocketport.targets.x86.engines import MODEL_FILE, REFERENCE, open_engine
 from pocketport.targets.x86.settings import ONNX
@@ -26,14 +26,11 @@ def shaken_outputs(pivot: Path, feeds: Arrays) -> Mapping[str, NDArray[np.generi
     rng = np.random.default_rng(1)
     nudged = {name: _nudged(x, rng) if x.dtype == np.float32 else x for name, x in feeds.items()}
     graph = load_graph(pivot)
-    scales = {
-        node.inputs[1].name: node.inputs[1]
-        for node in graph.graph
-        if node.op_type == "DequantizeLinear" and _is_stored(node.inputs[0]) and _is_stored(node.inputs[1])
-    }
-    for name, value in scales.items():
-        array = value.const_value.numpy()  # type: ignore[union-attr]
-        value.const_value = ir.Tensor(_nudged(array, rng), name=name)  # type: ignore[union-attr]
+    stored = (
+        node.inputs[1] for node in graph.graph if node.op_type == "DequantizeLinear" and _is_stored(node.inputs[0])
+    )
+    for scale in dict.fromkeys(value for value in stored if value is not None and _is_stored(value)):
+        scale.const_value = ir.Tensor(_nudged(np.asarray(constant(scale)), rng), name=scale.name)
     with tempfile.TemporaryDirectory(prefix="pocketport-shaken-") as folder:
         save_graph(graph, Path(folder) / MODEL_FILE[ONNX])
         with closing(open_engine(ONNX, Path(folder), REFERENCE)) as executor:
@@ -45,5 +42,4 @@ def _is_stored(value: ir.Value | None) -> bool:
 
 
 def _nudged(x: NDArray[np.generic], rng: np.random.Generator) -> NDArray[np.float32]:
-    noise = 1 + NUDGE * rng.standard_normal(x.shape)
-    return np.asarray(x * noise, np.float32)
+    return np.asarray(x, np.float32) * (1 + NUDGE * rng.standard_normal(x.shape)).astype(np.float32)
