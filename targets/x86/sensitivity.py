@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,5 +42,5 @@ def _is_stored(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
 
 
-def _nudged(x: NDArray[np.generic], rng: np.random.Generator) -> NDArray[np.float32]:
+def _nudged(x: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
     return np.asarray(x, np.float32) * (1 + NUDGE * rng.standard_normal(x.shape)).astype(np.float32)
