@@ -23,7 +23,9 @@ PROBE_ROWS, PROBE_COLUMNS = 1024, 2048
 # Of one K × K matrix in flops: Cholesky K³/3 and triangular inverse K³, twice as slow as a product.
 FACTOR_FLOPS = 2 * (1 / 3 + 1)
 HESSIAN_COPIES = 4  # sums, reordered, factor, inverse
-DISTILLATION_FLOPS = 10  # of each weight a token: float and quantized forwards, forwards again, and two products backwards
+DISTILLATION_FLOPS = (
+    10  # of each weight a token: float and quantized forwards, forwards again, and two products backwards
+)
 SWEEP_FLOPS = 11  # of N·K² a weight: four products to fit scales, one and a half to descend
 
 
