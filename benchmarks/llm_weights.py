@@ -52,6 +52,7 @@ OURS = {  # method → algorithm and options
     "gptq": ("gptq", {}),
     "gptq-refined": ("gptq", {"propagation": 0.5, "sweeps": 2}),
     "gptq-distilled": ("gptq", {"distillation": 1}),
+    "gptq-refined-distilled": ("gptq", {"propagation": 0.5, "sweeps": 2, "distillation": 1}),
 }
 PEERS = {  # method → its script, and what it is told beside bits, groups and symmetry
     "gptqmodel": ("gptqmodel_gptq.py", {}),
