@@ -1,6 +1,9 @@
 """Predictors: who speaks, for which device, with what said about it."""
 
+import gzip
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,7 @@ from pocketport.profiles.prediction.predictors import (
     precision_of,
 )
 
+FEATURES = Path(__file__).resolve().parents[3] / "benchmarks" / "data" / "latency_features.json.gz"
 CONV = OpFeatures("Conv", Kind.CONV, 64 * 64 * 56 * 56 * 9, 64 * 64 * 9, ((1, 64, 56, 56),), (1, 64, 56, 56), 9)
 PLAIN = ModelFeatures(GraphFeatures((CONV,) * 20, 150_528))
 
@@ -124,8 +128,9 @@ def test_the_graph_has_its_share_in_what_the_compiler_says() -> None:
 
 def test_resnet50_as_measured_on_a_galaxy_s24() -> None:
     """2870 µs by the compiler's simulation; Qualcomm AI Hub Models 0.65.0 measured 1.617 ms (float)."""
+    graph = GraphFeatures.from_json(json.loads(gzip.decompress(FEATURES.read_bytes()))["resnet50"], "resnet50")
     found = CompilerPredictor().predict(
-        replace(PLAIN, estimates={ESTIMATE: 2870.0}), device("qualcomm/sm8650"), "float", "qnn_dlc"
+        ModelFeatures(graph, estimates={ESTIMATE: 2870.0}), device("qualcomm/sm8650"), "float", "qnn_dlc"
     )
     assert found is not None
     assert found.low < 1.617 < found.high
