@@ -162,8 +162,8 @@ def precision_of(scheme: str) -> str:
 
 
 def combined(graph: Prediction, informed: Prediction | None) -> Prediction:
-    """The prediction with the narrower interval; what the graph is warned about stays told."""
-    if informed is None or informed.high / informed.low > graph.high / graph.low:
+    """The compiler-informed prediction where there is one, since it is fitted only where it errs less; the graph's warnings stay told."""
+    if informed is None:
         return graph
     return replace(informed, warnings=tuple(dict.fromkeys((*informed.warnings, *graph.warnings))))
 
