@@ -102,6 +102,9 @@ def run_until(context: Context, last: str) -> Run:
         jobs = [pool.submit(_run_target, run, one, goal) for one in run.targets.values()]
         for job in jobs:
             job.result()
+    if goal >= STAGES.index("profile"):
+        for one in run.targets.values():  # in turn: what is measured must not wait for another target's compiler
+            _profile(run, one)
     return run
 
 
@@ -146,18 +149,18 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
             "task",
             lambda: target_task(context, target, run.conditioned, one.stages["quantize"], compiled_all),
         )
-    if goal >= STAGES.index("profile") and complete:
+
+
+def _profile(run: Run, one: TargetRun) -> None:
+    """Cost and memory of a target all of whose components were compiled."""
+    assert run.held_out is not None
+    context, held_out, compiled = run.context, run.held_out, one.compiled()
+    if set(compiled) == set(load_bundle(run.conditioned).components):
         _try(
             one,
             "profile",
             lambda: profile_target(
-                context,
-                target,
-                run.conditioned,
-                held_out,
-                one.stages["quantize"],
-                compiled_all,
-                one.stages.get("task"),
+                context, one.target, run.conditioned, held_out, one.stages["quantize"], compiled, one.stages.get("task")
             ),
         )
 
