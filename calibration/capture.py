@@ -1,6 +1,5 @@
 """One pass over the calibration data: every intermediate tensor of the float graphs into Statistics."""
 
-import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pocketport.calibration.observers import Histogram
 from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
 from pocketport.calibration.taps import Window, window_of
 from pocketport.errors import InputError, UsageError
+from pocketport.workers import processors
 
 MOVEMENT_OPS = frozenset(
     {"Identity", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile",
@@ -73,7 +73,7 @@ def calibrate(
         InputError: onnxruntime refuses a graph or a feed, or a tensor holds NaN or infinity.
     """
     statistics = Statistics()
-    threads = threads or min(MOST_THREADS, _processors())
+    threads = threads or min(MOST_THREADS, len(processors()))
     captures: dict[str, _Capture] = {}
     with (
         tempfile.TemporaryDirectory(prefix="pocketport-calibration-") as folder,
@@ -103,11 +103,6 @@ def calibrate(
     if not statistics.samples:
         raise UsageError("there was no calibration data", where="calibration", fix="give at least one sample")
     return statistics
-
-
-def _processors() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SPILL_NAME = ".spill"  # in a directory of parts, which takes files that begin with a dot away when it is whole
+
 
 class Activations:
     """Tensors by (name, sample). What the budget does not hold lies in a file that is read and written, never mapped.

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.activations import Activations
+from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
 from pocketport.compress.blockwise.drift import Drift
 from pocketport.compress.blockwise.gptq import Hessian, solve
 from pocketport.compress.blockwise.grids import Form, dequantized
@@ -31,7 +31,6 @@ from pocketport.compress.structure import is_constant, weight_operand
 from pocketport.compress.torch_executor import Values, WeightCache, last_uses, run_nodes
 
 ROWS = 2048  # of inputs that a Hessian takes in at once
-SPILL_NAME = ".spill"
 
 
 @dataclass(frozen=True)

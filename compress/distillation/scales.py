@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.activations import Activations
+from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
 from pocketport.compress.executor import Arrays
 from pocketport.compress.mixed_precision.next_token import Head
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
@@ -27,7 +27,6 @@ from pocketport.compress.structure import weight_operand
 
 LEARNING_RATE = 1.5e-3  # of a scale's relative change, falling to 0 along a cosine
 MOMENTS = (0.9, 0.95)
-SPILL_NAME = ".spill"
 
 
 def distill_scales(
@@ -121,9 +120,7 @@ class MovingScales(Mapping[str, Tensor]):
         """Weight → relative change of each scale, float32 [N, G]."""
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._integers(name)
-        now = replace(weight, scale=weight.scale * (1 + self.changes[name].detach().cpu().numpy()))
-        return torch.from_numpy(now.dequantized()).to(self._device)
+        return torch.from_numpy(self._moved(name).dequantized()).to(self._device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.changes)
@@ -150,11 +147,13 @@ class MovingScales(Mapping[str, Tensor]):
         """A weight with its scales as they are to be stored."""
         if name not in self.changes:
             return self._weights[name]
-        weight = self._integers(name)
-        scale = weight.scale * (1 + self.changes[name].detach().cpu().numpy())
-        return replace(weight, scale=scale.astype(np.float16).astype(np.float32) if self._forms[name] else scale)
+        weight = self._moved(name)
+        return (
+            replace(weight, scale=weight.scale.astype(np.float16).astype(np.float32)) if self._forms[name] else weight
+        )
 
-    def _integers(self, name: str) -> QuantizedWeight:
+    def _moved(self, name: str) -> QuantizedWeight:
+        """A weight under its scales as they are now."""
         weight = self._weights[name]
         assert isinstance(weight, QuantizedWeight)
-        return weight
+        return replace(weight, scale=weight.scale * (1 + self.changes[name].detach().cpu().numpy()))

@@ -5,7 +5,7 @@ everything from the cache, and a killed run goes on where it stopped.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,17 +98,18 @@ def run_until(context: Context, last: str) -> Run:
     run.held_out = collect_held_out(context, run.conditioned)
     if goal >= STAGES.index("verify"):
         run.float_task = float_task(context, ingested)
+    names = list(load_bundle(run.conditioned).components)
     with ThreadPoolExecutor(PARALLEL_TARGETS) as pool:
-        jobs = [pool.submit(_run_target, run, one, goal) for one in run.targets.values()]
+        jobs = [pool.submit(_run_target, run, one, names, goal) for one in run.targets.values()]
         for job in jobs:
             job.result()
     if goal >= STAGES.index("profile"):
         for one in run.targets.values():  # in turn: what is measured must not wait for another target's compiler
-            _profile(run, one)
+            _profile(run, one, names)
     return run
 
 
-def _run_target(run: Run, one: TargetRun, goal: int) -> None:
+def _run_target(run: Run, one: TargetRun, names: Sequence[str], goal: int) -> None:
     """All stages of one target; what a vendor's tool refuses becomes a Diagnostic and the rest goes on."""
     context, target = run.context, one.target
     assert run.calibrated is not None and run.held_out is not None
@@ -119,7 +120,6 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
     one.diagnostics += missing
     if goal < STAGES.index("compile") or any(d.severity is Severity.ERROR for d in missing):
         return
-    names = list(load_bundle(run.conditioned).components)
     for name in names:
 
         def compile_one(name: str = name) -> StageResult:
@@ -151,11 +151,11 @@ def _run_target(run: Run, one: TargetRun, goal: int) -> None:
         )
 
 
-def _profile(run: Run, one: TargetRun) -> None:
+def _profile(run: Run, one: TargetRun, names: Sequence[str]) -> None:
     """Cost and memory of a target all of whose components were compiled."""
     assert run.held_out is not None
     context, held_out, compiled = run.context, run.held_out, one.compiled()
-    if set(compiled) == set(load_bundle(run.conditioned).components):
+    if set(compiled) == set(names):
         _try(
             one,
             "profile",

@@ -32,6 +32,13 @@ LOG_TAIL_LINES = 12
 _STARTING = threading.Lock()
 
 
+def processors() -> tuple[int, ...]:
+    """The logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a worker may use: wall seconds per call, and resident bytes in all."""

@@ -15,9 +15,9 @@ from pocketport.targets.x86.settings import (
     Settings,
     engine_defaults,
     own_defaults,
-    processors,
     thread_counts,
 )
+from pocketport.workers import processors
 
 
 def first_round(kinds: Sequence[str]) -> list[Settings]:

@@ -17,8 +17,8 @@ from pocketport.targets.x86.settings import (
     OpenVinoSettings,
     Settings,
     own_defaults,
-    processors,
 )
+from pocketport.workers import processors
 
 MODEL_FILE = {ONNX: "model.onnx", OPENVINO_IR: "model.xml"}
 REFERENCE = OnnxRuntimeSettings(optimization="disabled")

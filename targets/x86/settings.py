@@ -1,6 +1,5 @@
 """What can be set in each engine. A field that is left alone is as the engine has it when nobody says anything."""
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pocketport.errors import InputError
 from pocketport.targets.x86.target import threads
+from pocketport.workers import processors
 
 ONNX, OPENVINO_IR = "onnx", "openvino-ir"
 NAMES: Mapping[str, str] = {ONNX: "onnxruntime", OPENVINO_IR: "openvino"}
@@ -122,13 +122,6 @@ def parse_settings(entries: Mapping[str, Any], where: str) -> Settings:
             fix="run `pocketport tune` on this machine",
         )
     return settings
-
-
-def processors() -> tuple[int, ...]:
-    """The logical processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def thread_counts() -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pocketport.errors import ToolchainError
 from pocketport.targets.checks import unknown_soc
 from pocketport.targets.contract import Target
+from pocketport.workers import processors
 
 VENDOR = "x86"
 CPU_INFO = Path("/proc/cpuinfo")
@@ -60,7 +61,7 @@ def cpu_model() -> str:
 
 def threads() -> int:
     """Threads that the engines use: the processors this process may run on, capped by ``OMP_NUM_THREADS``."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = len(processors())
     cap = os.environ.get("OMP_NUM_THREADS", "")
     return min(available, int(cap)) if cap.isdigit() and int(cap) > 0 else available
 

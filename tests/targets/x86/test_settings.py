@@ -19,8 +19,8 @@ from pocketport.targets.x86.settings import (
     engine_defaults,
     own_defaults,
     parse_settings,
-    processors,
 )
+from pocketport.workers import processors
 
 
 @pytest.fixture(scope="module")
