@@ -136,6 +136,7 @@ def peers(options: argparse.Namespace) -> list[Row]:
             str(source),
             str(tokens),
             str(result),
+            json.dumps({"dtype": "float32"} if name == "llm-compressor" else {}),
         ]
         seconds, peak = run(command, work / f"{name}.log")
         made[name] = result

@@ -62,6 +62,9 @@ PEERS = {  # method → its script, and what it is told beside bits, groups and 
     "llm-compressor": ("llm_compressor_gptq.py", {"actorder": "static", "observer": "mse"}),
     "llm-compressor-awq": ("llm_compressor_gptq.py", {"awq": True}),
     "nncf": ("nncf_weights.py", {}),
+    "onnxruntime": ("onnxruntime_weights.py", {"algorithm": "default"}),
+    "onnxruntime-k_quant": ("onnxruntime_weights.py", {"algorithm": "k_quant"}),
+    "onnxruntime-hqq": ("onnxruntime_weights.py", {"algorithm": "hqq"}),
 }
 LEAST_PARAGRAPH = 80  # characters; shorter ones are headings
 WINDOW = 1024  # tokens that are evaluated together
@@ -161,6 +164,11 @@ def peer(method: str, setting: str, model: Path, tokens: Path, options: argparse
             raise RuntimeError("its torch models are compressed to 4 bits")
         interpreter = options.nncf
         told = {"group_size": group or -1, "sym": symmetric}
+    elif script.startswith("onnxruntime"):
+        if bits != 4 or group is None or (symmetric and extra["algorithm"] != "default"):
+            raise RuntimeError("it has 4 bits in blocks only, and searches asymmetric grids only")
+        interpreter = Path(sys.executable)
+        told = {"bits": bits, "group_size": group, "sym": symmetric, **extra}
     else:
         interpreter = options.llm_compressor
         weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group" if group else "channel"}
