@@ -4,7 +4,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.calibration.drawn_rows import DrawnRows
+from pocketport.calibration.layer_inputs import convolution_inputs, linear_inputs, windows
 from pocketport.calibration.observers import Histogram
+from pocketport.calibration.reductions import channel_moment, channel_range, real_rows, row_moment, without_padding
 from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
-from pocketport.calibration.taps import Window, window_of
 from pocketport.errors import InputError, UsageError
 from pocketport.workers import processors
 
@@ -25,9 +26,6 @@ MOVEMENT_OPS = frozenset(
 )  # fmt: skip
 """Ops whose outputs hold nothing but values of their first input: both share one encoding."""
 
-ATTENTION_BIAS = "attention_bias"  # of the component graphs: 0 where attention is allowed, negative where not
-LINEAR_OPS = frozenset({"Gemm", "MatMul"})
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 COUNTED = 1 << 14  # values of a tensor that each sample adds to its histogram
 CHUNK_BYTES = 256 << 20  # intermediates fetched by one run of a session
 MOST_THREADS = 4  # each holds the intermediates of one run
@@ -93,8 +91,8 @@ def calibrate(
                 yield from captures[component].runs(inputs)
 
         done = 0
-        for run, values in _in_order(pool, runs(), threads):
-            run.capture.sum_up(run, values, statistics)
+        for run, found in _in_order(pool, runs(), threads):
+            run.capture.sum_up(run, found, statistics)
             done += run.last
             if progress and run.last:
                 progress(done)
@@ -116,9 +114,29 @@ class _Run:
     last: bool
 
 
-def _in_order(pool: ThreadPoolExecutor, runs: Iterable[_Run], ahead: int) -> Iterator[tuple[_Run, list[NDArray[Any]]]]:
+@dataclass(frozen=True)
+class _Seen:
+    """One tensor of one run.
+
+    Attributes:
+        value: all of it.
+        low: its least value, and `high` its greatest, where its range is wanted.
+        moment: of a layer's input; None of other tensors.
+        extremes: of its channels, likewise.
+        taps: what the convolutions that read it see on average, by their weight.
+    """
+
+    value: NDArray[Any]
+    low: float | None = None
+    high: float | None = None
+    moment: SecondMoment | None = None
+    extremes: ChannelRange | None = None
+    taps: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def _in_order(pool: ThreadPoolExecutor, runs: Iterable[_Run], ahead: int) -> Iterator[tuple[_Run, dict[str, _Seen]]]:
     """Every run and its results, in the order of `runs`; the next `ahead` are under way meanwhile."""
-    waiting: deque[tuple[_Run, Future[list[NDArray[Any]]]]] = deque()
+    waiting: deque[tuple[_Run, Future[dict[str, _Seen]]]] = deque()
     for run in runs:
         waiting.append((run, pool.submit(run.capture.execute, run)))
         if len(waiting) > ahead:
@@ -140,11 +158,10 @@ class _Capture:
         self._only = only
         self._inputs = [v.name or "" for v in graph.graph.inputs]
         produced = [v for node in graph.graph if node.op_type not in MOVEMENT_OPS for v in node.outputs if _is_float(v)]
-        self._linear = _linear_inputs(graph)
-        self._convolved = _convolution_inputs(graph)
-        self._windows = _windows(graph)
+        self._linear = linear_inputs(graph)
+        self._convolved = convolution_inputs(graph)
+        self._windows = windows(graph)
         self._drawn: dict[str, DrawnRows] = {}
-        self._sums: dict[str, NDArray[Any]] = {}  # over samples, of what windows walk over
         # A layer's input may be the output of data movement: fetched for its moments, not for its range.
         moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._convolved]
         extra = [v for v in moved if v not in produced]
@@ -165,8 +182,8 @@ class _Capture:
         for i in range(len(self._sessions)):
             yield _Run(self, inputs, i, first=i == 0, last=i == last)
 
-    def execute(self, run: _Run) -> list[NDArray[Any]]:
-        """The intermediates of a run; several threads may be here at once."""
+    def execute(self, run: _Run) -> dict[str, _Seen]:
+        """A run's tensors and what is known of each by itself; several threads may be here at once."""
         names, session = self._sessions[run.session]
         try:
             values: list[NDArray[Any]] = session.run(names, dict(run.inputs))
@@ -175,37 +192,45 @@ class _Capture:
                 f"onnxruntime refuses the calibration feed: {error}", where=f"component {self._component}",
                 fix=f"feed exactly {', '.join(self._inputs)} with the graph's shapes and dtypes",
             ) from error  # fmt: skip
-        return values
+        given = {name: run.inputs[name] for name in self._float_inputs if run.first and name in run.inputs}
+        real = real_rows(run.inputs)
+        found = given | dict(zip(names, values, strict=False))
+        return {name: self._seen(name, value, real) for name, value in found.items()}
 
-    def sum_up(self, run: _Run, values: Sequence[NDArray[Any]], statistics: Statistics) -> None:
+    def _seen(self, name: str, value: NDArray[Any], real: NDArray[np.bool_] | None) -> _Seen:
+        linear = name in self._linear
+        moment = extremes = low = high = None
+        if linear or name in self._convolved:
+            extremes = channel_range(value, value.ndim - 1 if linear else 1)
+            full = name in self._hessians
+            moment = row_moment(without_padding(value, real), full=full) if linear else channel_moment(value, full=full)
+        if value.size and (name in self._ranged or name in self._float_inputs):
+            lows, highs = (value, value) if extremes is None else (extremes.low, extremes.high)
+            low, high = float(lows.min()), float(highs.max())
+        taps = {weight: window.means(value) for weight, window in self._windows.get(name, ())}
+        return _Seen(value, low, high, moment, extremes, taps)
+
+    def sum_up(self, run: _Run, found: Mapping[str, _Seen], statistics: Statistics) -> None:
         """Add what came out of a run to `statistics`."""
         real = real_rows(run.inputs)
-        if run.first:
-            for name in self._float_inputs:
-                if name in run.inputs:
-                    self._observe(name, run.inputs[name], real, statistics)
-        for name, value in zip(self._sessions[run.session][0], values, strict=False):
-            self._observe(name, value, real, statistics)
+        for name, seen in found.items():
+            self._add(name, seen, real, statistics)
         if run.last:
             statistics.samples[self._component] = statistics.samples.get(self._component, 0) + 1
 
-    def _observe(self, name: str, value: NDArray[Any], real: NDArray[np.bool_] | None, statistics: Statistics) -> None:
-        key = f"{self._component}/{name}"
-        layer = name in self._linear or name in self._convolved
-        extremes = _range(value, value.ndim - 1 if name in self._linear else 1) if layer else None
-        if value.size and (name in self._ranged or name in self._float_inputs):
-            low, high = (value, value) if extremes is None else (extremes.low, extremes.high)
-            self._histogram(name, value, float(low.min()), float(high.max()), statistics)
-        if extremes is not None:
-            full = name in self._hessians
-            rows = value if real is None or len(value) != len(real) else value[real]
-            moment = _moment(rows, full=full) if name in self._linear else _channel_moment(value, full=full)
-            _add(statistics, key, moment, extremes)
+    def _add(self, name: str, seen: _Seen, real: NDArray[np.bool_] | None, statistics: Statistics) -> None:
+        value = seen.value
+        if seen.low is not None and seen.high is not None:
+            self._histogram(name, value, seen.low, seen.high, statistics)
+        if seen.moment is not None and seen.extremes is not None:
+            _merge(statistics, f"{self._component}/{name}", seen.moment, seen.extremes)
             linear = name in self._linear
-            self._drawn.setdefault(name, DrawnRows()).add(rows if linear else value, value.ndim - 1 if linear else 1)
-        if name in self._windows:
-            total: NDArray[Any] = value[0] if len(value) == 1 else value.mean(axis=0)
-            self._sums[name] = np.add(self._sums.get(name, np.float32(0)), total, out=self._sums.get(name))
+            drawn = self._drawn.setdefault(name, DrawnRows())
+            drawn.add(without_padding(value, real) if linear else value, value.ndim - 1 if linear else 1)
+        for weight, means in seen.taps.items():
+            key = f"{self._component}/{weight}"
+            known = statistics.taps.get(key)
+            statistics.taps[key] = means if known is None else known + means
 
     def _histogram(self, name: str, value: NDArray[Any], low: float, high: float, statistics: Statistics) -> None:
         """Take in a tensor's extremes, and count its values where they are wanted."""
@@ -222,92 +247,16 @@ class _Capture:
         """Add what is known only behind the last sample."""
         for name, drawn in self._drawn.items():
             statistics.rows[f"{self._component}/{name}"] = drawn.rows()
-        for name, total in self._sums.items():
-            for weight, window in self._windows[name]:
-                statistics.taps[f"{self._component}/{weight}"] = window.means(total[None])
 
 
-def _add(statistics: Statistics, key: str, moment: SecondMoment, extremes: ChannelRange) -> None:
+def _merge(statistics: Statistics, key: str, moment: SecondMoment, extremes: ChannelRange) -> None:
     known, seen = statistics.moments.get(key), statistics.channels.get(key)
     statistics.moments[key] = moment if known is None else known.merged(moment)
     statistics.channels[key] = extremes if seen is None else seen.merged(extremes)
 
 
-def _range(value: NDArray[Any], axis: int) -> ChannelRange:
-    if axis == value.ndim - 1:
-        rows, others = value.reshape(-1, value.shape[-1]), 0
-    elif len(value) == 1:
-        rows, others = value.reshape(value.shape[1], -1), 1
-    else:
-        rows, others = value.swapaxes(0, 1).reshape(value.shape[1], -1), 1
-    low, high = rows.min(axis=others), rows.max(axis=others)
-    return ChannelRange(low.astype(np.float32), high.astype(np.float32))
-
-
-def _channel_moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
-    """Of a convolution's input [N, C, *spatial]."""
-    x = np.asarray(value, np.float32).reshape(*value.shape[:2], -1)
-    rows = len(x) * x.shape[2]
-    if not full:
-        return SecondMoment(np.vecdot(x, x).sum(axis=0, dtype=np.float64), rows)
-    product = np.matmul(x, x.swapaxes(1, 2)).sum(axis=0)
-    return SecondMoment(np.diagonal(product).astype(np.float64), rows, product)
-
-
-def _moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
-    rows = np.ascontiguousarray(value, np.float32).reshape(-1, value.shape[-1])
-    diagonal = np.square(rows).sum(axis=0, dtype=np.float64)
-    return SecondMoment(diagonal, len(rows), rows.T @ rows if full else None)
-
-
-def real_rows(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
-    """Which rows of a padded sequence are not padding: those that its last row may attend to.
-
-    Static shapes make padding common, and weights should not be fitted to it. Ranges do include it, since it flows
-    through the same tensors. None where the component has no `attention_bias` [1, rows or 1, columns].
-    """
-    bias = inputs.get(ATTENTION_BIAS)
-    return bias[0, -1] == 0 if bias is not None and bias.ndim == 3 else None
-
-
 def _is_float(value: ir.Value) -> bool:
     return value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-
-def _linear_inputs(graph: ir.Model) -> dict[str, ir.Value]:
-    """Inputs of Gemm and MatMul whose other operand is a weight, by name."""
-    found: dict[str, ir.Value] = {}
-    for node in graph.graph:
-        if node.op_type not in LINEAR_OPS or node.inputs[0] is None or node.inputs[1] is None:
-            continue
-        if ir.convenience.get_const_tensor(node.inputs[1]) is not None and not _transposed(node):
-            found[node.inputs[0].name or ""] = node.inputs[0]
-    return found
-
-
-def _convolution_inputs(graph: ir.Model) -> frozenset[str]:
-    """Inputs of convolutions whose weight is constant."""
-    return frozenset(
-        node.inputs[0].name or ""
-        for node in graph.graph
-        if node.op_type in CONVOLUTIONS and node.inputs[0] is not None
-        and ir.convenience.get_const_tensor(node.inputs[1]) is not None  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def _windows(graph: ir.Model) -> dict[str, list[tuple[str, Window]]]:
-    """Input → (weight, window) of the convolutions that read it; a weight of several nodes has no mean input."""
-    found: dict[str, list[tuple[str, Window]]] = {}
-    for node in graph.graph:
-        window, x = window_of(node), node.inputs[0] if node.inputs else None
-        if window is not None and x is not None and len(node.inputs[1].uses()) == 1:  # type: ignore[union-attr]
-            found.setdefault(x.name or "", []).append((node.inputs[1].name or "", window))  # type: ignore[union-attr]
-    return found
-
-
-def _transposed(node: ir.Node) -> bool:
-    attribute = node.attributes.get("transA")
-    return attribute is not None and bool(attribute.as_int())
 
 
 def _chunks(values: Sequence[ir.Value]) -> list[list[str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pocketport.calibration.capture import real_rows
+from pocketport.calibration.reductions import real_rows
 from pocketport.compress.executor import Arrays, OrtExecutor
 from pocketport.compress.graph import clone_graph
 from pocketport.errors import InputError, UsageError
