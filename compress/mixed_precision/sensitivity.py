@@ -9,18 +9,21 @@ With x the rows that meet a weight W [N, K], g the gradients of the loss by its 
     ‖ΔW‖² times the mean diagonal of the loss's Hessian by W (HAWQ-V2, Dong et al. 2020, arXiv 1911.03852), for which
     Fisher's information stands: Σ |g|²|x|² / (N·K).
 ``loss``
-    ½ Σ (gᵀ ΔW x)², the second-order change of the loss. Errors of different rows are taken to be independent, and which
-    rows of W matter (Σ g²) not to depend on which tokens do (|g|²): ½ Σₙ sₙ·Δwₙ H' Δwₙᵀ with H' = Σ |g|² xxᵀ and
-    s = Σ g² / Σ |g|². Tokens that nothing depends on, however large they are, count for nothing.
+    ½ Σ ⟨G, ΔW⟩², the second-order change of the loss, with G = Σ gxᵀ over the rows of one sample: what rounding does to
+    one row it does to the others alike, and attention adds it up. That is exact in the mean over random gradients, but
+    few samples know it roughly. So only its size is taken from them, once a weight, and how schemes compare from
+    ½ Σₙ sₙ·Δwₙ H' Δwₙᵀ, which takes rows to be independent: H' = Σ |g|² xxᵀ and s = Σ g² / Σ |g|². Tokens that nothing
+    depends on, however large they are, count for nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.mixed_precision.stream import Part
 from pocketport.compress.structure import WeightOperand, weight_operand
 from pocketport.compress.torch_device import stored_as_torch
@@ -28,11 +31,27 @@ from pocketport.compress.torch_device import stored_as_torch
 MODELS = ("loss", "trace", "output")
 """Error models, the best founded first."""
 
-Rounder = Callable[[str, str, Tensor, Tensor], Tensor]
-"""(weight, scheme, W [N, K], mean square of each input [K]) → what the weight is after rounding, [N, K]."""
-
 Errors = dict[str, float]
 """Error model → error of one weight in one scheme."""
+
+INPUTS, GRADIENTS = "inputs of ", "gradients behind "
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a weight meets: Σ xxᵀ [K, K] over so many rows."""
+
+    hessian: Tensor
+    rows: int
+
+    @property
+    def importance(self) -> Tensor:
+        """The mean square of each input, [K]."""
+        return self.hessian.diagonal() / max(self.rows, 1)
+
+
+Rounder = Callable[[str, Sequence[str], Tensor, Inputs], Iterator[Tensor]]
+"""(weight, schemes, W [N, K], its inputs) → what the weight is after rounding in each, [N, K]."""
 
 
 @dataclass
@@ -42,14 +61,16 @@ class _Moments:
     Attributes:
         hessian: Σ xxᵀ, [K, K].
         heeded: Σ |g|² xxᵀ, [K, K].
-        rows: Σ g² of each output, [N].
-        count: rows of x.
+        outputs: Σ g² of each output, [N].
+        rows: of x.
+        samples: whose rows are kept.
     """
 
     hessian: Tensor
     heeded: Tensor
-    rows: Tensor
-    count: int = 0
+    outputs: Tensor
+    rows: int = 0
+    samples: int = 0
 
 
 class Sensitivities:
@@ -58,15 +79,18 @@ class Sensitivities:
     Args:
         schemes: weight → the schemes that it is tried in.
         rounder: see `Rounder`.
+        activations: takes one layer's rows and gradients, until its weights are rounded.
         advance: called with the number of weights done.
     """
 
     def __init__(
-        self, schemes: Mapping[str, Sequence[str]], rounder: Rounder, advance: Callable[[int], None] | None = None
-    ) -> None:
+        self, schemes: Mapping[str, Sequence[str]], rounder: Rounder, activations: Activations,
+        advance: Callable[[int], None] | None = None,
+    ) -> None:  # fmt: skip
         self.errors: dict[str, dict[str, Errors]] = {}
         """Weight → scheme → errors."""
         self._schemes, self._rounder, self._advance = schemes, rounder, advance
+        self._activations = activations
         self._moments: dict[str, _Moments] = {}
 
     def wants(self, node: ir.Node) -> bool:
@@ -79,10 +103,9 @@ class Sensitivities:
         operand = weight_operand(node)
         assert operand is not None
         rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        squares = gradients.square()
-        energy = squares.sum(1, keepdim=True)
+        energy = gradients.square().sum(1, keepdim=True)
         seen = energy[:, 0] > 0  # what nothing depends on is padding
-        rows, energy = rows[seen], energy[seen]
+        rows, gradients, energy = rows[seen], gradients[seen], energy[seen]
         name = operand.value.name or ""
         if name not in self._moments:
             self._moments[name] = _Moments(_square(rows), _square(rows), gradients.new_zeros(gradients.shape[1]))
@@ -90,25 +113,49 @@ class Sensitivities:
         moments.hessian.addmm_(rows.T, rows)
         scaled = rows * energy.sqrt()
         moments.heeded.addmm_(scaled.T, scaled)
-        moments.rows += squares.sum(0)
-        moments.count += len(rows)
+        moments.outputs += gradients.square().sum(0)
+        moments.rows += len(rows)
+        self._activations.put(INPUTS + name, moments.samples, rows)
+        self._activations.put(GRADIENTS + name, moments.samples, gradients)
+        moments.samples += 1
 
     @torch.no_grad()
     def finish(self, part: Part) -> None:
-        """Round the weights of a part and forget what was summed up for them."""
+        """Round the weights of a part and forget what was kept for them."""
         for node in part.segment.nodes:
             operand = weight_operand(node)
             name = None if operand is None else operand.value.name or ""
-            if operand is None or name not in self._moments:
+            if operand is None or name is None or name not in self._moments:
                 continue
             moments, weight = self._moments.pop(name), matrix_of(operand)
             weight = weight.to(moments.hessian.device)
-            importance = moments.hessian.diagonal() / max(moments.count, 1)
-            own = self.errors.setdefault(name, {})
-            for scheme in self._schemes[name]:
-                own[scheme] = _errors(weight, self._rounder(name, scheme, weight, importance) - weight, moments)
+            schemes = self._schemes[name]
+            rounded = self._rounder(name, schemes, weight, Inputs(moments.hessian, moments.rows))
+            changes = torch.stack([r - weight for r in rounded])
+            errors = [_errors(weight, change, moments) for change in changes]
+            self._rescale(errors, self._whole(name, changes, moments.samples))
+            self.errors[name] = dict(zip(schemes, errors, strict=True))
             if self._advance:
                 self._advance(len(self.errors))
+
+    def _whole(self, name: str, changes: Tensor, samples: int) -> Tensor:
+        """½ Σ ⟨G, ΔW⟩² of each change [C, N, K], [C]; a sample's rows are dropped."""
+        total = changes.new_zeros(len(changes))
+        for sample in range(samples):
+            rows, gradients = (
+                self._activations.get(kind + name, sample, changes.device) for kind in (INPUTS, GRADIENTS)
+            )
+            total += (changes.flatten(1) @ (gradients.T @ rows).flatten()).square() / 2
+            for kind in (INPUTS, GRADIENTS):
+                self._activations.drop(kind + name, sample)
+        return total
+
+    @staticmethod
+    def _rescale(errors: Sequence[Errors], whole: Tensor) -> None:
+        """Give the losses of one weight, of independent rows, the size that whole samples say they have."""
+        ratios = [float(w) / e["loss"] for e, w in zip(errors, whole, strict=True) if e["loss"] > 0]
+        for e in errors:
+            e["loss"] *= sum(ratios) / len(ratios) if ratios else 1.0
 
 
 def matrix_of(operand: WeightOperand) -> Tensor:
@@ -126,7 +173,7 @@ def _square(rows: Tensor) -> Tensor:
 def _errors(weight: Tensor, change: Tensor, moments: _Moments) -> Errors:
     noise = torch.linalg.vecdot(change @ moments.hessian, change).sum()
     signal = torch.linalg.vecdot(weight @ moments.hessian, weight).sum()
-    shares = moments.rows / moments.rows.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    shares = moments.outputs / moments.outputs.sum().clamp_min(torch.finfo(torch.float32).tiny)
     loss = torch.linalg.vecdot(change @ moments.heeded, change) @ shares / 2
     trace = moments.heeded.diagonal().sum() / weight.numel() * change.square().sum()
     return {

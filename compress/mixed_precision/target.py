@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.calibration.statistics import SecondMoment
+from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import dimensions
+from pocketport.compress.input_scaling import Numbers, input_factors
 from pocketport.compress.legality import Legality
 from pocketport.compress.mixed_precision.allocation import Layer, Node, literal
+from pocketport.compress.mixed_precision.sensitivity import Inputs
 from pocketport.compress.plan import Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, TargetSection
 from pocketport.compress.schemes import Granularity, Scheme
@@ -51,6 +54,7 @@ class TargetLayers:
     Attributes:
         layers: with bytes as costs; the weights of several components that have one name are one layer.
         plans: scheme → ``component/value`` → its plan.
+        whole: scheme → the plan of all components in which weights have it.
         members: layer → the keys of all its weights.
         components: those with layers, without a component whose layers are all another's too.
         fixed_bytes: of all constants that are not searched.
@@ -58,6 +62,7 @@ class TargetLayers:
 
     layers: tuple[Layer, ...]
     plans: Mapping[str, Mapping[str, TensorPlan]]
+    whole: Mapping[str, Plan]
     members: Mapping[str, tuple[str, ...]]
     components: tuple[str, ...]
     fixed_bytes: int
@@ -89,16 +94,40 @@ class TargetLayers:
             timed.append(replace(layer, costs=costs))
         return tuple(timed)
 
-    def rounded(self, key: str, scheme: str, weight: Tensor, importance: Tensor) -> Tensor:
-        """A `Rounder`: to nearest on the grid of least weighted error, whatever algorithm the recipe has."""
-        plan = self.plans[scheme][key]
-        if not plan.quantized:
-            return weight
-        matrix = weight if plan.channel_axis == 0 else weight.T
-        moment = SecondMoment(importance.double().cpu().numpy(), 1)
-        done = quantize_weight(matrix.cpu().numpy(), replace(plan, algorithm="mse", options={}), moment, None)
-        back = torch.from_numpy(done.encoding.dequantize(done.integers)).to(weight.device)
-        return back if plan.channel_axis == 0 else back.T
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether a layer's weight is multiplied by factors of its input's channels before it is rounded."""
+        return any(t.scaled for plan in self.whole.values() for component in plan for t in component.tensors)
+
+    def factors(self, bundle: ModelBundle, statistics: Statistics) -> dict[str, dict[str, Numbers]]:
+        """Scheme → ``component/tensor`` → factors, as `input_factors` has them where all weights have that scheme."""
+        return {scheme: input_factors(bundle, plan, statistics) for scheme, plan in self.whole.items()}
+
+    def rounded(
+        self, key: str, schemes: Sequence[str], weight: Tensor, inputs: Inputs,
+        factors: Mapping[str, Mapping[str, Numbers]],
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """A `Rounder` for weights by ``component/value``: by the algorithms of the plans, which see the float model's inputs.
+
+        Args:
+            key, schemes, weight, inputs: see `Rounder`.
+            factors: of the method above.
+        """
+        component = key.partition("/")[0]
+        hessian = inputs.hessian.cpu().numpy()
+        for scheme in schemes:
+            plan = self.plans[scheme][key]
+            if not plan.quantized:
+                yield weight
+                continue
+            own = factors.get(scheme, {}).get(f"{component}/{plan.activation}")
+            s = np.ones(len(hessian), np.float32) if own is None else own.astype(np.float32)
+            full = hessian / np.outer(s, s)
+            moment = SecondMoment(full.diagonal().astype(np.float64), max(inputs.rows, 1), full)
+            matrix = weight.cpu().numpy() * s
+            done = quantize_weight(matrix if plan.channel_axis == 0 else matrix.T, plan, moment, None)
+            back = done.encoding.dequantize(done.integers)
+            yield torch.from_numpy((back if plan.channel_axis == 0 else back.T) / s).to(weight.device)
 
 
 def target_layers(
@@ -122,11 +151,13 @@ def target_layers(
     planned = {f"{c.component}/{t.tensor}": t for c in plan for t in c.tensors if t.kind is TensorKind.WEIGHT}
     weights = [w for w in weights if (p := planned.get(_key(w))) is not None and p.quantized]
     plans: dict[str, dict[str, TensorPlan]] = {}
+    whole: dict[str, Plan] = {}
     for form in _forms(legality):
         rules = _rules(weights, planned, form, schemes)
         if rules:
-            recipe = with_rules(base, target, list(rules.values()))
-            _add(plans, make_plan(bundle, recipe, target, legality), rules)
+            made = make_plan(bundle, with_rules(base, target, list(rules.values())), target, legality)
+            whole |= dict.fromkeys((str(rule.scheme) for rule in rules.values()), made)
+            _add(plans, made, rules)
     if unknown := set(schemes or ()) - plans.keys():
         raise UsageError(
             f"no layer takes {min(unknown)} on {target}",
@@ -144,7 +175,7 @@ def target_layers(
     components = tuple(c.name for c in bundle if any(key.startswith(f"{c.name}/") for key in searched))
     for name in components:
         _check_ops(name, bundle[name].graph)
-    return TargetLayers(layers, plans, members, components, fixed)
+    return TargetLayers(layers, plans, whole, members, components, fixed)
 
 
 def with_rules(base: Recipe, target: str, rules: Sequence[Rule]) -> Recipe:

@@ -19,6 +19,18 @@ def stream(rows: Integers, bits: int) -> NDArray[np.int32]:
     return np.array([np.frombuffer(number.to_bytes(4 * words, "little"), "<i4") for number in numbers])
 
 
+def planes(rows: Integers, bits: int) -> NDArray[np.int32]:
+    """GPTQModel's ``gptq_p``: of each 32 integers the lowest 4 (of 3 bits: 2) bits as a stream, then the others."""
+    low = 2 if bits == 3 else min(bits, 4)
+    parts = []
+    for start in range(0, rows.shape[1], 32):
+        part = rows[:, start : start + 32]
+        parts.append(stream(part % 2**low, low))
+        if bits > low:
+            parts.append(stream(part >> low, bits - low))
+    return np.concatenate(parts, axis=1)
+
+
 def interleaved(rows: Integers) -> NDArray[np.int32]:
     """AWQ: [R, N] → int32 [R, N/8], nibble i of a word is the integer of place 0 2 4 6 1 3 5 7 [i]."""
     order = [0, 2, 4, 6, 1, 3, 5, 7]
@@ -49,9 +61,10 @@ class Layer:
 
     def gptq(self, version: str = "gptq") -> dict[str, NDArray[Any]]:
         less = 1 if version == "gptq" else 0
+        pack = planes if version == "gptq_p" else stream
         return {
-            "qweight": np.ascontiguousarray(stream(self.integers, self.bits).T),
-            "qzeros": stream(self.zero.T - less, self.bits),
+            "qweight": np.ascontiguousarray(pack(self.integers, self.bits).T),
+            "qzeros": pack(self.zero.T - less, self.bits),
             "scales": np.ascontiguousarray(self.scale.T),
             "g_idx": self.index.astype(np.int32),
         }

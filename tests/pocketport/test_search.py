@@ -1,7 +1,9 @@
 """`pocketport search` on a small Llama: budgets, the recipe, and what the chosen schemes measure."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ from typer.testing import CliRunner
 
 from pocketport.cli import app
 from pocketport.compress.mixed_precision.allocation import literal
-from pocketport.compress.recipe import load_recipe
+from pocketport.compress.quantized_weights import QuantizedWeights
+from pocketport.compress.recipe import Rule, load_recipe
 from pocketport.errors import UsageError
 from pocketport.request import Request
 from pocketport.stages.context import Context
 from pocketport.stages.search import FormatSearch
 from pocketport.stages.searched import Budget
+from pocketport.stages.sequences import Sequences
 from pocketport.stages.weights import plan_formats
 from pocketport.store import Store
 from tests.pocketport.conftest import perceptron
@@ -97,14 +101,49 @@ def test_more_bytes_never_hurt_and_too_few_are_refused(model: Path, tmp_path: Pa
         search.search(Budget(bytes=1000.0), confirm=False)
 
 
+def test_errors_are_taken_from_samples_that_nothing_is_measured_on(model: Path, tmp_path: Path) -> None:
+    context = Context(request(model), Store(tmp_path / "cache"), tmp_path)
+    search = FormatSearch(context, ["w4b32fp16"], samples=6)
+    assert isinstance(search.samples, Sequences) and isinstance(search.measured, Sequences)
+    given = np.load(model / "tokens.npz")["input_ids"][:, :16]
+    np.testing.assert_array_equal(search.samples.tokens, given[:6])
+    np.testing.assert_array_equal(search.measured.tokens, given[6:14])
+
+
 def test_schemes_that_a_format_lacks(model: Path, tmp_path: Path) -> None:
     context = Context(request(model), Store(tmp_path / "cache"), tmp_path)
-    with pytest.raises(UsageError, match="no layer takes w5b32fp16"):
-        FormatSearch(context, ["w4b32fp16", "w5b32fp16"])
+    with pytest.raises(UsageError, match="no layer takes w7b32fp16"):
+        FormatSearch(context, ["w4b32fp16", "w7b32fp16"])
     known = FormatSearch(context, None, joined=False).found
     assert len(known.layers) == 14
     assert {"w3b32fp16", "w4b32fp16"} <= known.plans.keys()
     assert not any(scheme.startswith("q") for scheme in known.plans)
+
+
+@pytest.mark.parametrize("recipe", ["default", "gptq"])
+def test_errors_are_those_of_the_weights_that_are_written(
+    model: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first layer GPTQ's inputs are the float model's too."""
+    from torch import Tensor
+
+    from pocketport.compress.mixed_precision.checkpoint import CheckpointLayers, Dequantized
+
+    seen: dict[str, list[Tensor]] = {}
+    rounded = CheckpointLayers.rounded
+
+    def watched(self: CheckpointLayers, weight: str, *rest: Any) -> Iterator[Tensor]:
+        seen[weight] = list(rounded(self, weight, *rest))
+        return iter(seen[weight])
+
+    monkeypatch.setattr(CheckpointLayers, "rounded", watched)
+    search = FormatSearch(Context(request(model, recipe=recipe), Store(tmp_path / "cache"), tmp_path), ["w3b32fp16"])
+    name = "model.layers.0.self_attn.v_proj.weight"
+    assert search.errors[name]["w3b32fp16"]["loss"] > 0
+    search.quality([Rule(scheme="w3b32fp16")])
+    (index,) = (tmp_path / "cache" / "weights").rglob("index.json")
+    written = Dequantized(QuantizedWeights(index.parent))[name]
+    assert float((seen[name][0] != written).float().mean()) < (0.002 if recipe == "gptq" else 1e-9)
 
 
 def test_names_are_taken_literally() -> None:

@@ -42,6 +42,9 @@ def search(
     data: Annotated[str | None, typer.Option(help="What `port` calibrates on: a text, images, or .npz files.")] = None,
     shape: Shapes = None,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 64,
+    error_samples: Annotated[
+        int | None, typer.Option(min=1, help="Of a format: samples that errors are taken from (default: as many).")
+    ] = None,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens of a calibration sequence.")] = 512,
     confirm: Annotated[
         bool, typer.Option(help="Quantize with the best of each error model and measure; the best measured one wins.")
@@ -73,7 +76,11 @@ def search(
     names = [name.strip() for name in schemes.split(",")] if schemes else None
     with tempfile.TemporaryDirectory() as work, opened(request, Path(work), cache, quiet=json_output) as context:
         budget = Budget(parse_bytes(budget_bytes), budget_bits, budget_ms)
-        road = FormatSearch(context, names, joined=joined) if format_ else TargetSearch(context, names)
+        road = (
+            FormatSearch(context, names, joined=joined, samples=error_samples)
+            if format_
+            else TargetSearch(context, names)
+        )
         searched = road.search(budget, confirm=confirm)
     searched.write(out_file, f"{source}, {format_ or target}")
     if json_output:

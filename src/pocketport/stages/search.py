@@ -46,7 +46,7 @@ from pocketport.store import StageResult
 CODE = ("compress", "calibration")
 PACKAGES = ("torch", "numpy")
 MEASURED = 8  # sequences of text, beside those of calibration
-MEASURED_IMAGES = 32  # their answers are short
+MEASURED_IMAGES = 96  # their answers are short
 ACTIVATION_SHARE = 0.3  # of the memory limit, for errors and for measuring each
 
 
@@ -82,13 +82,16 @@ class FormatSearch:
         context: its request names one format.
         schemes: to choose among, None for all that are known.
         joined: whether layers that share an input get one scheme, None for what suits the format's engines.
+        samples: that errors are taken from, None for as many as weights are calibrated on.
 
     Raises:
         UsageError: an unknown format or recipe, a scheme that the format does not take, no text to calibrate on.
         InputError: the model is damaged, or no language model.
     """
 
-    def __init__(self, context: Context, schemes: Sequence[str] | None, *, joined: bool | None = None) -> None:
+    def __init__(
+        self, context: Context, schemes: Sequence[str] | None, *, joined: bool | None = None, samples: int | None = None
+    ) -> None:
         self.context = context
         request = context.request
         self.source: Source = open_source(path_of(request.source))
@@ -100,13 +103,12 @@ class FormatSearch:
         form.check(self.source, self.bundle, variant)
         self.found = checkpoint_layers(self.source, self.bundle, self.base, form, variant, schemes, joined=joined)
         self.head = Head(self.bundle[CALIBRATED_COMPONENT].graph, best_device())
-        self.samples, self.measured = self.data(request)
+        self.samples, self.measured = self.data(request, samples or request.calibration_samples)
         self._known: dict[str, list[Tensor]] = {}
         self._streams: dict[str, Stream] = {}
 
-    def data(self, request: Request) -> tuple[Sequences | Answers, Sequences | Answers]:
-        """What errors are taken from, and what candidates are measured on."""
-        count = request.calibration_samples
+    def data(self, request: Request, count: int) -> tuple[Sequences | Answers, Sequences | Answers]:
+        """So many samples that errors are taken from, and what candidates are measured on."""
         more = request.model_copy(update={"calibration_samples": count + MEASURED_IMAGES})
         images = prompt_samples(self.bundle, more)
         if images is None:
@@ -144,8 +146,8 @@ class FormatSearch:
     def _measure_errors(self, scratch: Path) -> dict[str, dict[str, Errors]]:
         generator = torch.Generator().manual_seed(self.context.request.seed)
         advance = partial(self.context.progress.advance, "sensitivities")
-        sensitivities = Sensitivities(self.found.schemes, self.found.rounded, advance)
         with self._activations(scratch) as activations:
+            sensitivities = Sensitivities(self.found.schemes, self.found.rounded, activations, advance)
             stream = self._stream(self.samples, activations)
             stream.forward()
             for sample in range(stream.count):

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.executor import Arrays, OrtExecutor
 from pocketport.compress.families.registry import family_named
+from pocketport.compress.input_scaling import Numbers
 from pocketport.compress.mixed_precision.outputs import output_gradient
-from pocketport.compress.mixed_precision.sensitivity import Errors, Sensitivities
+from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
 from pocketport.compress.mixed_precision.target import target_layers, with_rules
 from pocketport.compress.plan import Plan, make_plan
@@ -25,7 +27,7 @@ from pocketport.data import load_data
 from pocketport.errors import UsageError
 from pocketport.files import write_json
 from pocketport.profiles.device import load_device
-from pocketport.stages.calibrate import calibrate, check_memory
+from pocketport.stages.calibrate import calibrate, check_memory, load_statistics
 from pocketport.stages.condition import condition
 from pocketport.stages.context import Context
 from pocketport.stages.held_out import collect_held_out, load_held_out
@@ -71,15 +73,19 @@ class TargetSearch:
         schemes = {name: self.found.schemes(name) for name in self.found.components}
         key, total = "sensitivities", sum(map(len, schemes.values()))
         self.context.progress.start(key, "errors of every layer in every scheme", total)
-        plans = {s: {k: t.dtype for k, t in own.items()} for s, own in self.found.plans.items()}
+        plans = {s: {k: [t.dtype, t.algorithm] for k, t in own.items()} for s, own in self.found.plans.items()}
         inputs = {"bundle": self._bundled.digest, "data": data.fingerprint, "schemes": schemes, "plans": plans}
+        factors: dict[str, dict[str, Numbers]] = {}
+        if self.found.scales_inputs:
+            factors = self.found.factors(self.bundle, load_statistics(calibrate(self.context, self._bundled, {})))
 
         def produce(directory: Path) -> None:
             errors: dict[str, dict[str, Errors]] = {}
             for name in self.found.components:
                 feeds = islice((f for component, f in data.calibration() if component == name), SAMPLES)
                 advance = partial(self._advance, len(errors))
-                errors |= self._errors_of(name, feeds, schemes[name], directory / ".activations", advance)
+                rounder = partial(self._rounded, name, factors)
+                errors |= self._errors_of(name, feeds, schemes[name], directory / ".activations", rounder, advance)
             write_json(directory / "errors.json", errors)
 
         result = self._stage(key, inputs, produce)
@@ -88,17 +94,15 @@ class TargetSearch:
 
     def _errors_of(
         self, name: str, feeds: Iterator[Arrays], schemes: Mapping[str, Sequence[str]], scratch: Path,
-        advance: Callable[[int], None],
+        rounder: Rounder, advance: Callable[[int], None],
     ) -> dict[str, dict[str, Errors]]:  # fmt: skip
         graph = self.bundle[name].graph
         outputs = [v.name or "" for v in graph.graph.outputs if is_float(v)]
-        sensitivities = Sensitivities(
-            schemes, lambda weight, *rest: self.found.rounded(f"{name}/{weight}", *rest), advance
-        )
         generator = torch.Generator().manual_seed(self.context.request.seed)
         fed: list[Arrays] = []
         budget = int(ACTIVATION_SHARE * memory_limit(self.context.request))
         with Activations(scratch, budget) as activations:
+            sensitivities = Sensitivities(schemes, rounder, activations, advance)
             stream = Stream(graph, _kept(feeds, fed), outputs, activations, best_device())
             stream.forward()
             for sample in range(stream.count):
@@ -116,6 +120,12 @@ class TargetSearch:
                     activations.put(GRADIENT + output, sample, gradient)
             stream.backward(sensitivities.wants, sensitivities.visit, sensitivities.finish)
         return {f"{name}/{weight}": errors for weight, errors in sensitivities.errors.items()}
+
+    def _rounded(
+        self, component: str, factors: Mapping[str, Mapping[str, Numbers]], weight: str, schemes: Sequence[str],
+        matrix: Tensor, inputs: Inputs,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        return self.found.rounded(f"{component}/{weight}", schemes, matrix, inputs, factors)
 
     def _advance(self, before: int, done: int) -> None:
         self.context.progress.advance("sensitivities", before + done)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from decoder_models import save_decoder
 from numpy.typing import NDArray
-from packed_layers import Layer, gptq_config, save_published
+from packed_layers import Layer, gptq_config, planes, save_published
 from safetensors.numpy import load_file
 from written_formats import written
 
@@ -49,6 +49,27 @@ def test_what_is_written_is_the_published_layout(tmp_path: Path, scheme: str) ->
     source = load_file(folder / "model.safetensors")
     for name in source.keys() - set(linears):
         np.testing.assert_array_equal(tensors[name], source[name])
+
+
+def test_five_and_six_bits_lie_in_planes(tmp_path: Path) -> None:
+    """And so do all others beside them, with zero points as they are."""
+    rules = [
+        {"scheme": "w5b32fp16"},
+        {"name": "*up_proj*", "scheme": "w6cfp16"},
+        {"name": "*v_proj", "scheme": "w3b32fp16"},
+    ]
+    done = written(tmp_path, save_decoder(tmp_path / "float", "llama"), "gptq", *rules)
+    settings = json.loads((done.directory / "quantize_config.json").read_text())
+    assert (settings["checkpoint_format"], settings["bits"], settings["sym"]) == ("gptq_p", 5, True)
+    tensors = load_file(done.directory / "model.safetensors")
+    source = open_source(done.directory)
+    for name in done.weights:
+        layer, weight = name.removesuffix(".weight"), done.weight(name)
+        packed = planes(weight.integers.astype(np.int64), weight.bits)
+        np.testing.assert_array_equal(tensors[f"{layer}.qweight"], packed.T)
+        zeros = planes(weight.zero_point.T.astype(np.int64), weight.bits)
+        np.testing.assert_array_equal(tensors[f"{layer}.qzeros"], zeros)
+        np.testing.assert_array_equal(source.tensors[name].numpy(), weight.dequantized())
 
 
 @pytest.mark.parametrize("scheme", ["w3b32fp16", "w4b32fp16"])

@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from small_models import ROWS, WIDTH, bundle_of, cached_bundle, cnn, legality
+from small_models import ROWS, WIDTH, bundle_of, cached_bundle, legality
 
+from pocketport.calibration.capture import calibrate
+from pocketport.compress.apply import apply_component
+from pocketport.compress.builder import GraphBuilder
+from pocketport.compress.input_scaling import input_factors
 from pocketport.compress.mixed_precision.allocation import allocate
 from pocketport.compress.mixed_precision.outputs import output_gradient
-from pocketport.compress.mixed_precision.sensitivity import MODELS
+from pocketport.compress.mixed_precision.sensitivity import MODELS, Inputs
 from pocketport.compress.mixed_precision.target import target_layers, with_rules
 from pocketport.compress.plan import TensorKind, make_plan
 from pocketport.compress.recipe import Recipe, Rule, TargetSection
+from pocketport.compress.weights import QuantizedTensor
 from pocketport.errors import InputError, UsageError
 
 TARGET = "example/chip"
@@ -69,13 +74,41 @@ def test_rounding_is_that_of_the_plan() -> None:
     bundle, _ = cached_bundle()
     found = target_layers(bundle, BASE, TARGET, legality(), None)
     weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
-    errors = {
-        scheme: float(
-            (found.rounded("prefill/q_proj.weight", scheme, weight, torch.ones(WIDTH)) - weight).square().sum()
-        )
-        for scheme in ("w8a16", "w4b16a16", "w4a16")
-    }
+    schemes = ("w8a16", "w4b16a16", "w4a16")
+    made = found.rounded("prefill/q_proj.weight", schemes, weight, Inputs(torch.eye(WIDTH), 1), {})
+    errors = {scheme: float((rounded - weight).square().sum()) for scheme, rounded in zip(schemes, made, strict=True)}
     assert 0 < errors["w8a16"] < 0.02 * errors["w4b16a16"] < 0.02 * errors["w4a16"]
+
+
+@pytest.mark.parametrize(("scheme", "algorithm"), [("w8a8", "mse"), ("w4b16a8", "gptq")])
+def test_errors_are_those_of_the_weights_that_are_written(scheme: str, algorithm: str) -> None:
+    """Where inputs are scaled, the layer's weight is multiplied before it is rounded: as the pivot has it."""
+    rng = np.random.default_rng(0)
+    g = GraphBuilder("main")
+    gain = np.geomspace(0.02, 4, WIDTH).astype(np.float32)
+    x = g.node("Mul", [g.node("Sigmoid", [g.input("x", (ROWS, WIDTH))], "positive"), g.weight("gain", gain)], "wide")
+    real = rng.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    g.output(g.node("MatMul", [x, g.weight("w", real)], "layer", output="y"))
+    bundle = bundle_of(main=g.finish())
+    chip = legality(defaults={"main": "w8a8", "head": "w8a8"}, integer_ops=["MatMul"], scaled_inputs=True)
+    base = Recipe(name="base", rules=[Rule(algorithm=algorithm)])  # type: ignore[arg-type]
+    found = target_layers(bundle, base, TARGET, chip, [scheme])
+    assert found.scales_inputs
+    feeds = [("main", {"x": rng.standard_normal((ROWS, WIDTH)).astype(np.float32)}) for _ in range(8)]
+    plan = make_plan(bundle, with_rules(base, TARGET, [Rule(name="layer", scheme=scheme)]), TARGET, chip)
+    statistics = calibrate({"main": bundle["main"].graph}, feeds, hessians=plan.hessians())
+    inputs = np.concatenate([gain / (1 + np.exp(-f["x"])) for _, f in feeds])
+    (rounded,) = found.rounded(
+        "main/w", [scheme], torch.from_numpy(real.T.copy()), Inputs(torch.from_numpy(inputs.T @ inputs), len(inputs)),
+        found.factors(bundle, statistics),
+    )  # fmt: skip
+    known: dict[str, QuantizedTensor] = {}
+    apply_component(bundle, plan, statistics, "main", known)
+    (written,) = known.values()
+    (factors,) = input_factors(bundle, plan, statistics).values()
+    stands_for = written.encoding.dequantize(written.integers) / factors[:, None]
+    assert factors.max() / factors.min() > 3
+    np.testing.assert_allclose(rounded.T, stands_for, rtol=1e-4, atol=1e-6)
 
 
 def test_what_can_not_be_chosen_is_an_error() -> None:
@@ -84,8 +117,11 @@ def test_what_can_not_be_chosen_is_an_error() -> None:
         target_layers(bundle, BASE, TARGET, legality(), ["w8a16", "w3a16"])
     with pytest.raises(UsageError, match="nothing to choose"):
         target_layers(bundle, Recipe(name="float", rules=[Rule(scheme="float")]), TARGET, legality(), None)
-    with pytest.raises(InputError, match="Clip, MaxPool"):
-        target_layers(bundle_of(main=cnn(np.random.default_rng(0))), BASE, TARGET, legality(), None)
+    g = GraphBuilder("main")
+    steps = g.node("Round", [g.input("x", (ROWS, WIDTH))], "steps")
+    g.output(g.node("MatMul", [steps, g.weight("w", np.eye(WIDTH, dtype=np.float32))], "layer", output="y"))
+    with pytest.raises(InputError, match="gradients can't be taken through Round"):
+        target_layers(bundle_of(main=g.finish()), BASE, TARGET, legality(), None)
 
 
 def test_random_signs_measure_noise_over_signal() -> None:

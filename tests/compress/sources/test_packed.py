@@ -1,6 +1,7 @@
 """Checkpoints whose publisher quantized them: read in their own integers, against definitions and the owners' code."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_layers import Layer, gptq_config, save_packed, stream
+from packed_layers import Layer, gptq_config, planes, save_packed, stream
 
-from pocketport.compress.formats.packing import pack_words, unpack_words
+from pocketport.compress.formats.packing import pack_planes, pack_words, unpack_planes, unpack_words
 from pocketport.compress.schemes import Scheme
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.packed import PackedLinear
@@ -25,6 +26,14 @@ def test_words_are_one_stream_of_bits(bits: int, rows: int, columns: int, seed: 
     words = pack_words(integers.astype(np.uint8), bits)
     np.testing.assert_array_equal(words, stream(integers, bits))
     np.testing.assert_array_equal(unpack_words(words, bits, columns), integers)
+
+
+@given(st.sampled_from([2, 3, 4, 5, 6]), st.integers(1, 3), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_planes_are_streams_of_the_low_and_the_high_bits(bits: int, rows: int, blocks: int, seed: int) -> None:
+    integers = np.random.default_rng(seed).integers(0, 2**bits, (rows, 32 * blocks))
+    words = pack_planes(integers.astype(np.uint8), bits)
+    np.testing.assert_array_equal(words, planes(integers, bits))
+    np.testing.assert_array_equal(unpack_planes(words, bits), integers)
 
 
 def weight_of(folder: Path, name: str = "l.weight") -> PackedLinear:
@@ -41,8 +50,10 @@ def check(tensor: PackedLinear, layer: Layer) -> None:
     np.testing.assert_allclose(tensor.numpy(), layer.matrix, rtol=1e-6)
 
 
-@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+VERSIONS = [*product(("gptq", "gptq_v2"), (2, 3, 4, 8)), *product(("gptq_p",), (3, 4, 5, 6))]
+
+
+@pytest.mark.parametrize(("version", "bits"), VERSIONS)
 @pytest.mark.parametrize("block", [-1, 32, 64, 128])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gptq(tmp_path: Path, version: str, bits: int, block: int, symmetric: bool) -> None:
