@@ -25,7 +25,13 @@ def main() -> None:
     oneshot(
         model=model, dataset=data, recipe=modifiers(options), max_seq_length=rows.shape[1], num_calibration_samples=len(rows),
     )  # fmt: skip
-    model.save_pretrained(out, save_compressed=True)
+    if options.get("weights", {}).get("num_bits") == 3:  # files that hardly anybody reads: write what they stand for
+        plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=options.get("dtype", "bfloat16"))
+        state = model.state_dict()
+        plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+        plain.save_pretrained(out)
+    else:
+        model.save_pretrained(out, save_compressed=True)
 
 
 def modifiers(options: dict) -> list:
