@@ -11,11 +11,15 @@ from torch.nn import functional
 
 from pocketport.compress.executor import Arrays
 from pocketport.compress.torch_device import best_device, matrix_dtype, stored_as_torch
+from pocketport.compress.torch_spatial import SPATIAL_OPS
 from pocketport.errors import InputError
 
 Tensor: TypeAlias = torch.Tensor
 Values: TypeAlias = dict[str, Tensor]
 Inputs: TypeAlias = list[Tensor]
+
+
+OPTIONAL_OPERANDS = frozenset({"Clip", "Resize"})  # ops that are given an empty tensor for one that is missing
 
 
 class WeightCache:
@@ -101,6 +105,8 @@ def last_uses(nodes: Iterable[ir.Node], kept: set[str]) -> dict[str, ir.Node]:
 
 
 def _operand(node: ir.Node, value: ir.Value | None, values: Values, weights: WeightCache) -> Tensor:
+    if value is None and node.op_type in OPTIONAL_OPERANDS:
+        return torch.empty(0)
     if value is None:
         raise InputError("optional operands are not supported", where="torch executor", fix="give the operand a value")
     found = values.get(value.name or "")
@@ -126,21 +132,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
     product = functional.linear(x.to(dtype), weight.to(dtype)).float()
     return product if bias is None else product + bias
-
-
-def _conv(node: ir.Node, inputs: Inputs) -> Tensor:
-    """Convolution in float32: the patch embedding of a vision tower, a small part of the work."""
-    x, weight = inputs[:2]
-    spatial = x.dim() - 2
-    pads = list(node.attributes.get_ints("pads") or (0,) * 2 * spatial)
-    # ONNX has all starts, then all ends; torch wants (start, end) of the last dimension first.
-    x = functional.pad(x, [pad for axis in reversed(range(spatial)) for pad in (pads[axis], pads[axis + spatial])])
-    ones = (1,) * spatial
-    return torch.convolution(
-        x, weight, inputs[2] if len(inputs) > 2 else None,
-        list(node.attributes.get_ints("strides") or ones), [0] * spatial,
-        list(node.attributes.get_ints("dilations") or ones), False, [0] * spatial, _int(node, "group", 1),
-    )  # fmt: skip
 
 
 def _gather(node: ir.Node, inputs: Inputs) -> Tensor:
@@ -181,6 +172,31 @@ def _reshape(node: ir.Node, inputs: Inputs) -> Tensor:
     return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape)])
 
 
+def _clip(node: ir.Node, inputs: Inputs) -> Tensor:
+    low, high = [*(bound if bound.numel() else None for bound in inputs[1:]), None, None][:2]
+    return inputs[0] if low is None and high is None else torch.clamp(inputs[0], low, high)
+
+
+def _hard_sigmoid(node: ir.Node, inputs: Inputs) -> Tensor:
+    return (inputs[0] * _float(node, "alpha", 0.2) + _float(node, "beta", 0.5)).clamp(0.0, 1.0)
+
+
+def _squeeze(node: ir.Node, inputs: Inputs) -> Tensor:
+    return inputs[0].squeeze(tuple(inputs[1].tolist())) if len(inputs) > 1 else inputs[0].squeeze()
+
+
+def _unsqueeze(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, axes = inputs[0], inputs[1].tolist()
+    for axis in sorted(a % (x.dim() + len(axes)) for a in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _reduce_l2(node: ir.Node, inputs: Inputs) -> Tensor:
+    axes = inputs[1].tolist() if len(inputs) > 1 else list(range(inputs[0].dim()))
+    return inputs[0].square().sum(axes, keepdim=bool(_int(node, "keepdims", 1))).sqrt()
+
+
 def _reduce_mean(node: ir.Node, inputs: Inputs) -> Tensor:
     axes = inputs[1].tolist() if len(inputs) > 1 else list(range(inputs[0].dim()))
     return inputs[0].mean(axes, keepdim=bool(_int(node, "keepdims", 1)))
@@ -201,19 +217,23 @@ def _gelu(node: ir.Node, inputs: Inputs) -> Tensor:
 
 
 OPS: Mapping[str, Callable[[ir.Node, Inputs], Any]] = {
+    **SPATIAL_OPS,
     "Add": lambda node, inputs: inputs[0] + inputs[1],
-    "Conv": _conv,
+    "Clip": _clip,
     "Concat": lambda node, inputs: torch.cat(inputs, _int(node, "axis", 0)),
     "Div": lambda node, inputs: inputs[0] / inputs[1],
     "Exp": lambda node, inputs: inputs[0].exp(),
     "Gather": _gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda node, inputs: functional.hardswish(inputs[0]),
     "Identity": lambda node, inputs: inputs[0],
     "LayerNormalization": _layer_norm,
     "MatMul": lambda node, inputs: inputs[0] @ inputs[1],
     "Mul": lambda node, inputs: inputs[0] * inputs[1],
     "RMSNormalization": _rms_norm,
+    "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean,
     "Relu": lambda node, inputs: inputs[0].relu(),
     "Reshape": _reshape,
@@ -221,7 +241,9 @@ OPS: Mapping[str, Callable[[ir.Node, Inputs], Any]] = {
     "Slice": _slice,
     "Softmax": lambda node, inputs: inputs[0].softmax(_int(node, "axis", -1)),
     "Split": _split,
+    "Squeeze": _squeeze,
     "Sub": lambda node, inputs: inputs[0] - inputs[1],
     "Tanh": lambda node, inputs: inputs[0].tanh(),
     "Transpose": lambda node, inputs: inputs[0].permute(list(node.attributes.get_ints("perm") or ())),
+    "Unsqueeze": _unsqueeze,
 }  # fmt: skip
