@@ -4,7 +4,7 @@
 
 DATA_DIR holds ``snapdragon_npu_latency.csv``, ``snapdragon_models.csv`` and ``coreml_ane_latency.csv``. Without ``--write`` only a
 summary is printed. Intervals come from families that were held out, for chips that were not measured also from devices held out.
-The compiler's estimate speaks at a precision where it errs clearly less than the graph alone.
+The compiler's estimate speaks at a precision where it errs less than the graph alone.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from latency_data import PRECISIONS, read, samples
 from latency_data import load_features as known_features
 from latency_fitting import (
     FAMILY_FOLDS,
+    HeldOut,
     Problem,
     blended,
     by_family,
@@ -53,7 +54,6 @@ FEWEST_PAIRS = 20  # of measurements with both runtimes
 KINDS_OF_DEVICES = ("phone", "mid-range", "laptop", "automotive", "embedded")
 FEWEST_MODELS = 5  # of a group, for an interval of its own
 FEWEST_ESTIMATES = 5  # models that the compiler's estimate is mapped with
-KEPT = 0.9  # of the graph's error on held-out families, at which a mapping of the compiler's estimate is kept
 MEDIATEK = ("mediatek/mt6897", "mediatek/mt6989", "mediatek/mt6991")
 
 
@@ -116,14 +116,11 @@ def model_of(
     q: Problem,
     features: Mapping[str, GraphFeatures],
     ids: Mapping[str, str],
-    graph: NDArray[np.float64] | None = None,
-) -> tuple[p.Model, NDArray[np.float64]]:
-    """Fit all, hold out families for the intervals; with `graph`, what the graph alone predicts, as a part of the prediction."""
+    out: NDArray[np.float64],
+    share: float = 0.0,
+) -> p.Model:
+    """Fit all; intervals from `out`, what fits predicted that saw nothing of a family. `share` is the graph's in these."""
     fitted = fit_rows(q, np.ones(len(q.samples), bool))
-    out, folds = held_out(q, by_family, FAMILY_FOLDS)
-    share = 0.0 if graph is None else graph_share(q.measured(), out, graph)
-    if graph is not None:
-        out = blended(q, out, graph, folds)
     ratios = np.log(q.measured() / out)
     kinds = np.array([q.groups[g] for g in q.seen.graph])
     spreads = {}
@@ -135,7 +132,7 @@ def model_of(
         spreads[kind] = p.Spread(low=p.rounded(low), high=p.rounded(high), median_ape=round(error, 3), n=len(chosen))
         print(f"  {kind:12} median error {error:.1%}, interval {low:.2f} to {high:.2f}, n {len(chosen)}")
     counts = Counter(op for m in q.models for op in {o.op for o in features[m].ops})
-    model = p.Model(
+    return p.Model(
         reference=ids[q.devices[0]],
         rates=rates_data(fitted),
         devices=factors_data(fitted, q, ids),
@@ -147,7 +144,6 @@ def model_of(
         largest_ms=round(float(q.measured().max()), 1),
         graph_share=share,
     )
-    return model, out
 
 
 def runtimes(data: Path) -> dict[str, dict[str, p.Runtime]]:
@@ -242,20 +238,24 @@ def main() -> None:
     arguments = parser.parse_args()
     features, every, ids = known_features(), samples(arguments.data), targets()
     known = {precision: estimates(precision) for precision in PRECISIONS}
-    graph, compiler = {}, {}
+    graph, compiler, both = {}, {}, {}
     for precision in PRECISIONS:
         print(f"graph, {precision}")
         alone = problem(every, features, precision)
-        graph[precision], out = model_of(alone, features, ids)
+        by_graph = held_out(alone, by_family, FAMILY_FOLDS)[0]
+        graph[precision] = model_of(alone, features, ids, by_graph)
         q = problem(every, features, precision, known)
         if len(q.models) >= FEWEST_ESTIMATES:
-            print(f"compiler, {precision}: {len(q.models)} models")
-            by_graph = matched(q, alone, out)
-            model, informed = model_of(q, features, ids, by_graph)
-            share = error(q, informed) / error(q, by_graph)
-            print(f"  {share:.2f} of the graph's error on the same models: {'kept' if share <= KEPT else 'left out'}")
-            if share <= KEPT:
-                compiler[precision] = model
+            out, folds = held_out(q, by_family, FAMILY_FOLDS)
+            both[precision] = HeldOut(q, out, matched(q, alone, by_graph), folds)
+    share = graph_share(list(both.values()))
+    for (precision, one), informed in zip(both.items(), blended(list(both.values()), by_family), strict=True):
+        gain = error(one.problem, informed) / error(one.problem, one.graph)
+        print(
+            f"compiler, {precision}: {len(one.problem.models)} models, the graph's share {share:.2f}, {gain:.2f} of the graph's error"
+        )
+        if gain < 1:
+            compiler[precision] = model_of(one.problem, features, ids, informed, share)
     fitted = p.Parameters(
         provenance=PROVENANCE,
         level=LEVEL,

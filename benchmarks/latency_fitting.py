@@ -16,6 +16,7 @@ from pocketport.profiles.prediction.roofline import Factors, Work
 
 REFERENCE = "Samsung Galaxy S24"
 MODEL_FOLDS, FAMILY_FOLDS = 10, 20
+LIKE_SPREAD = 0.5  # of a roofline's priors around the rates of another precision
 SHARES = np.linspace(0, 1, 21)
 Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name
 
@@ -63,7 +64,7 @@ def problem(
     if estimates is None:
         work = Work.of([features[m] for m in models], precision)
     else:
-        work = estimate_work([estimates[precision][m] for m in models])
+        work = estimate_work([estimates[precision][m] for m in models], [features[m] for m in models])
     seen = Observations(
         np.array([models.index(s.model) for s in kept], np.intp),
         np.array([devices.index(s.device) for s in kept], np.intp),
@@ -73,24 +74,6 @@ def problem(
     return Problem(
         kept, models, tuple(group(features[m]) for m in models), devices, work, seen, prior, estimates is None
     )
-
-
-def fit_rows(p: Problem, rows: NDArray[np.bool_]) -> Fitted:
-    """Fit to some of the measurements; of the problem whose rates are the prior, to those of models that are left in."""
-    like = None
-    if p.prior is not None:
-        out = {s.model for s, kept in zip(p.samples, rows, strict=True) if not kept} - {
-            s.model for s, kept in zip(p.samples, rows, strict=True) if kept
-        }
-        like = fit_rows(p.prior, np.array([s.model not in out for s in p.prior.samples])).rates
-    seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
-    return fit(p.work, seen, len(p.devices), like, correct=p.correct)
-
-
-def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDArray[np.float64]:
-    """Predictions of all measurements with the factors of every device."""
-    table = np.stack([fitted.predict(p.work, f) for f in factors])
-    return np.asarray(table[p.seen.device, p.seen.graph])
 
 
 def by_model(sample: Sample) -> str:
@@ -103,6 +86,24 @@ def by_family(sample: Sample) -> str:
     return sample.family
 
 
+def fit_rows(p: Problem, rows: NDArray[np.bool_], by: Callable[[Sample], str] = by_model) -> Fitted:
+    """Fit to some of the measurements; of the problem whose rates are the prior, to those of groups that are left in."""
+    like = None
+    if p.prior is not None:
+        kept = {by(s) for s, k in zip(p.samples, rows, strict=True) if k}
+        out = {by(s) for s in p.samples} - kept
+        like = fit_rows(p.prior, np.array([by(s) not in out for s in p.prior.samples])).rates
+    seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
+    spread = LIKE_SPREAD if like is not None and p.correct else 1.0
+    return fit(p.work, seen, len(p.devices), like, spread=spread, correct=p.correct)
+
+
+def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDArray[np.float64]:
+    """Predictions of all measurements with the factors of every device."""
+    table = np.stack([fitted.predict(p.work, f) for f in factors])
+    return np.asarray(table[p.seen.device, p.seen.graph])
+
+
 def held_out(p: Problem, by: Callable[[Sample], str], most: int) -> tuple[NDArray[np.float64], list[list[int]]]:
     """Predictions of every measurement by a fit that saw nothing of its group, on any device; and the folds, at most `most`."""
     folds = grouped_folds([by(s) for s in p.samples], most)
@@ -110,7 +111,7 @@ def held_out(p: Problem, by: Callable[[Sample], str], most: int) -> tuple[NDArra
     for fold in folds:
         rows = np.ones(len(out), bool)
         rows[fold] = False
-        fitted = fit_rows(p, rows)
+        fitted = fit_rows(p, rows, by)
         out[fold] = predict_rows(p, fitted, fitted.factors)[fold]
     return out, folds
 
@@ -121,24 +122,49 @@ def matched(p: Problem, graph: Problem, predicted: NDArray[np.float64]) -> NDArr
     return np.array([known[s.model, s.device] for s in p.samples])
 
 
-def graph_share(measured: NDArray[np.float64], compiler: NDArray[np.float64], graph: NDArray[np.float64]) -> float:
-    """The graph's share in the geometric mean of both predictions that has the least mean absolute error of the logarithm."""
-    steps = np.log(graph / compiler)
-    errors = np.log(measured / compiler)
-    return float(SHARES[np.abs(errors - SHARES[:, None] * steps).mean(1).argmin()])
+@dataclass(frozen=True)
+class HeldOut:
+    """Measurements of one precision, and for each what was predicted by fits that saw nothing of its group.
+
+    Attributes:
+        problem: the measurements.
+        compiler: from the compiler's estimate.
+        graph: from the graph alone.
+        folds: indices that were held out at once.
+    """
+
+    problem: Problem
+    compiler: NDArray[np.float64]
+    graph: NDArray[np.float64]
+    folds: list[list[int]]
+
+    def mixed(self, share: float) -> NDArray[np.float64]:
+        """The geometric mean of both predictions, with the graph's `share`."""
+        return np.asarray(self.compiler ** (1 - share) * self.graph**share)
 
 
-def blended(
-    p: Problem, compiler: NDArray[np.float64], graph: NDArray[np.float64], folds: Sequence[Sequence[int]]
-) -> NDArray[np.float64]:
-    """Both held-out predictions in one, each fold with the share that is best for the others."""
-    out, measured = np.zeros(len(compiler)), p.measured()
-    for fold in folds:
-        rest = np.ones(len(out), bool)
-        rest[list(fold)] = False
-        share = graph_share(measured[rest], compiler[rest], graph[rest])
-        out[list(fold)] = (compiler ** (1 - share) * graph**share)[list(fold)]
-    return out
+def graph_share(every: Sequence[HeldOut], kept: Sequence[NDArray[np.bool_]] | None = None) -> float:
+    """The graph's share with which the measurements of all precisions (of which `kept` is counted) have the least mean
+    absolute error of the logarithm."""
+    errors = []
+    for i, one in enumerate(every):
+        rows = slice(None) if kept is None else kept[i]
+        off, step = np.log(one.problem.measured() / one.compiler)[rows], np.log(one.graph / one.compiler)[rows]
+        errors.append(np.abs(off - SHARES[:, None] * step))
+    return float(SHARES[np.concatenate(errors, 1).mean(1).argmin()])
+
+
+def blended(every: Sequence[HeldOut], by: Callable[[Sample], str]) -> list[NDArray[np.float64]]:
+    """Both held-out predictions in one, by precision: each fold with the share that is best for the groups that are not in it."""
+    groups = [np.array([by(s) for s in one.problem.samples]) for one in every]
+    found = []
+    for one, names in zip(every, groups, strict=True):
+        out = np.zeros(len(names))
+        for fold in one.folds:
+            share = graph_share(every, [~np.isin(others, names[fold]) for others in groups])
+            out[fold] = one.mixed(share)[fold]
+        found.append(out)
+    return found
 
 
 def inside(p: Problem, predicted: NDArray[np.float64], folds: Sequence[Sequence[int]]) -> list[bool]:
@@ -167,6 +193,7 @@ __all__ = [
     "FAMILY_FOLDS",
     "MODEL_FOLDS",
     "REFERENCE",
+    "HeldOut",
     "Problem",
     "blended",
     "by_family",

@@ -22,6 +22,7 @@ from latency_data import PRECISIONS, RUNTIMES, Sample, Score, load_features, sam
 from latency_fitting import (
     FAMILY_FOLDS,
     MODEL_FOLDS,
+    HeldOut,
     Problem,
     blended,
     by_family,
@@ -42,7 +43,6 @@ from pocketport.profiles.prediction.fit import fit_device
 from pocketport.profiles.prediction.parameters import FactorsData, parameters
 
 ANCHORS = 5
-FEWEST = 5  # models that a predictor needs
 ANCHOR_DRAWS = 2
 
 
@@ -69,12 +69,18 @@ def of_graph(p: Problem) -> dict[str, Predicted]:
     return {name: held_out(p, *split) for name, split in SPLITS.items()}
 
 
-def of_compiler(p: Problem, graph: Problem, known: dict[str, Predicted]) -> dict[str, Predicted]:
-    """The same with the compiler's estimate, of which those of the graph alone are a part."""
-    found = {}
-    for name, split in SPLITS.items():
-        out, folds = held_out(p, *split)
-        found[name] = blended(p, out, matched(p, graph, known[name][0]), folds), folds
+def of_compiler(
+    graph: dict[str, Problem], alone: dict[str, dict[str, Predicted]], known: dict[str, Problem]
+) -> dict[str, dict[str, Predicted]]:
+    """The same with the compiler's estimate, of which those of the graph alone are a part, by precision."""
+    found: dict[str, dict[str, Predicted]] = {precision: {} for precision in known}
+    for name, (by, most) in SPLITS.items():
+        every = []
+        for precision, p in known.items():
+            out, folds = held_out(p, by, most)
+            every.append(HeldOut(p, out, matched(p, graph[precision], alone[precision][name][0]), folds))
+        for (precision, one), out in zip(zip(known, every, strict=True), blended(every, by), strict=True):
+            found[precision][name] = out, one.folds
     return found
 
 
@@ -171,13 +177,17 @@ def main() -> None:
     print(
         f"{'predictor':9} {'prec.':6} {'device':38} {'runtime':18} {'held out':12} {'n':>4}  median    P90   rho  in 2x  covered"
     )
+    graph = {precision: problem(every, features, precision) for precision in PRECISIONS}
+    alone = {precision: of_graph(p) for precision, p in graph.items()}
+    estimated = {q: problem(every, features, q, known) for q in PRECISIONS if q in parameters().compiler}
+    informed = of_compiler(graph, alone, estimated)
     for precision in PRECISIONS:
-        graph = problem(every, features, precision)
-        compiler = problem(every, features, precision, known)
-        alone = of_graph(graph)
-        scored = [by_device(graph, alone, "graph", precision, every), unseen_devices(graph, precision)]
-        if len(compiler.models) >= FEWEST and precision in parameters().compiler:
-            scored.append(by_device(compiler, of_compiler(compiler, graph, alone), "compiler", precision, every))
+        scored = [
+            by_device(graph[precision], alone[precision], "graph", precision, every),
+            unseen_devices(graph[precision], precision),
+        ]
+        if precision in estimated:
+            scored.append(by_device(estimated[precision], informed[precision], "compiler", precision, every))
         for row in chain(*scored):
             s = row.score
             print(f"{row.predictor:9} {row.precision:6} {row.device:38} {row.runtime:18} {row.held_out:12} {s.n:4}  {s.median_ape:6.1%} {s.p90_ape:6.0%} {s.spearman:5.2f}  {s.within_2x:5.0%}  {s.coverage:6.0%}", flush=True)  # fmt: skip

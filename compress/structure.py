@@ -12,6 +12,14 @@ ELEMENTWISE_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "W
 DATA_CONSTANT_OPS = ELEMENTWISE_OPS | {"MatMul", "Concat"}
 CLAMP_OPS = frozenset({"Relu", "Clip"})
 FUSED_PRODUCERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul"})
+# Ops on images, which accelerators keep with channels last; the Transposes around them wander up to a barrier.
+IMAGE_OPS = frozenset(
+    {
+        "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool",
+        "GlobalMaxPool", "InstanceNormalization", "MaxPool", "Resize", "SpaceToDepth",
+    }
+)  # fmt: skip
+LAYOUT_BARRIERS = frozenset({"Reshape", "Flatten", "Gemm", "MatMul", "Gather"})
 UNIT_RANGE_OPS = frozenset({"Sigmoid", "HardSigmoid"})  # not Softmax: of many numbers that add up to 1, none is near it
 
 
@@ -60,6 +68,17 @@ def weight_operand(node: ir.Node) -> WeightOperand | None:
     transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
     channel, summed = (0, 1) if transposed else (rank - 1, rank - 2)
     return WeightOperand(weight, "linear", channel, summed, activation, bias)
+
+
+def is_product_of_rows(node: ir.Node) -> bool:
+    """Whether a weight multiplies rows of the node's input: of linear layers, and patches under a convolution's kernel."""
+    operand = weight_operand(node)
+    if operand is None or operand.activation is None:
+        return False
+    if node.op_type == "Conv":
+        return node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    rank = len(operand.value.shape or ())
+    return node.op_type in ("Gemm", "MatMul") and rank == 2 and not node.attributes.get_int("transA", 0)
 
 
 def _is_weight(value: ir.Value | None, least_rank: int) -> bool:

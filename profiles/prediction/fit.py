@@ -56,7 +56,15 @@ class Fitted:
         return milliseconds(work, self.rates, factors) * self.correction.factors(work, self.rates)
 
 
-def fit(work: Work, seen: Observations, devices: int, like: Rates | None = None, *, correct: bool = True) -> Fitted:
+def fit(
+    work: Work,
+    seen: Observations,
+    devices: int,
+    like: Rates | None = None,
+    *,
+    spread: float = 1.0,
+    correct: bool = True,
+) -> Fitted:
     """Fit to observations of graphs on `devices` devices.
 
     Args:
@@ -64,15 +72,16 @@ def fit(work: Work, seen: Observations, devices: int, like: Rates | None = None,
         seen: the observations.
         devices: how many there are; 0 is the reference.
         like: rates of another precision, of which more models were measured: proportions of kinds are held near its.
+        spread: of the priors of all rates, in terms of what it is usually.
         correct: learn what graphs alike are off by.
     """
     start = np.concatenate([_start(like), np.zeros(5 * devices)])
     theta, damping = start.copy(), 1e-3
-    cost, gradient, hessian = _system(theta, start, work, seen, devices)
+    cost, gradient, hessian = _system(theta, start, spread, work, seen, devices)
     for _ in range(ROUNDS):
         step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
         step = np.clip(step, -2, 2)
-        tried = _system(theta + step, start, work, seen, devices)
+        tried = _system(theta + step, start, spread, work, seen, devices)
         if tried[0] > cost:
             damping *= 8
             if damping > 1e6:
@@ -119,7 +128,9 @@ def unpack(theta: Floats, devices: int) -> Fitted:
     return Fitted(rates, tuple(Factors(*(float(v) for v in row)) for row in own))
 
 
-def _system(theta: Floats, start: Floats, work: Work, seen: Observations, devices: int) -> tuple[float, Floats, Floats]:
+def _system(
+    theta: Floats, start: Floats, spread: float, work: Work, seen: Observations, devices: int
+) -> tuple[float, Floats, Floats]:
     """Cost, gradient and Gauss-Newton matrix of the negative log posterior."""
     shared, own = theta[:SHARED], theta[SHARED:].reshape(devices, 5)
     graphs, matrix = len(work.io_megabytes), MATRIX_KIND[work.kind]
@@ -144,7 +155,7 @@ def _system(theta: Floats, start: Floats, work: Work, seen: Observations, device
         parts[:, SPILLED] = d * np.exp(shared[SPILLED]) * spilled
         parts[:, MATRIX_OP], parts[:, VECTOR_OP] = o * counts
         parts[:, IO] = d * np.exp(shared[IO]) * work.io_megabytes
-        parts[:, OFFSET] = o * np.exp(shared[OFFSET])
+        parts[:, OFFSET] = o * np.exp(shared[OFFSET]) * work.handed_over
         total = parts[:, :SHARED].sum(1)
         parts[:, SHARED] = by_kind[:, MATRIX_KIND].sum(1)
         parts[:, SHARED + 1] = by_kind[:, ~MATRIX_KIND].sum(1)
@@ -158,11 +169,11 @@ def _system(theta: Floats, start: Floats, work: Work, seen: Observations, device
         where = np.concatenate([np.arange(SHARED), SHARED + 5 * device + np.arange(4)])
         gradient[where] += jacobian.T @ (weight * error)
         hessian[np.ix_(where, where)] += (jacobian * weight[:, None]).T @ jacobian
-    return _with_priors(theta, start, devices, cost, gradient, hessian)
+    return _with_priors(theta, start, spread, devices, cost, gradient, hessian)
 
 
 def _with_priors(
-    theta: Floats, start: Floats, devices: int, cost: float, gradient: Floats, hessian: Floats
+    theta: Floats, start: Floats, spread: float, devices: int, cost: float, gradient: Floats, hessian: Floats
 ) -> tuple[float, Floats, Floats]:
     one = np.eye(len(theta))
     rows: list[Floats] = []
@@ -171,11 +182,11 @@ def _with_priors(
     for kind in range(K):
         common = COMMON_MATRIX if MATRIX_KIND[kind] else COMMON_VECTOR
         rows.append(one[kind] - one[common])
-        sigmas.append(KIND_SPREAD[0 if MATRIX_KIND[kind] else 1])
+        sigmas.append(spread * KIND_SPREAD[0 if MATRIX_KIND[kind] else 1])
         targets.append(float(start[kind] - start[common]))
     for index in range(K, SHARED):
         rows.append(one[index])
-        sigmas.append(START_SPREAD)
+        sigmas.append(spread * START_SPREAD)
         targets.append(float(start[index]))
     for device in range(devices):
         base = SHARED + 5 * device

@@ -43,7 +43,7 @@ def description(work: Work, rates: Rates) -> Floats:
     )
     spent = np.bincount(work.graph * kinds + work.kind, ops, graphs * kinds).reshape(graphs, kinds)
     total = milliseconds(work, rates, Factors())
-    around = rates.offset_ms + rates.ms_per_io_mb * work.io_megabytes
+    around = rates.offset_ms * work.handed_over + rates.ms_per_io_mb * work.io_megabytes
     shares = np.sqrt(np.c_[spent, around] / total[:, None])
     counts = np.maximum(np.bincount(work.graph, minlength=graphs), 1)
     return np.asarray(np.c_[shares, SIZE * np.log(total), SIZE * np.log(counts)])

@@ -1,6 +1,6 @@
 """Two predictors of latency behind one interface: from the graph alone, and from the vendor compiler's own estimate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.features import GraphFeatures, Kind
 from pocketport.profiles.prediction.local import LOCAL, LocalDevice
 from pocketport.profiles.prediction.parameters import Anchors, Model, Parameters, parameters
-from pocketport.profiles.prediction.roofline import KINDS, WIDTHS, Factors, Work
+from pocketport.profiles.prediction.roofline import KINDS, WIDTHS, Factors, Work, handed_over
 
 PRECISIONS = tuple(WIDTHS)
 RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
@@ -124,7 +124,7 @@ class CompilerPredictor:
         if key not in self._fitted.compiler or ESTIMATE not in features.estimates:
             return None
         model = _model(self._fitted.compiler, precision, runtime)
-        work = estimate_work([features.estimates])
+        work = estimate_work([features.estimates], [features.graph])
         found = _predict(self._fitted, self._local, model, work, features.graph, device, precision, self.name)
         alone = _model(self._fitted.graph, precision, runtime)
         work = Work.of([features.graph], precision)
@@ -136,8 +136,8 @@ class CompilerPredictor:
         return _at_runtime(self._fitted, found, precision, runtime)
 
 
-def estimate_work(estimates: list[Mapping[str, float]]) -> Work:
-    """Estimates as `Work`: one op of the simulated milliseconds, one of the gigabytes that go to DRAM and back."""
+def estimate_work(estimates: Sequence[Mapping[str, float]], graphs: Sequence[GraphFeatures]) -> Work:
+    """Estimates of `graphs` as `Work`: one op of the simulated milliseconds, one of the gigabytes that go to DRAM and back."""
     simulated = [e[ESTIMATE] / 1e3 for e in estimates]
     traffic = [sum(e.get(key, 0.0) for key in TRAFFIC) / 1e9 for e in estimates]
     n, kinds = len(estimates), (KINDS.index(Kind.LINEAR), KINDS.index(Kind.MOVE))
@@ -148,6 +148,7 @@ def estimate_work(estimates: list[Mapping[str, float]]) -> Work:
         megabytes=np.zeros(2 * n),
         spilled=np.zeros(2 * n),
         io_megabytes=np.zeros(n),
+        handed_over=handed_over(graphs),
     )
 
 

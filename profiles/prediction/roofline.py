@@ -4,7 +4,7 @@ After Williams et al. 2009 (doi 10.1145/1498765.1498785), per op instead of per 
 
     ms(op)    = max(arithmetic·ms_per_work[kind]·work(op), memory·ms_per_mb·weights(op))
                 + memory·ms_per_spilled_mb·spilled(op) + overhead·ms_per_op[unit(kind)]
-    ms(graph) = sum over ops + memory·ms_per_io_mb·(megabytes in and out) + overhead·offset_ms
+    ms(graph) = sum over ops + memory·ms_per_io_mb·(megabytes in and out) + overhead·offset_ms·n/(n + 30,000), n elements in and out
 
 Work is counted in the granules in which the units do it (32 channels, 8×4 pixels, 32 rows of a matrix), in 10⁹ multiply-accumulates for these and in
 10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. Rates belong
@@ -31,6 +31,7 @@ TILE = (8, 4)  # rows and columns of an image that are computed together
 ROWS = 32  # of a matrix that are
 IN_PLACE = ("Concat", "Split")  # their parts are written and read where they lie
 ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
+HANDED_OVER = 30_000  # elements in and out at which half of a call's overhead is there
 # activation and weight bytes of an element
 WIDTHS: dict[str, tuple[float, float]] = {"float": (2, 2), "w8a8": (1, 1), "w8a16": (2, 1), "w4a16": (2, 0.5)}
 
@@ -46,6 +47,7 @@ class Work:
         megabytes: weights read.
         spilled: megabytes of activations that do not stay on the chip.
         io_megabytes: inputs and outputs of each graph.
+        handed_over: share of a call's overhead that each graph has, see `handed_over`.
     """
 
     graph: NDArray[np.intp]
@@ -54,6 +56,7 @@ class Work:
     megabytes: Floats
     spilled: Floats
     io_megabytes: Floats
+    handed_over: Floats
 
     @classmethod
     def of(cls, graphs: Sequence[GraphFeatures], precision: str) -> "Work":
@@ -67,7 +70,14 @@ class Work:
             megabytes=np.array([op.weights * weight / 1e6 for op in ops], np.float64),
             spilled=np.array([_spilled(op, activation) for op in ops], np.float64),
             io_megabytes=np.array([g.io_elements * activation / 1e6 for g in graphs], np.float64),
+            handed_over=handed_over(graphs),
         )
+
+
+def handed_over(graphs: Sequence[GraphFeatures]) -> Floats:
+    """Share of a call's overhead: a call that hands over little (tokens, a spectrogram) takes next to none, images all of it."""
+    elements = np.array([g.io_elements for g in graphs], np.float64)
+    return np.asarray(elements / (elements + HANDED_OVER))
 
 
 def _padded(n: int, granule: int) -> float:
@@ -117,7 +127,7 @@ class Rates:
         ms_per_spilled_mb: of activations beyond the chip's memory.
         ms_per_op: of matrix units, of all others.
         ms_per_io_mb: of inputs and outputs.
-        offset_ms: of every call.
+        offset_ms: of a call that hands over images.
     """
 
     ms_per_work: Floats
@@ -147,5 +157,7 @@ def milliseconds(work: Work, rates: Rates, factors: Factors) -> Floats:
     per_op = factors.overhead * np.where(matrix, rates.ms_per_op[0], rates.ms_per_op[1])
     total = np.bincount(work.graph, np.maximum(arithmetic, weights) + spilled + per_op, len(work.io_megabytes))
     return np.asarray(
-        total + factors.memory * rates.ms_per_io_mb * work.io_megabytes + factors.overhead * rates.offset_ms
+        total
+        + factors.memory * rates.ms_per_io_mb * work.io_megabytes
+        + factors.overhead * rates.offset_ms * work.handed_over
     )

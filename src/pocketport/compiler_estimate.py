@@ -1,7 +1,8 @@
 """The vendor compiler's own estimate for a float graph at a precision, quantized with ranges of random inputs.
 
-Ranges move numbers, not shapes, and latency follows shapes: a model needs no data for this. What a compile gave is kept
-under the hash of the graph, the precision and the toolchain.
+Ranges move numbers, not shapes, and latency follows shapes: a model needs no data for this. Images enter and leave with channels last,
+as phones' runtimes hand them over: the compiler's layout change at a graph's boundary can take longer than all the rest. What a compile gave
+is kept under the hash of the graph, the precision and the toolchain.
 """
 
 import json
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketport.channels_last import images_channels_last
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import shape_of
 from pocketport.errors import ToolchainError
@@ -21,6 +23,7 @@ from pocketport.targets.contract import CompileRequest, EstimatingBackend, Targe
 from pocketport.targets.registry import backend_for
 from pocketport.workers import Limits, call_in_worker
 
+FORM = 2  # of what is compiled; 1 had channels first
 MEMORY_BYTES = 12 << 30
 TOOLCHAINS = {"qualcomm": "onnxruntime-qnn"}
 
@@ -50,7 +53,7 @@ def compiler_estimate(
     missing = backend.missing()
     if missing:
         raise ToolchainError(missing[0].why, where=str(target), fix=missing[0].fix)
-    key = f"{features.digest}-{target.soc}-{precision}-{_version(target.vendor)}"
+    key = f"{features.digest}-{target.soc}-{precision}-{_version(target.vendor)}-{FORM}"
     note = cache_root() / "estimates" / f"{key}.json"
     if note.is_file():
         return {name: float(value) for name, value in json.loads(note.read_text(encoding="utf-8")).items()}
@@ -81,6 +84,7 @@ def estimate_in_worker(source: Path, name: str, target: Target, precision: str) 
     backend = backend_for(target)
     assert isinstance(backend, EstimatingBackend)
     bundle = ModelBundle.load(source)
+    images_channels_last(bundle[name].graph)
     if precision != "float":
         bundle = _quantized(bundle, name, target, precision)
     with TemporaryDirectory(prefix="pocketport-") as folder:

@@ -5,7 +5,7 @@ whole, DequantizeLinear of weights is folded in. Rewritten are
 
 * the boundary: QuantizeLinear at inputs and DequantizeLinear at outputs go, so that a phone moves integers (a KV
   cache of 2 bytes an element, never 4) and the accelerator computes no float. The encodings are in ``io.json``.
-  Outputs in image layout stay float;
+  Outputs in image layout stay float, but for those with channels last;
 * what single kernels demand: ``rewrites.py``, where every rewrite says why.
 """
 
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pocketport.compress.graph import inferred, load_graph, save_graph, static_shape
+from pocketport.compress.structure import IMAGE_OPS, LAYOUT_BARRIERS
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import InputError
 from pocketport.files import write_json
@@ -23,15 +24,8 @@ from pocketport.targets.qualcomm import rewrites
 from pocketport.targets.qualcomm.qdq import Port, attribute, parameters
 from pocketport.targets.qualcomm.target import find_soc
 
-LAYOUT_OPS = frozenset(
-    {
-        "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool",
-        "GlobalMaxPool", "InstanceNormalization", "MaxPool", "Resize", "SpaceToDepth",
-    }
-)  # fmt: skip
-"""Ops that onnxruntime turns to NHWC for this provider; the Transposes around them wander up to a barrier."""
-
-LAYOUT_BARRIERS = frozenset({"Reshape", "Flatten", "Gemm", "MatMul", "Gather"})
+CHANNELS_LAST = (0, 2, 3, 1)
+"""The order of dimensions in which onnxruntime keeps images for this provider."""
 
 
 def lower(request: CompileRequest) -> Lowered:
@@ -115,7 +109,9 @@ def _may_transpose(value: ir.Value) -> bool:
         node = pending.pop()
         if node is None or node in seen or node.op_type in LAYOUT_BARRIERS:
             continue
-        if node.op_type in LAYOUT_OPS:
+        if node.op_type == "Transpose" and tuple(node.attributes.get_ints("perm", ())) == CHANNELS_LAST:
+            continue  # cancels the one that the change leaves
+        if node.op_type in IMAGE_OPS:
             return True
         seen.add(node)
         pending += [v.producer() for v in node.inputs if v is not None]

@@ -149,3 +149,18 @@ def test_a_dynamic_shape_is_an_input_error(tmp_path: Path) -> None:
     pivot.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
     with pytest.raises(InputError, match="not static"):
         lowered(tmp_path, pivot)
+
+
+def test_images_leave_as_integers_with_their_channels_last_only(tmp_path: Path) -> None:
+    """With channels first the change to NHWC leaves a Transpose at the boundary, which the compiler refuses on integers."""
+    sketch = Sketch()
+    image = sketch.op(
+        "Conv", sketch.input("x", normal(sketch, 1, 3, 12, 10)), sketch.weight(8, 3, 3, 3), pads=[1, 1, 1, 1]
+    )
+    pivot = sketch.pivot(image, sketch.op("Transpose", sketch.op("Relu", image), perm=[0, 2, 3, 1]))
+    result = lowered(tmp_path, pivot)
+    first, last = onnx.load(result.paths["onnx"]).graph.output
+    assert first.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert last.type.tensor_type.elem_type == onnx.TensorProto.UINT16
+    expected, found = run_on_cpu(pivot, sketch.feeds), run_lowered(result, sketch.feeds)
+    assert all(sqnr_db(expected[name], found[name]) > 70 for name in expected)
