@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pocketport.calibration.statistics import ChannelRange, SecondMoment
 
 ATTENTION_BIAS = "attention_bias"  # of the component graphs: 0 where attention is allowed, negative where not
+ATTENTION_MASK = "attention_mask"  # of encoders of text: 1 for tokens, 0 for padding
 
 
 def channel_range(value: NDArray[Any], axis: int) -> ChannelRange:
@@ -41,11 +42,15 @@ def row_moment(value: NDArray[Any], *, full: bool) -> SecondMoment:
 
 
 def real_rows(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
-    """Which rows of a padded sequence are not padding: those that its last row may attend to.
+    """Which rows of a padded sequence are not padding: those that its mask marks, or that its last row may attend to.
 
     Static shapes make padding common, and weights should not be fitted to it. Ranges do include it, since it flows
-    through the same tensors. None where the component has no `attention_bias` [1, rows or 1, columns].
+    through the same tensors. None where the component has no `attention_mask` [rows] and no `attention_bias`
+    [1, rows or 1, columns].
     """
+    mask = inputs.get(ATTENTION_MASK)
+    if mask is not None and mask.ndim == 1:
+        return np.asarray(mask != 0)
     bias = inputs.get(ATTENTION_BIAS)
     return bias[0, -1] == 0 if bias is not None and bias.ndim == 3 else None
 

@@ -1,6 +1,9 @@
 """From what calibration saw of activations to one encoding for every group of them."""
 
+import math
+
 import numpy as np
+import onnx_ir as ir
 
 from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, encoding_for_range
 from pocketport.calibration.observers import EXTREMES, Histogram, make_observer
@@ -9,6 +12,12 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import constant
 from pocketport.compress.plan import Plan, TensorKind, TensorPlan
 from pocketport.errors import InputError
+
+FLAT_BEYOND = {
+    "Gelu": (-5.0, math.inf), "HardSwish": (-3.0, math.inf), "Relu": (0.0, math.inf), "Sigmoid": (-11.0, 11.0),
+    "Tanh": (-6.0, 6.0),
+}  # fmt: skip
+"""Where functions are constant, or within 16 bits as good as constant: their input may be clipped there."""
 
 
 def group_encodings(bundle: ModelBundle, plan: Plan, statistics: Statistics) -> dict[str, Encoding]:
@@ -58,4 +67,28 @@ def _encoding(
         )  # fmt: skip
     first, last = INTEGER_RANGES[leader.dtype]
     low, high = make_observer(leader.algorithm, leader.options).range(merged, last - first + 1, leader.symmetric)
+    if len(members) == 1:
+        least, most = useful_range(_value(bundle[members[0][0]].graph, leader))
+        low, high = max(low, least), min(high, most)
     return encoding_for_range(low, high, leader.dtype, symmetric=leader.symmetric)
+
+
+def _value(graph: ir.Model, tensor: TensorPlan) -> ir.Value | None:
+    made = (v for node in graph.graph if node.name == tensor.node for v in node.outputs)
+    return next((v for v in made if v.name == tensor.tensor), None)
+
+
+def useful_range(value: ir.Value | None) -> tuple[float, float]:
+    """Beyond it nothing that reads a value tells one number from another: −3 is as good as −30 before a hard swish."""
+    if value is None or value.is_graph_output() or not value.uses():
+        return -math.inf, math.inf
+    ranges = [_flat_beyond(node) for node, _ in value.uses()]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _flat_beyond(node: ir.Node) -> tuple[float, float]:
+    if node.op_type == "HardSigmoid":
+        slope, middle = node.attributes.get_float("alpha", 0.2) or 0.2, node.attributes.get_float("beta", 0.5) or 0.0
+        ends = sorted(((0.0 - middle) / slope, (1.0 - middle) / slope))
+        return ends[0], ends[1]
+    return FLAT_BEYOND.get(node.op_type, (-math.inf, math.inf))

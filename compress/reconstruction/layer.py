@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,8 @@ from pocketport.compress.reconstruction.segments import Segment
 from pocketport.compress.structure import weight_operand
 from pocketport.compress.torch_executor import run_nodes
 from pocketport.compress.torch_spatial import ints, padded
+
+T = TypeVar("T", bound=np.generic)
 
 VALUES = 1 << 24  # of the rows of one layer: 64 MB
 SPREAD = 7919  # positions of one sample are drawn beside those of the one before
@@ -116,13 +119,13 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("pgk,gnk->pgn", rows, each).reshape(len(rows), -1)
 
 
-def as_matrix(values: NDArray[np.generic], channel_axis: int) -> NDArray[np.generic]:
+def as_matrix(values: NDArray[T], channel_axis: int) -> NDArray[T]:
     """A weight, or what it has of each value, with its channels first: [N, K]."""
     moved = np.moveaxis(values, channel_axis, 0)
     return np.ascontiguousarray(moved).reshape(len(moved), -1)
 
 
-def from_matrix(matrix: NDArray[np.generic], shape: tuple[int, ...], channel_axis: int) -> NDArray[np.generic]:
+def from_matrix(matrix: NDArray[T], shape: tuple[int, ...], channel_axis: int) -> NDArray[T]:
     """Back from `as_matrix` to a tensor of this shape."""
     moved = (shape[channel_axis], *shape[:channel_axis], *shape[channel_axis + 1 :])
     return np.moveaxis(matrix.reshape(moved), 0, channel_axis)

@@ -89,17 +89,17 @@ def test_progress_and_mistakes() -> None:
     assert caught.value.where == "tensor main/x"
 
 
-def test_padding_is_left_out_of_the_moments() -> None:
+@pytest.mark.parametrize("name", ["attention_bias", "attention_mask"])
+def test_padding_is_left_out_of_the_moments(name: str) -> None:
     g = GraphBuilder("main")
-    x, bias = g.input("x", (4, 6)), g.input("attention_bias", (1, 1, 4))
+    x, bias = g.input("x", (4, 6)), g.input(name, (1, 1, 4) if name == "attention_bias" else (4,))
     y = g.node("Gemm", [x, g.weight("w", np.ones((2, 6), np.float32))], "y", transB=1)
     g.output(y)
     g.output(g.node("Neg", [bias], "negated"))
     values = np.arange(24, dtype=np.float32).reshape(4, 6)
-    mask = np.array([[[-100.0, 0.0, 0.0, 0.0]]], np.float32)
-    statistics = calibrate(
-        {"main": g.finish()}, [("main", {"x": values, "attention_bias": mask})], hessians={"main": ["x"]}
-    )
+    masks = {"attention_bias": [[[-100.0, 0.0, 0.0, 0.0]]], "attention_mask": [0.0, 1.0, 1.0, 1.0]}
+    feeds = {"x": values, name: np.array(masks[name], np.float32)}
+    statistics = calibrate({"main": g.finish()}, [("main", feeds)], hessians={"main": ["x"]})
     moment = statistics.moments["main/x"]
     assert moment.rows == 3 and np.allclose(moment.full, values[1:].T @ values[1:])
     assert statistics.histograms["main/x"].total == 24

@@ -1,0 +1,67 @@
+"""Ranges that stop where the functions behind a tensor are flat."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from small_models import bundle_of, legality
+
+from pocketport.calibration.capture import calibrate
+from pocketport.compress.apply import apply_plan
+from pocketport.compress.builder import GraphBuilder
+from pocketport.compress.graph import save_graph
+from pocketport.compress.plan import make_plan
+from pocketport.compress.ranges import FLAT_BEYOND, useful_range
+from pocketport.compress.recipe import Recipe
+
+
+def functions(*ops: str, output: bool = False, **attributes: object) -> ir.Model:
+    """x + x, read by each of `ops`; their sum is the output, and the sum x + x too where wanted."""
+    g = GraphBuilder("main")
+    x = g.input("x", (1, 4, 8))
+    y = g.node("Add", [x, x], "y")
+    made = [g.node(op, [y], f"{i}.{op}", **attributes) for i, op in enumerate(ops)]
+    g.output(made[0] if len(made) == 1 else g.node("Add", made, "sum"))
+    if output:
+        g.output(y)
+    return g.finish()
+
+
+def y_of(graph: ir.Model) -> ir.Value:
+    return next(iter(graph.graph)).outputs[0]
+
+
+@pytest.mark.parametrize("op", [*FLAT_BEYOND, "HardSigmoid"])
+def test_functions_are_flat_there_within_a_step_of_16_bits(op: str, tmp_path: Path) -> None:
+    attributes = {"alpha": 0.25, "beta": 0.6} if op == "HardSigmoid" else {}
+    graph = functions(op, **attributes)
+    low, high = useful_range(y_of(graph))
+    assert low > -math.inf
+    save_graph(graph, tmp_path / "graph.onnx")
+    session = ort.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+    y = np.linspace(-60, 60, 32, dtype=np.float32).reshape(1, 4, 8)
+    found, wanted = (
+        session.run(None, {"x": v / 2})[0] for v in (np.clip(y, low, min(high, 1e9)).astype(np.float32), y)
+    )
+    assert np.abs(found - wanted).max() <= np.ptp(wanted) / 65535 * 1.3
+
+
+def test_every_reader_must_be_flat() -> None:
+    assert useful_range(y_of(functions("Relu", "HardSwish"))) == (-3.0, math.inf)
+    assert useful_range(y_of(functions("HardSwish", "Exp"))) == (-math.inf, math.inf)
+    assert useful_range(y_of(functions("HardSwish", output=True))) == (-math.inf, math.inf)
+    assert useful_range(None) == (-math.inf, math.inf)
+
+
+def test_encodings_stop_there() -> None:
+    bundle = bundle_of(main=functions("HardSwish"))
+    x = np.linspace(-10, 4, 32, dtype=np.float32).reshape(1, 4, 8)
+    plan = make_plan(bundle, Recipe(name="t"), "x/y", legality(defaults={"main": "w8a8"}))
+    _, table = apply_plan(bundle, plan, calibrate({"main": bundle["main"].graph}, [("main", {"x": x})]))
+    encoding = table["main/y"]
+    low, high = (float((b - encoding.zero_point) * encoding.scale) for b in encoding.bounds)
+    assert low == pytest.approx(-3, abs=0.05) and high == pytest.approx(8, abs=0.05)
+    assert float((0 - table["main/x"].zero_point) * table["main/x"].scale) == pytest.approx(-10, abs=0.1)
