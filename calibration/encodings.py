@@ -50,6 +50,11 @@ class Encoding:
             return spread.take(np.arange(shape[self.axis]), axis=self.axis)
         return values.reshape([-1 if d == self.axis else 1 for d in range(len(shape))])
 
+    def expanded(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Scale and zero point of every element of a tensor of this shape."""
+        scale, zero_point = (self._expand(v, shape) for v in (self.scale, self.zero_point))
+        return np.broadcast_to(scale, shape), np.broadcast_to(zero_point, shape)
+
     def quantize(self, real: NDArray[np.floating]) -> NDArray[np.int32]:
         """Round half to even and saturate, as ONNX QuantizeLinear does; int32 integers of `real`'s shape."""
         low, high = self.bounds
@@ -61,6 +66,36 @@ class Encoding:
         """The real numbers that `integers` stand for, float32."""
         centred = integers.astype(np.int32) - self._expand(self.zero_point, integers.shape)
         real: NDArray[np.float32] = (centred * self._expand(self.scale, integers.shape)).astype(np.float32)
+        return real
+
+
+@dataclass(frozen=True)
+class Palette:
+    """real = table[index]: weights as indices into look-up tables.
+
+    Attributes:
+        table: float32 of float16's numbers, [groups, 2^bits], ascending in every group.
+        axis: dimension of the channels, which are cut in as many runs of one length as there are groups.
+    """
+
+    table: NDArray[np.float32]
+    axis: int
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Least and greatest index."""
+        return 0, self.table.shape[1] - 1
+
+    def offsets(self, shape: tuple[int, ...]) -> NDArray[np.int32]:
+        """Where the tables of a weight's channels begin in `table`, row after row; it broadcasts to `shape`."""
+        groups, levels = self.table.shape
+        group = np.arange(shape[self.axis], dtype=np.int32) // (shape[self.axis] // groups)
+        begin: NDArray[np.int32] = group * np.int32(levels)
+        return begin.reshape([-1 if d == self.axis else 1 for d in range(len(shape))])
+
+    def dequantize(self, indices: NDArray[np.integer]) -> NDArray[np.float32]:
+        """The real numbers that `indices` stand for, float32."""
+        real: NDArray[np.float32] = self.table.ravel()[indices.astype(np.int32) + self.offsets(indices.shape)]
         return real
 
 
@@ -92,12 +127,17 @@ def _usable(scale: float) -> float:
 
 @dataclass
 class EncodingTable:
-    """Encodings by tensor name, kept as one ``.npz`` file."""
+    """Encodings by tensor name, and palettes beside them, kept as one ``.npz`` file."""
 
     encodings: dict[str, Encoding] = field(default_factory=dict)
+    palettes: dict[str, Palette] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Encoding:
         return self.encodings[name]
+
+    def constant(self, name: str) -> Encoding | Palette:
+        """How a constant is written: a weight may have a palette."""
+        return self.palettes[name] if name in self.palettes else self.encodings[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self.encodings
@@ -117,6 +157,9 @@ class EncodingTable:
             arrays[f"{name}|scale"] = np.asarray(e.scale)
             arrays[f"{name}|zero_point"] = np.asarray(e.zero_point)
             arrays[f"{name}|format"] = np.array([e.dtype, "" if e.axis is None else str(e.axis), str(e.block)])
+        for name, palette in sorted(self.palettes.items()):
+            arrays[f"{name}|table"] = palette.table
+            arrays[f"{name}|axis"] = np.array(palette.axis)
         write_npz(path, arrays)
 
     @classmethod
@@ -128,13 +171,14 @@ class EncodingTable:
         table = cls()
         for key in arrays:
             name, _, part = key.rpartition("|")
-            if part != "format":
-                continue
             try:
-                dtype, axis, block = (str(v) for v in arrays[key])
-                scale = arrays[f"{name}|scale"].astype(np.float32)
-                zero_point = arrays[f"{name}|zero_point"].astype(np.int32)
-                table.encodings[name] = Encoding(dtype, scale, zero_point, int(axis) if axis else None, int(block))
+                if part == "format":
+                    dtype, axis, block = (str(v) for v in arrays[key])
+                    scale = arrays[f"{name}|scale"].astype(np.float32)
+                    zero_point = arrays[f"{name}|zero_point"].astype(np.int32)
+                    table.encodings[name] = Encoding(dtype, scale, zero_point, int(axis) if axis else None, int(block))
+                elif part == "table":
+                    table.palettes[name] = Palette(arrays[key].astype(np.float32), int(arrays[f"{name}|axis"]))
             except (KeyError, ValueError) as error:
                 raise InputError(
                     f"tensor {name!r} is incomplete: {error}", where=str(path), fix="calibrate again"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pocketport.calibration.encodings import Encoding, EncodingTable, encoding_for_range
+from pocketport.calibration.encodings import Encoding, EncodingTable, Palette, encoding_for_range
 from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bias_correction import corrected_bias, mean_output, mean_rounding_error
 from pocketport.compress.bundle import ModelBundle
@@ -153,8 +153,12 @@ class _Applier:
                 float(real.min()), float(real.max()), tensor.dtype, symmetric=tensor.symmetric
             )
             done = QuantizedTensor(encoding.quantize(real), encoding)
-        self.table.encodings[key] = done.encoding
-        writer.constant(value, done.integers, done.encoding)
+        if isinstance(done.encoding, Palette):
+            self.table.palettes[key] = done.encoding
+            writer.palette(value, done.integers, done.encoding)
+        else:
+            self.table.encodings[key] = done.encoding
+            writer.constant(value, done.integers, done.encoding)
 
     def _weight(
         self, component: str, tensor: TensorPlan, real: NDArray[np.float32], least: NDArray[np.float64] | None
@@ -208,7 +212,7 @@ class _Applier:
             new = (new - mean_output(next(iter(value.uses())).node, real, error)).astype(np.float32)
         if new is old:
             return
-        if least is not None:  # such a bias fills int32, and there is no room
+        if least is not None and isinstance(done.encoding, Encoding):  # such a bias fills int32, and there is no room
             new = np.where(channel_scales(done.encoding, 0) < 2 * least, old, new)
         bias.const_value = ir.tensor(new, name=bias.name)
         if bias.name in constants:

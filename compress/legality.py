@@ -40,6 +40,20 @@ class WeightRule(BaseModel):
     block_scale_levels: int = 0
 
 
+class PaletteRule(BaseModel):
+    """Palettes that are taken: weights as indices into tables of float16 numbers.
+
+    Attributes:
+        bits: widths of an index; its table has 2^bits numbers.
+        grouped: whether groups of output channels may have a table each, else one serves the whole weight.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: tuple[int, ...]
+    grouped: bool = True
+
+
 class TableRule(BaseModel):
     """Format of lookup tables (embeddings), which are Gathered: ``c`` has a scale a row, ``t`` one for all.
 
@@ -69,7 +83,8 @@ class Legality(BaseModel):
         defaults: component role (``vision connector embed prefill decode main head``) → scheme text.
         activations: bits (``"8"``, ``"16"``) → rule. Absent width: not legal.
         weights: bits (``"2"`` … ``"8"``) → rule.
-        tables: how lookup tables are written.
+        palettes: which palettes of weights are taken; None: none.
+        tables: how lookup tables (embeddings) are written.
         float_bits: widths of float activations that are taken.
         norm_scale_dtype: dtype in which gamma of LayerNorm/RMSNorm is quantized, or ``float``.
         norm_bias_dtype: the same for beta; ``int32`` has scale s_x · s_gamma.
@@ -88,6 +103,7 @@ class Legality(BaseModel):
     defaults: Mapping[str, str]
     activations: Mapping[str, ActivationRule] = {}
     weights: Mapping[str, WeightRule] = {}
+    palettes: PaletteRule | None = None
     tables: TableRule = TableRule()
     float_bits: tuple[int, ...] = (16, 32)
     norm_scale_dtype: str = "float"

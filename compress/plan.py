@@ -35,14 +35,14 @@ class TensorPlan:
         node: name of the node that makes an activation or computes with a constant; empty for graph inputs.
         op: that node's op type.
         scheme: scheme in force at the node.
-        dtype: integer type it is written in, or ``float``.
+        dtype: integer type it is written in (``uint3`` for the indices of a 3-bit palette), or ``float``.
         symmetric: zero point in the middle of the dtype.
-        granularity: ``t``, ``c`` or ``b``: what shares a scale.
-        axis: channel dimension (``c``) or the dimension cut in blocks (``b``).
+        granularity: ``t``, ``c`` or ``b``: what shares a scale; ``p``: it has a palette.
+        axis: channel dimension (``c``, ``p``) or the dimension cut in blocks (``b``).
         channel_axis: dimension of the output channels of a weight.
-        block: block size, 0 if not blocked.
+        block: block size, 0 if not blocked; of a palette, the output channels that share a table.
         block_scale_levels: see WeightRule.
-        algorithm: of weights (``rtn``, ``mse``, ``gptq``), the observer of activations, ``product`` for int32 biases
+        algorithm: of weights (``rtn``, ``mse``, ``gptq``, ``kmeans``), the observer of activations, ``product`` for int32 biases
             at s_x · s_w, ``fixed`` for encodings that are given.
         options: of the algorithm or observer.
         fixed: the range (low, high) or, for ``fixed``, (scale, zero point) that is given.
@@ -53,7 +53,7 @@ class TensorPlan:
         why: the rule or legality that this comes from.
         elements: number of elements (0 where not static).
         bytes_before: stored bytes as float (constants only).
-        bytes_after: stored bytes as planned, scales and zero points included.
+        bytes_after: stored bytes as planned, scales, zero points and tables included.
     """
 
     tensor: str
@@ -84,6 +84,11 @@ class TensorPlan:
     def quantized(self) -> bool:
         """Whether it is written in integers."""
         return self.dtype != "float"
+
+    @property
+    def bits(self) -> int:
+        """Of one integer; 0 for float."""
+        return int(self.dtype.removeprefix("u").removeprefix("int")) if self.quantized else 0
 
 
 @dataclass(frozen=True)

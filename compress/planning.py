@@ -1,13 +1,14 @@
 """How a plan is made: the schemes that were settled for the nodes decide about every tensor."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from pocketport.calibration.capture import MOVEMENT_OPS
 from pocketport.calibration.encodings import INTEGER_RANGES
-from pocketport.compress.algorithms import ALGORITHMS
+from pocketport.compress.algorithms import ALGORITHMS, PALETTE_ALGORITHMS
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.input_scaling import insert_scaling, scalable_inputs
@@ -30,6 +31,7 @@ from pocketport.compress.structure import (
 from pocketport.errors import UsageError
 
 GPTQ_BITS = 4  # at most: above, least squared error per weight loses nothing that matters
+TABLE_ENTRY_BYTES = 2  # of a palette: float16
 SCALED_BITS = 8  # of activations: 16 bits have steps to spare for wide channels
 DEFAULT_OBSERVER = "min_max"  # what clipping gains in its own tensor the layers behind lose: docs/quantization.md
 
@@ -170,6 +172,8 @@ class _ComponentPlanner:
             return self._kept_float(node, operand.value, TensorKind.WEIGHT, settled.why)
         if operand.kind == "table":
             return self._table(node, operand, settled, groups)
+        if scheme.granularity is Granularity.PALETTE:
+            return self._palette(node, operand, settled)
         granularity, why = scheme.granularity, settled.why
         if granularity is Granularity.BLOCK and operand.input_axis is None:
             granularity, why = (
@@ -184,19 +188,46 @@ class _ComponentPlanner:
             )  # fmt: skip
         rule = self._legality.weights[str(scheme.weight_bits)]
         axis = {"t": None, "c": operand.channel_axis, "b": operand.input_axis}[granularity.value]
-        matrix = _is_matrix(node, operand, shape)
-        algorithm = settled.algorithm or ("gptq" if matrix and scheme.weight_bits <= GPTQ_BITS else "mse")
-        if algorithm not in ALGORITHMS:
-            raise UsageError(
-                f"the algorithm {algorithm!r} is for checkpoint formats",
-                where=f"{self.name}, {operand.value.name}", fix=f"use one of {', '.join(ALGORITHMS)}",
-            )  # fmt: skip
-        if algorithm == "gptq" and not matrix:
-            algorithm, why = "mse", f"{why}; gptq is for linear layers and 1×1 convolutions"
+        algorithm, why = self._algorithm(node, operand, replace(settled, why=why), ALGORITHMS, "mse")
         return self._stored(
             node, operand.value, TensorKind.WEIGHT, rule, granularity.value, why,
             axis=axis, channel_axis=operand.channel_axis, block=block, algorithm=algorithm,
             options=settled.algorithm_options or {}, activation=_name(operand.activation), scheme=str(scheme),
+        )  # fmt: skip
+
+    def _algorithm(
+        self, node: ir.Node, operand: WeightOperand, settled: Settled, known: Collection[str], plain: str
+    ) -> tuple[str, str]:
+        """How a weight is rounded, and why: `plain` is what takes any weight."""
+        matrix, bits = _is_matrix(node, operand, _shape(operand.value)), settled.scheme.weight_bits or 0
+        algorithm = settled.algorithm or ("gptq" if matrix and bits <= GPTQ_BITS else plain)
+        if algorithm not in known:
+            raise UsageError(
+                f"the algorithm {algorithm!r} is not for weights in {settled.scheme} on targets",
+                where=f"{self.name}, {operand.value.name}", fix=f"use one of {', '.join(known)}",
+            )  # fmt: skip
+        if algorithm == "gptq" and not matrix:
+            return plain, f"{settled.why}; gptq is for linear layers and 1×1 convolutions"
+        return algorithm, settled.why
+
+    def _palette(self, node: ir.Node, operand: WeightOperand, settled: Settled) -> TensorPlan:
+        scheme, shape, elements = settled.scheme, _shape(operand.value), _elements(operand.value)
+        channels, bits = shape[operand.channel_axis], scheme.weight_bits or 0
+        group = scheme.group or channels
+        if channels % group:
+            raise UsageError(
+                f"its {channels} output channels do not divide into groups of {group}",
+                where=f"{self.name}, {operand.value.name}", fix=f"add a rule for it with another group, or w{bits}p",
+            )  # fmt: skip
+        size = math.ceil(elements * bits / 8) + channels // group * TABLE_ENTRY_BYTES * 2**bits
+        if size >= elements * TABLE_ENTRY_BYTES:
+            return self._kept_float(node, operand.value, TensorKind.WEIGHT, f"{scheme} would be larger than float16")
+        algorithm, why = self._algorithm(node, operand, settled, PALETTE_ALGORITHMS, "kmeans")
+        return TensorPlan(
+            operand.value.name or "", TensorKind.WEIGHT, node.name or "", node.op_type, str(scheme), f"uint{bits}", why,
+            granularity=Granularity.PALETTE.value, axis=operand.channel_axis, channel_axis=operand.channel_axis, block=group,
+            algorithm=algorithm, options=settled.algorithm_options or {}, activation=_name(operand.activation),
+            elements=elements, bytes_before=_bytes(operand.value), bytes_after=size,
         )  # fmt: skip
 
     def _table(self, node: ir.Node, operand: WeightOperand, settled: Settled, groups: Groups) -> TensorPlan:
@@ -221,6 +252,8 @@ class _ComponentPlanner:
         activation = _name(operand.activation)
         if activation not in self.regions.quantized or not weight.quantized:
             return self._kept_float(node, operand.bias, TensorKind.BIAS, "its layer computes in float")
+        if weight.granularity == Granularity.PALETTE:
+            return self._kept_float(node, operand.bias, TensorKind.BIAS, "a palette has no scale that it could share")
         per_channel = weight.granularity != "t"
         elements = _elements(operand.bias)
         return TensorPlan(

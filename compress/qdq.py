@@ -1,4 +1,4 @@
-"""Writing QuantizeLinear and DequantizeLinear into a graph."""
+"""Writing QuantizeLinear and DequantizeLinear into a graph, and palettes."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pocketport.calibration.encodings import Encoding
+from pocketport.calibration.encodings import Encoding, Palette
 from pocketport.errors import VerificationError
 
 STORAGE: dict[str, type] = {
@@ -54,18 +54,38 @@ class QdqWriter:
     def constant(self, value: ir.Value, integers: NDArray[np.integer], encoding: Encoding) -> None:
         """Store `value` as integers with a DQ; all that read it read the DQ, and the float constant goes."""
         name = value.name or ""
-        uses = list(value.uses())
         stored = self._initializer(integer_tensor(integers, encoding.dtype, f"{name}/q"))
         scale, zero = self._encoding(name, encoding)
         attributes: dict[str, int] = {} if encoding.axis is None else {"axis": encoding.axis}
         if encoding.block:
             attributes["block_size"] = encoding.block
         restored = self._node("DequantizeLinear", [stored, scale, zero], f"{name}/dq", value.dtype, **attributes)
-        restored.outputs[0].shape = ir.Shape(integers.shape)
-        self._graph.insert_before(self._graph[0], restored)
+        self._replace(value, [restored], integers.shape)
+
+    def palette(self, value: ir.Value, indices: NDArray[np.integer], palette: Palette) -> None:
+        """Store `value` as indices; all that read it read what they choose from the tables, which are one behind another.
+
+        Cast, Add of where the channel's table begins (unless there is one table only), Gather: see `compress.palettes`.
+        """
+        name = value.name or ""
+        dtype = "uint4" if palette.bounds[1] < 16 else "uint8"
+        stored = self._initializer(integer_tensor(indices, dtype, f"{name}/q"))
+        table = self._initializer(ir.Tensor(palette.table.ravel(), name=f"{name}/table"))
+        nodes = [self._node("Cast", [stored], f"{name}/index", ir.DataType.INT32, to=ir.DataType.INT32.value)]
+        if len(palette.table) > 1:
+            offsets = self._initializer(ir.Tensor(palette.offsets(indices.shape), name=f"{name}/offset"))
+            nodes.append(self._node("Add", [nodes[-1].outputs[0], offsets], f"{name}/entry", ir.DataType.INT32))
+        nodes.append(self._node("Gather", [table, nodes[-1].outputs[0]], f"{name}/dq", value.dtype, axis=0))
+        self._replace(value, nodes, indices.shape)
+
+    def _replace(self, value: ir.Value, nodes: list[ir.Node], shape: tuple[int, ...]) -> None:
+        """Put `nodes` in the place of a constant: whatever read it reads the last one's output."""
+        name, uses, producer = value.name or "", list(value.uses()), value.producer()
+        for node in nodes:
+            node.outputs[0].shape = ir.Shape(shape)
+        self._graph.insert_before(self._graph[0], nodes)
         for node, index in uses:
-            node.replace_input_with(index, restored.outputs[0])
-        producer = value.producer()
+            node.replace_input_with(index, nodes[-1].outputs[0])
         if producer is not None:
             self._graph.remove(producer, safe=True)
         elif name in self._graph.initializers:

@@ -22,7 +22,7 @@ SUFFIX = ".yaml"
 
 ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
 RewriteName = Literal["awq", "equalize", "fold_gain", "reorder", "rotate", "smoothquant"]
-AlgorithmName = Literal["rtn", "mse", "hqq", "gptq", "importance"]
+AlgorithmName = Literal["rtn", "mse", "hqq", "gptq", "importance", "kmeans"]
 
 
 def _scheme(text: str) -> str:

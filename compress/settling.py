@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pocketport.compress.legality import Legality
 from pocketport.compress.recipe import Rule
-from pocketport.compress.schemes import Scheme
+from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.errors import InputError, UsageError
 
 HEAD = "lm_head"
@@ -89,6 +89,8 @@ class Settler:
             return f"it takes no fp{scheme.float_bits} activations"
         if scheme.weight_bits is None:
             return ""
+        if scheme.granularity is Granularity.PALETTE:
+            return self._illegal_palette(scheme)
         rule = legality.weights.get(str(scheme.weight_bits))
         if rule is None:
             return f"it takes no {scheme.weight_bits}-bit weights"
@@ -98,12 +100,23 @@ class Settler:
             return f"it takes {scheme.weight_bits}-bit blocks only of {', '.join(map(str, rule.blocks))}"
         return ""
 
+    def _illegal_palette(self, scheme: Scheme) -> str:
+        palettes = self._legality.palettes
+        if palettes is None:
+            return "it takes no palettes"
+        if scheme.weight_bits not in palettes.bits:
+            return f"it takes no palettes of {scheme.weight_bits} bits"
+        return "it takes one palette a weight only" if scheme.group and not palettes.grouped else ""
+
     def legal(self) -> str:
         """What the target takes, in words."""
         weights = [
             f"w{bits}{g}" + (f" of {'/'.join(map(str, rule.blocks))}" if g == "b" else "")
             for bits, rule in self._legality.weights.items() for g in rule.granularities
         ]  # fmt: skip
+        palettes = self._legality.palettes
+        if palettes is not None:
+            weights += [f"w{bits}p{'[<channels>]' if palettes.grouped else ''}" for bits in palettes.bits]
         activations = [f"a{bits}" for bits in self._legality.activations] + [
             f"fp{b}" for b in self._legality.float_bits
         ]

@@ -188,6 +188,11 @@ def _algorithm(
         return "stored", {}
     if rule is None or wanted is None or wanted == "importance":
         return DEFAULT_ALGORITHM, {}
+    if wanted == "kmeans":
+        raise UsageError(
+            "the algorithm 'kmeans' makes palettes, which no checkpoint format has", where=f"recipe, {choice.scheme}",
+            fix=f"use {DEFAULT_ALGORITHM} or gptq",
+        )  # fmt: skip
     if wanted == "gptq":
         GptqOptions.of(rule.algorithm_options)
     return str(wanted), dict(rule.algorithm_options)

@@ -5,21 +5,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.calibration.encodings import INTEGER_RANGES, Encoding
+from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, Palette
 from pocketport.calibration.statistics import SecondMoment
-from pocketport.compress.algorithms import WeightFormat, WeightProblem, round_weight
+from pocketport.compress.algorithms import PaletteProblem, WeightFormat, WeightProblem, palettize, round_weight
 from pocketport.compress.plan import TensorPlan
+from pocketport.compress.schemes import Granularity
 from pocketport.errors import InputError
 
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 BLOCK_UNITS = 16  # low-power block quantization counts block scales in sixteenths of the channel's greatest
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Integers in the tensor's own shape, and their encoding."""
+    """Integers in the tensor's own shape, and what they stand for; indices, where that is a palette."""
 
-    integers: NDArray[np.int32]
-    encoding: Encoding
+    integers: NDArray[np.integer]
+    encoding: Encoding | Palette
 
 
 def quantize_weight(
@@ -34,26 +36,36 @@ def quantize_weight(
         least_scale: [channels], see WeightProblem.
 
     Raises:
-        InputError: the algorithm needs a Hessian that `moment` lacks.
+        InputError: the algorithm needs a Hessian that `moment` lacks, or a palette's float16 can't hold the weights.
     """
     channel = plan.channel_axis or 0
     moved = np.moveaxis(np.asarray(weight, np.float32), channel, 0)
     matrix = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
     columns = matrix.shape[1]
-    low, high = INTEGER_RANGES[plan.dtype]
-    form = WeightFormat(
-        low, high, plan.symmetric, {"t": 0, "c": columns, "b": plan.block}[plan.granularity], plan.block_scale_levels
-    )
     importance, hessian = _input_moments(moment, matrix.shape, np.asarray(weight).shape, plan.op)
-    if least_scale is not None and plan.block:
-        least_scale = least_scale * BLOCK_UNITS
-    problem = WeightProblem(matrix, form, importance, hessian, least_scale)
-    if plan.algorithm == "gptq" and problem.hessian is None:
+    if plan.algorithm == "gptq" and hessian is None:
         raise InputError(
             "gptq needs the Hessian of its layer's input, which calibration did not keep",
             where=f"tensor {plan.tensor}",
             fix="calibrate with the `hessians` of this plan",
         )
+    if plan.granularity == Granularity.PALETTE:
+        if np.abs(matrix).max(initial=0.0) > FLOAT16_MAX:
+            raise InputError(
+                f"its weights reach {np.abs(matrix).max():.3g}, and palettes hold float16",
+                where=f"tensor {plan.tensor}",
+                fix="leave its node float, or give it integers",
+            )
+        palette = PaletteProblem(matrix, plan.bits, plan.block, importance, hessian)
+        done = palettize(plan.algorithm, palette, plan.options)
+        return QuantizedTensor(np.moveaxis(done.indices.reshape(moved.shape), 0, channel), Palette(done.table, channel))
+    low, high = INTEGER_RANGES[plan.dtype]
+    form = WeightFormat(
+        low, high, plan.symmetric, {"t": 0, "c": columns, "b": plan.block}[plan.granularity], plan.block_scale_levels
+    )
+    if least_scale is not None and plan.block:
+        least_scale = least_scale * BLOCK_UNITS
+    problem = WeightProblem(matrix, form, importance, hessian, least_scale)
     rounded = round_weight(plan.algorithm, problem, plan.options)
     integers = np.moveaxis(rounded.integers.reshape(moved.shape), 0, channel)
     scale, zero = rounded.grid.scale, rounded.grid.zero_point

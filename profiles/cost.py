@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pocketport.compress.graph import inferred, shape_of
 from pocketport.profiles.macs import macs
-from pocketport.profiles.tensors import TensorSizes, stored_bits
+from pocketport.profiles.tensors import TensorSizes
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # The compilers run none of these by themselves: views are free, activations ride on their producer.
@@ -94,9 +94,9 @@ def component_cost(model: ir.Model, *, float_bits: int = 16) -> ComponentCost:
     )
     kept = [op for op in per_op if not op.folded]
     return ComponentCost(
-        parameters=sum(math.prod(shape_of(v)) for v in _weights(graph)),
+        parameters=sum(math.prod(shape_of(v)) for v in _weights(graph, sizes)),
         macs=sum(op.macs for op in per_op),
-        weight_bytes=sum(_packed(v, float_bits) for v in _stored(graph)),
+        weight_bytes=sum(sizes.stored_bytes(v) for v in _stored(graph)),
         streamed_bytes=sum(op.weight_bytes for op in per_op),
         activation_bytes=sum(op.read_bytes + op.written_bytes for op in kept),
         io_bytes=sum(sizes.bytes(v) for v in (*graph.inputs, *graph.outputs)),
@@ -105,28 +105,26 @@ def component_cost(model: ir.Model, *, float_bits: int = 16) -> ComponentCost:
     )
 
 
-def _packed(value: ir.Value, float_bits: int) -> int:
-    return (math.prod(shape_of(value)) * stored_bits(value, float_bits) + 7) // 8
-
-
 def _stored(graph: ir.Graph) -> Iterator[ir.Value]:
     """Everything that the file holds: initializers and Constant nodes."""
     yield from graph.initializers.values()
     yield from (node.outputs[0] for node in graph if node.op_type == "Constant")
 
 
-def _weights(graph: ir.Graph) -> Iterator[ir.Value]:
-    """What was learned: no scales and zero points, no shapes and axes."""
+def _weights(graph: ir.Graph, sizes: TensorSizes) -> Iterator[ir.Value]:
+    """What was learned: no scales and zero points, no tables of palettes, no shapes and axes."""
+    of_palettes = {v for p in sizes.palettes.values() for v in (p.table, p.offsets)}
     for value in _stored(graph):
         uses = list(value.uses())
         quantization = uses and all(node.op_type in QDQ and index > 0 for node, index in uses)
+        quantization = quantization or value in of_palettes
         index = value.dtype in (ir.DataType.INT64, ir.DataType.BOOL)
         if not quantization and not index:
             yield value
 
 
 def _streamed(node: ir.Node, sizes: TensorSizes) -> int:
-    """Constant bytes that one run of `node` reads, with the scales of the DequantizeLinear before them."""
+    """Constant bytes that one run of `node` reads, with the scales of the DequantizeLinear before them, or the tables."""
     total = 0
     for index, value in enumerate(node.inputs):
         if value is None or not sizes.is_constant(value):
@@ -138,6 +136,8 @@ def _streamed(node: ir.Node, sizes: TensorSizes) -> int:
         producer = value.producer()
         if producer is not None and producer.op_type == "DequantizeLinear":
             total += sum(sizes.bytes(v) for v in producer.inputs[1:] if v is not None)
+        if value in sizes.palettes:
+            total += sizes.stored_bytes(sizes.palettes[value].table)
     return total
 
 

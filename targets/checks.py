@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from pocketport.compress.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import UsageError
 from pocketport.suggest import nearest
@@ -21,11 +22,12 @@ def unknown_soc(target: Target, known: Iterable[str]) -> UsageError:
 
 
 def check_ops(vendor: str, component: str, graph: ir.Model, legality: Legality) -> tuple[Diagnostic, ...]:
-    """One ERROR for every node whose op type is not in `legality.ops`, with the legality's reason if it has one.
+    """One ERROR for every node whose op type is not in `legality.ops`, with the legality's reason if it has one, and
+    one for palettes where the legality has none.
 
     This is the part of `Backend.check` that follows from the legality data alone; a backend adds its own rules.
     """
-    found = []
+    found = _check_palettes(vendor, component, graph, legality)
     for node in graph.graph.all_nodes():
         if node.op_type in UNCOUNTED or (node.op_type in legality.ops and node.domain in ("", "ai.onnx")):
             continue
@@ -41,3 +43,17 @@ def check_ops(vendor: str, component: str, graph: ir.Model, legality: Legality) 
             )
         )
     return tuple(found)
+
+
+def _check_palettes(vendor: str, component: str, graph: ir.Model, legality: Legality) -> list[Diagnostic]:
+    palettes = stored_palettes(graph.graph)
+    if not palettes or legality.palettes is not None:
+        return []
+    names = [str(palette.indices.name) for palette in palettes.values()]
+    return [
+        Diagnostic(
+            f"{vendor}.palettes", Severity.ERROR, f"{component}, {len(names)} weight(s): {', '.join(names[:3])}",
+            "weights that are indices into tables are not taken: they would be expanded to float",
+            "quantize for this target anew, with a scheme of integers",
+        )
+    ]  # fmt: skip

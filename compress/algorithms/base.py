@@ -74,6 +74,15 @@ def grouped(problem: WeightProblem) -> Matrix:
     return problem.weight.reshape(n, k // group, group) if group else problem.weight.reshape(1, 1, n * k)
 
 
+def column_weights(importance: NDArray[np.float64] | None, columns: int) -> Matrix:
+    """How much a column's error counts, [K]: its importance, of mean 1; all alike where that is not known."""
+    if importance is None:
+        return np.ones(columns, np.float32)
+    mean = float(importance.mean()) or 1.0
+    # Inputs that were never seen still must not be thrown away.
+    return np.maximum(importance / mean, 1e-4).astype(np.float32)
+
+
 def grid_for(low: NDArray[np.float64], high: NDArray[np.float64], problem: WeightProblem) -> Grid:
     """The grid that covers [low, high] a group, both [N, G] and containing 0, within the format's constraints."""
     form = problem.format

@@ -1,5 +1,8 @@
 """GPTQ (Frantar et al. 2022, arXiv 2210.17323): rounding whose error later columns make good."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,14 +33,20 @@ def gptq(problem: WeightProblem, *, damping: float = DAMPING) -> RoundedWeight:
         )
     grid = searched_grid(problem)
     scale, zero = expanded(grid, problem)
-    order, factor = _ordered_factor(problem.hessian, damping)
-    rounded = _propagate(problem.weight[:, order], scale[:, order], zero[:, order], factor, problem)
-    integers = np.empty_like(rounded)
-    integers[:, order] = rounded
+    order, factor = ordered_factor(problem.hessian, damping)
+    # Transposed, so that a column is contiguous.
+    steps, zeros = (np.ascontiguousarray(v[:, order].T, np.float64) for v in (scale, zero))
+
+    def rounded(column: int, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        q = np.clip(np.rint(values / steps[column]) + zeros[column], problem.format.low, problem.format.high)
+        return q, (q - zeros[column]) * steps[column]
+
+    integers = np.empty(problem.weight.shape, np.int32)
+    integers[:, order] = propagated(problem.weight[:, order], factor, rounded)
     return RoundedWeight(integers, grid)
 
 
-def _ordered_factor(hessian: NDArray[np.float32], damping: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def ordered_factor(hessian: NDArray[np.float32], damping: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """The order of the columns, and the upper Cholesky factor of the inverse Hessian in that order."""
     h = hessian.astype(np.float64)
     diagonal = np.diagonal(h).copy()
@@ -53,24 +62,30 @@ def _ordered_factor(hessian: NDArray[np.float32], damping: float) -> tuple[NDArr
     return order, np.triu(inverse)
 
 
-def _propagate(
+def propagated(
     weight: NDArray[np.float32],
-    scale: NDArray[np.float32],
-    zero: NDArray[np.int32],
     factor: NDArray[np.float64],
-    problem: WeightProblem,
+    rounded: Callable[[int, NDArray[np.float64]], tuple[NDArray[Any], NDArray[np.float64]]],
 ) -> NDArray[np.int32]:
-    # Transposed, so that a column is contiguous.
-    w, steps, zeros = (np.ascontiguousarray(v.T, np.float64) for v in (weight, scale, zero))
+    """Round column by column; each error goes over the columns still to come.
+
+    Args:
+        weight: [N, K], its columns in the order that they are rounded in.
+        factor: [K, K], the upper Cholesky factor of the inverse Hessian in that order.
+        rounded: of a column's index and its values [N], the integers and what they stand for.
+
+    Returns:
+        Integers [N, K].
+    """
+    w = np.ascontiguousarray(weight.T, np.float64)
     columns = len(w)
     integers = np.empty(w.shape, np.int32)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         errors = np.empty((stop - start, w.shape[1]))
         for j in range(start, stop):
-            q = np.clip(np.rint(w[j] / steps[j]) + zeros[j], problem.format.low, problem.format.high)
-            integers[j] = q
-            errors[j - start] = (w[j] - (q - zeros[j]) * steps[j]) / factor[j, j]
+            integers[j], real = rounded(j, w[j])
+            errors[j - start] = (w[j] - real) / factor[j, j]
             w[j + 1 : stop] -= factor[j, j + 1 : stop, None] * errors[j - start]
         w[stop:] -= factor[start:stop, stop:].T @ errors
     return integers.T

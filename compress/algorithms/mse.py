@@ -11,6 +11,7 @@ from pocketport.compress.algorithms.base import (
     RoundedWeight,
     WeightFormat,
     WeightProblem,
+    column_weights,
     grid_for,
     grouped,
     round_to,
@@ -99,10 +100,5 @@ def _importance(problem: WeightProblem) -> Matrix:
     """Of each column, as [G, group] (of every weight where one scale serves all)."""
     rows, columns = problem.weight.shape
     group = problem.format.group
-    if problem.importance is None:
-        weights = np.ones(columns, np.float32)
-    else:
-        mean = float(problem.importance.mean()) or 1.0
-        # Inputs that were never seen still must not be thrown away.
-        weights = np.maximum(problem.importance / mean, 1e-4).astype(np.float32)
+    weights = column_weights(problem.importance, columns)
     return weights.reshape(-1, group) if group else np.tile(weights, rows)[None]

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Any, get_args
 
 from pocketport.calibration.observers import OBSERVERS
-from pocketport.compress.algorithms import ALGORITHMS
+from pocketport.compress.algorithms import ALGORITHMS, PALETTE_ALGORITHMS
 from pocketport.compress.diagnosis.switches import Switch
 from pocketport.compress.diagnosis.tensors import Fit
 from pocketport.compress.legality import Legality
@@ -16,6 +16,7 @@ from pocketport.compress.recipe import AlgorithmName, Rule
 from pocketport.compress.schemes import Granularity, Scheme
 
 MUCH_CLIPPED = 1e-3  # share of values cut off above which a wider range is the first thing to try
+PALETTE_GROUPS = (16, 1)
 LINEAR_OPS = frozenset({"Gemm", "MatMul"})
 
 
@@ -60,8 +61,12 @@ def remedies(
         found = [*_observers(leader, fit), *_wider(scheme, legality), *_float_activation(scheme, legality)]
         members = [t for t in switch.tensors if t.kind is TensorKind.ACTIVATION]
     elif leader.kind is TensorKind.WEIGHT:
-        found = [*_algorithms(leader), *_blocks(leader, scheme, legality, columns), *_more_bits(scheme, legality)]
-        found += _float_weight(legality)
+        found = [
+            *_algorithms(leader),
+            *_blocks(leader, scheme, legality, columns),
+            *_palettes(leader, scheme, legality),
+        ]
+        found += [*_more_bits(scheme, legality), *_float_weight(legality)]
         members = [leader]
     elif leader.kind is TensorKind.CONSTANT:
         found, members = [*_wider(scheme, legality), *_float_activation(scheme, legality)], [leader]
@@ -111,7 +116,7 @@ def _float_activation(scheme: Scheme, legality: Legality) -> Iterator[_Found]:
 
 
 def _algorithms(tensor: TensorPlan) -> Iterator[_Found]:
-    for name in ALGORITHMS:
+    for name in PALETTE_ALGORITHMS if tensor.granularity == Granularity.PALETTE else ALGORITHMS:
         named = name in get_args(AlgorithmName) and name != tensor.algorithm
         if named and (name != "gptq" or tensor.op in LINEAR_OPS):
             yield f"algorithm {name}", Cost.NOTHING, {"algorithm": name}
@@ -119,13 +124,26 @@ def _algorithms(tensor: TensorPlan) -> Iterator[_Found]:
 
 def _blocks(tensor: TensorPlan, scheme: Scheme, legality: Legality, columns: int) -> Iterator[_Found]:
     rule = legality.weights.get(str(scheme.weight_bits))
-    if rule is None or tensor.op not in LINEAR_OPS or "b" not in rule.granularities:
+    palette = scheme.granularity is Granularity.PALETTE
+    if rule is None or tensor.op not in LINEAR_OPS or "b" not in rule.granularities or palette:
         return
     whole = [b for b in sorted(rule.blocks, reverse=True) if b < columns and columns % b == 0]
     smaller = [b for b in whole if not scheme.block or b < scheme.block]
     for block in dict.fromkeys((*smaller[:1], *smaller[-1:])):
         finer = replace(scheme, granularity=Granularity.BLOCK, block=block)
         yield f"blocks of {block}", Cost.BITS, {"scheme": str(finer)}
+
+
+def _palettes(tensor: TensorPlan, scheme: Scheme, legality: Legality) -> Iterator[_Found]:
+    """Tables for fewer channels, and larger tables."""
+    if legality.palettes is None or scheme.granularity is not Granularity.PALETTE:
+        return
+    for group in PALETTE_GROUPS if legality.palettes.grouped else ():
+        if group < tensor.block and tensor.block % group == 0:
+            yield f"palettes of {group} channels", Cost.BITS, {"scheme": str(replace(scheme, group=group))}
+    for bits in sorted(legality.palettes.bits):
+        if bits > tensor.bits:
+            yield f"{bits}-bit palette", Cost.BITS, {"scheme": str(replace(scheme, weight_bits=bits))}
 
 
 def _more_bits(scheme: Scheme, legality: Legality) -> Iterator[_Found]:
@@ -135,7 +153,7 @@ def _more_bits(scheme: Scheme, legality: Legality) -> Iterator[_Found]:
             kept = scheme.granularity.value in rule.granularities and (not scheme.block or scheme.block in rule.blocks)
             more = replace(scheme, weight_bits=bits)
             if not kept:
-                more = replace(more, granularity=Granularity.CHANNEL, block=0)
+                more = replace(more, granularity=Granularity.CHANNEL, block=0, group=0)
             yield f"{bits}-bit weight", Cost.BITS, {"scheme": str(more)}
 
 

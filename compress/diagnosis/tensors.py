@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pocketport.calibration.encodings import Encoding, EncodingTable
+from pocketport.calibration.encodings import Encoding, EncodingTable, Palette
 from pocketport.calibration.metrics import EXACT_DB, decibels
 from pocketport.compress.compare import compare_graphs
 from pocketport.compress.diagnosis.switches import Switch, corrected_biases, switches_of
@@ -98,8 +98,12 @@ class FloatProbe:
         self._executor = OrtExecutor(copy)
 
     def encoding(self, tensor: str) -> Encoding:
-        """A tensor's encoding."""
+        """An activation's encoding."""
         return self._encodings[f"{self._component}/{tensor}"]
+
+    def written(self, tensor: str) -> Encoding | Palette:
+        """How a constant is written."""
+        return self._encodings.constant(f"{self._component}/{tensor}")
 
     def real(self, tensor: str) -> NDArray[np.generic]:
         """A float constant."""
@@ -111,7 +115,7 @@ class FloatProbe:
         stored = constant(self.pivot.graph.initializers.get(f"{tensor}/q"))
         if stored is None:  # a float bias that took something back
             return np.asarray(constant(self.pivot.graph.initializers[tensor]))
-        return self.encoding(tensor).dequantize(stored.astype(np.int32))
+        return self.written(tensor).dequantize(stored.astype(np.int32))
 
     def _alone(self, copy: ir.Model, switch: Switch) -> tuple[ir.Node, ir.Value]:
         """The first node that reads a constant, and a twin of it that reads the rounded one (and the bias with it)."""
@@ -196,18 +200,18 @@ def fits(probe: FloatProbe, plans: Iterable[TensorPlan], feeds: Sequence[Arrays]
             values[plan.tensor].append(np.asarray(tensors[plan.tensor], np.float32).ravel())
     found = {}
     for plan in wanted:
-        encoding = probe.encoding(plan.tensor)
         if plan.kind is TensorKind.ACTIVATION:
+            encoding = probe.encoding(plan.tensor)
             real = np.concatenate(values[plan.tensor])
             found[plan.tensor] = fit(real, encoding.quantize(real), encoding)
         else:
             real = np.asarray(probe.real(plan.tensor), np.float32)
             stored = np.asarray(constant(probe.pivot.graph.initializers[f"{plan.tensor}/q"])).astype(np.int32)
-            found[plan.tensor] = fit(real, stored, encoding)
+            found[plan.tensor] = fit(real, stored, probe.written(plan.tensor))
     return found
 
 
-def fit(real: NDArray[np.float32], integers: NDArray[np.int32], encoding: Encoding) -> Fit:
+def fit(real: NDArray[np.float32], integers: NDArray[np.int32], encoding: Encoding | Palette) -> Fit:
     """How `encoding` fits `real`, which was rounded to `integers` of the same shape."""
     first, last = encoding.bounds
     ends = [encoding.dequantize(np.full(real.shape, bound, np.int32)) for bound in (first, last)]

@@ -46,7 +46,8 @@ def choose_linear(
     scheme = Scheme.parse(wanted or default)
     if scheme.weight_bits is None:
         return SchemeChoice("source", "the recipe keeps it float")
-    if scheme.weight_bits not in bits or scheme.activation_bits is not None or scheme.granularity is Granularity.TENSOR:
+    packed = scheme.granularity in (Granularity.CHANNEL, Granularity.BLOCK)
+    if scheme.weight_bits not in bits or scheme.activation_bits is not None or not packed:
         raise UsageError(
             f"{name} has no place for {scheme}",
             where=f"recipe, tensor {tensor}",

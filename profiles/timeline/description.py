@@ -29,13 +29,14 @@ class Weights(BaseModel):
     channels: int
 
     def bytes(self, scheme: Scheme) -> int:
-        """As encoded, with a float16 scale a channel or block; float16 where the scheme quantizes no weights."""
+        """As encoded, with a float16 scale a channel or block, or tables; float16 where the scheme quantizes no weights."""
         if scheme.weight_bits is None:
             return self.elements * FLOAT_BYTES
         scales = {
             Granularity.TENSOR: 0,
             Granularity.CHANNEL: self.channels,
             Granularity.BLOCK: self.elements // max(scheme.block, 1),
+            Granularity.PALETTE: (1 << scheme.weight_bits) * (self.channels // scheme.group if scheme.group else 0),
         }[scheme.granularity]
         return (self.elements * scheme.weight_bits + 7) // 8 + scales * SCALE_BYTES
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, load_graph
+from pocketport.compress.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError, VerificationError
 from pocketport.files import sha256_path, size_of
@@ -114,17 +115,18 @@ class AppleBackend:
 
 
 def _compressed_elements(model: ir.Model) -> Counter[str]:
-    """How many weights of each 4- or 8-bit type the pivot has; equal tensors count once, as the files keep them once."""
+    """How many weights of each integer type the pivot has; equal tensors count once, as the files keep them once."""
+    dequantized = (constant(node.inputs[0]) for node in model.graph if node.op_type == "DequantizeLinear")
+    stored = [(str(integers.dtype), integers) for integers in dequantized if integers is not None]
+    for palette in stored_palettes(model.graph).values():
+        stored.append((f"uint{palette.bits}", np.asarray(constant(palette.indices))))
     counts: Counter[str] = Counter()
     seen = set()
-    for node in model.graph:
-        integers = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
-        if integers is None or integers.dtype == np.int32:
-            continue
+    for dtype, integers in stored:
         content = hashlib.sha256(np.ascontiguousarray(integers).tobytes()).digest()
-        if content not in seen:
+        if dtype != "int32" and content not in seen:
             seen.add(content)
-            counts[str(integers.dtype)] += integers.size
+            counts[dtype] += integers.size
     return counts
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.emitter import FLOAT16_MAX, Weight, Window, half
-from pocketport.targets.apple.weights import CompressedWeight, pack
+from pocketport.targets.apple.weights import CompressedWeight, PalettizedWeight, pack
 
 Value = Any  # an MLIR value; coreai-core ships no types for it
 
@@ -56,18 +56,25 @@ class CoreAIEmitter:
 
     def weight(self, weight: CompressedWeight) -> Value:
         """Packed integers, expanded per block to float16. The runtime takes scales of no other type than the result's."""
+        if isinstance(weight, PalettizedWeight):
+            indices = self._integers(weight.indices, weight.bits, signed=False)
+            return self._ops.lut_to_dense(indices, self._stored(weight.table.astype(np.float16)), np.int16(0))
         scale = weight.scale.astype(np.float16)
-        parts = self._integers(weight.integers, weight), self._stored(scale), self._integers(weight.zero_point, weight)
-        return self._ops.blockwise_shift_scale(*parts, np.zeros(scale.shape, np.float16))
+        integers, zero_point = (
+            self._integers(part, weight.bits, signed=weight.signed) for part in (weight.integers, weight.zero_point)
+        )
+        return self._ops.blockwise_shift_scale(
+            integers, self._stored(scale), zero_point, np.zeros(scale.shape, np.float16)
+        )
 
-    def _integers(self, integers: NDArray[np.generic], weight: CompressedWeight) -> Value:
-        if weight.bits == 8:
+    def _integers(self, integers: NDArray[np.generic], bits: int, *, signed: bool) -> Value:
+        if bits == 8:
             return self._stored(integers)
         from coreai._compiler.ir import IntegerType
 
         # coreai.constant() would store a byte per element below 8 bits, and the runtime then reads out of bounds
-        element = (IntegerType.get_signed if weight.signed else IntegerType.get_unsigned)(weight.bits)
-        return self._stored(pack(integers, weight.bits), element, integers.shape)
+        element = (IntegerType.get_signed if signed else IntegerType.get_unsigned)(bits)
+        return self._stored(pack(integers, bits), element, integers.shape)
 
     def _stored(self, array: NDArray[np.generic], element: Any = None, shape: tuple[int, ...] | None = None) -> Value:
         """A constant. Large ones get a name of ours: the library's are random, and would be in the file's bytes."""

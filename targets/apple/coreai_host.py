@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pocketport.targets.apple.coreai_program import FUNCTION
 from pocketport.targets.apple.coreai_runtime import OpenProgram
 
-EXPANSION = "coreai.blockwise_shift_scale"
+EXPANSIONS = frozenset({"coreai.blockwise_shift_scale", "coreai.lut_to_dense"})
 WIDENED = frozenset(
     {"coreai.decomposable.broadcasting_batch_matmul", "coreai.gelu", "coreai.softmax", "coreai.tanh", "coreai.erf"}
 )
@@ -48,7 +48,7 @@ def _expanded(program: Any, path: Path) -> Dense:
     from coreai._compiler.ir import ArrayAttr, Location
 
     graph, operations = _operations(program)
-    found = [op.results[0] for op in operations if op.name == EXPANSION]
+    found = [op.results[0] for op in operations if op.name in EXPANSIONS]
     if not found:
         return []
     with graph.context, Location.unknown():
@@ -74,7 +74,7 @@ def _insert_weights(program: Any, dense: Dense) -> dict[Any, NDArray[np.generic]
     graph, operations = _operations(program)
     inserted = {}
     with graph.context:
-        for index, op in enumerate(op for op in operations if op.name == EXPANSION):
+        for index, op in enumerate(op for op in operations if op.name in EXPANSIONS):
             with InsertionPoint(op):
                 value = _constant(dense[index], f"dense_{index}", F16Type.get())
             op.results[0].replace_all_uses_with(value)

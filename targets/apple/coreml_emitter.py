@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding
 from pocketport.targets.apple.emitter import FLOAT16_MAX, Weight, Window, half
-from pocketport.targets.apple.weights import CompressedWeight
+from pocketport.targets.apple.weights import CompressedWeight, PalettizedWeight
 
 Value = Any  # a MIL variable; coremltools ships no types for it
 
@@ -57,11 +57,15 @@ class CoreMLEmitter:
         return self._emit("const", val=_constant(array))
 
     def weight(self, weight: CompressedWeight) -> Value:
-        """``constexpr_blockwise_shift_scale``: Core ML keeps the integers, packed, in the package."""
+        """``constexpr_blockwise_shift_scale`` or ``constexpr_lut_to_dense``: the package keeps the integers, packed."""
         from coremltools.converters.mil.mil import types
         from coremltools.converters.mil.mil.types.type_mapping import nptype_from_builtin
 
         stored = nptype_from_builtin(getattr(types, weight.dtype))
+        if isinstance(weight, PalettizedWeight):
+            return self._emit(
+                "constexpr_lut_to_dense", indices=weight.indices.astype(stored), lut=weight.table.astype(np.float16)
+            )
         arguments = {"data": weight.integers.astype(stored), "scale": weight.scale.astype(np.float16)}
         if np.any(weight.zero_point):
             arguments["offset"] = weight.zero_point.astype(stored)

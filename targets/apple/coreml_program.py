@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+import threading
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from pocketport.targets.apple.target import CORE_ML_MINIMUM_OS
 
 FUNCTION = "main"
 OTHER_FRAMEWORKS = ("sklearn", "tensorflow", "torch", "transformers", "xgboost")
+STORED = {"constexpr_blockwise_shift_scale": "data", "constexpr_lut_to_dense": "indices"}  # op → its stored integers
 CONVERSION_DATE = "com.github.apple.coremltools.conversion_date"
 
 
@@ -93,8 +95,8 @@ def read_mlpackage(path: Path) -> tuple[Counter[str], dict[str, str | int | floa
 
     elements: Counter[str] = Counter()
     for operation in operations:
-        if operation.op_type == "constexpr_blockwise_shift_scale":
-            data = operation.inputs["data"]
+        if operation.op_type in STORED:
+            data = operation.inputs[STORED[operation.op_type]]
             elements[types.builtin_to_string(data.dtype)] += int(np.prod(data.shape))
     facts: dict[str, str | int | float] = {f"{name}_elements": n for name, n in sorted(elements.items())}
     facts["operations"] = sum(operation.op_type != "const" for operation in operations)
@@ -111,6 +113,8 @@ def _coremltools() -> Any:
         sys.modules.update(dict.fromkeys(OTHER_FRAMEWORKS))  # type: ignore[arg-type]  # None: "not installed"
         try:
             importlib.import_module("coremltools")
+            # The lock of its progress bars is a semaphore that outlives a worker process.
+            importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
         finally:
             for name, module in loaded.items():
                 del sys.modules[name]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, inferred, static_shape
+from pocketport.compress.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.targets.apple.target import Chip
 from pocketport.targets.contract import Offload
@@ -25,7 +26,9 @@ QUANTIZATION = ("QuantizeLinear", "DequantizeLinear")
 def lint(model: ir.Model, component: str, chip: Chip) -> tuple[Offload, tuple[Diagnostic, ...]]:
     """Predicted offload, and one Diagnostic per reason why something stays off the Neural Engine."""
     model = inferred(model)
-    compute = [n for n in model.graph if n.op_type not in QUANTIZATION and constant(n.outputs[0]) is None]
+    looking_up = {node for palette in stored_palettes(model.graph).values() for node in palette.nodes}
+    stored = {n for n in model.graph if n.op_type in QUANTIZATION or constant(n.outputs[0]) is not None} | looking_up
+    compute = [n for n in model.graph if n not in stored]
     reasons = {node: reason for node in compute if (reason := next(_reasons(node, chip), None)) is not None}
     elsewhere = tuple(f"{node.op_type} {node.name}" for node in reasons)
     offload = Offload(len(compute) - len(reasons), len(compute), SOURCE, elsewhere)
@@ -46,7 +49,7 @@ def lint(model: ir.Model, component: str, chip: Chip) -> tuple[Offload, tuple[Di
             Diagnostic(
                 "apple.blocked-weights", Severity.WARNING, f"{component}, {len(blocked)} weight(s)",
                 "blockwise weights are reported to be expanded to float16, or computed wrongly, on the Neural Engine",
-                "use one scale per channel (w4c, w8c), or run on the GPU",
+                "use one scale per channel (w4c, w8c) or a palette (w4p16), or run on the GPU",
             )
         )  # fmt: skip
     return offload, tuple(found)

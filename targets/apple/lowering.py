@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, inferred
+from pocketport.compress.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 
 # each of these registers its ops in TABLE
 from pocketport.targets.apple import onnx_elementwise, onnx_linear, onnx_movement  # noqa: F401
 from pocketport.targets.apple.call import TABLE, Call, NotLowerable, emitted, shape_of
 from pocketport.targets.apple.emitter import FLOAT16_MAX, Discard, Emitter
+from pocketport.targets.apple.weights import palettize
 from pocketport.targets.legality import OpRule
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -39,8 +42,12 @@ def lower_graph(
             where = f"{component}, input {value.name}"
             found.append(Diagnostic("apple.unsupported-input", Severity.ERROR, where, error.why, error.fix))
             values[value] = FAILED
+    palettes = stored_palettes(model.graph)
+    for value, palette in palettes.items():
+        values[value] = palettize(np.asarray(constant(palette.indices)), palette.palette())
+    looking_up = {node for palette in palettes.values() for node in palette.nodes}
     for node in model.graph:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" or node in looking_up:
             continue
         operands = [values[v] if v in values else constant(v) for v in node.inputs]
         found += [_saturated(component, v) for v in node.inputs if v is not None and v not in values and _exceeds(v)]

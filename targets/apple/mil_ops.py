@@ -81,6 +81,16 @@ def _expand_blocks(a: Arguments) -> torch.Tensor:
     return torch.from_numpy((data - offset) * scale)
 
 
+@operation("constexpr_lut_to_dense")
+def _look_up(a: Arguments) -> torch.Tensor:
+    indices, tables = np.asarray(a["indices"]).astype(np.int64), np.asarray(a["lut"]).astype(np.float32)
+    block = np.zeros(indices.shape, np.int64)
+    for axis, size in enumerate(indices.shape):
+        place = np.arange(size) // (size // tables.shape[axis])
+        block = block * tables.shape[axis] + place.reshape([-1 if d == axis else 1 for d in range(indices.ndim)])
+    return torch.from_numpy(tables.reshape(-1, tables.shape[-2])[block, indices])
+
+
 @operation("quantize")
 def _quantize(a: Arguments) -> torch.Tensor:
     low, high = (-128, 127) if a["output_dtype"] == "int8" else (0, 255)

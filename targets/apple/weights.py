@@ -1,13 +1,17 @@
-"""Weights that stay integers, in the layout that both Apple formats want: one scale per block of any shape."""
+"""Weights that stay integers, in the layouts that both Apple formats want: a scale, or a table, per block of any shape."""
 
+import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketport.calibration.encodings import Palette
+
 
 @dataclass(frozen=True)
-class CompressedWeight:
+class AffineWeight:
     """real = (integers - zero_point) * scale, each scale covering a block.
 
     Attributes:
@@ -32,11 +36,11 @@ class CompressedWeight:
         """Whether the stored integers are signed."""
         return not self.dtype.startswith("u")
 
-    def transposed(self, permutation: tuple[int, ...]) -> "CompressedWeight":
+    def transposed(self, permutation: tuple[int, ...]) -> "AffineWeight":
         """The same weight with its dimensions permuted, still compressed."""
         parts = (np.ascontiguousarray(a.transpose(permutation)) for a in (self.integers, self.scale, self.zero_point))
         integers, scale, zero_point = parts
-        return CompressedWeight(integers, self.dtype, scale, zero_point)
+        return AffineWeight(integers, self.dtype, scale, zero_point)
 
     def dense(self) -> NDArray[np.float32]:
         """The real weights, float32."""
@@ -47,10 +51,48 @@ class CompressedWeight:
         return ((self.integers.astype(np.int32) - zero_point) * scale).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class PalettizedWeight:
+    """real = table[index], each table for a block.
+
+    Attributes:
+        indices: uint8, the weight's shape.
+        table: float32, of the weight's rank and two dimensions more: the blocks, which divide the weight's dimensions, the
+            2^bits numbers, and 1.
+    """
+
+    indices: NDArray[np.uint8]
+    table: NDArray[np.float32]
+
+    @property
+    def bits(self) -> int:
+        """Of an index."""
+        return int(math.log2(self.table.shape[-2]))
+
+    @property
+    def dtype(self) -> str:
+        """Of the indices as they are stored: ``uint1`` to ``uint8``."""
+        return f"uint{self.bits}"
+
+    def transposed(self, permutation: tuple[int, ...]) -> "PalettizedWeight":
+        """The same weight with its dimensions permuted, still compressed."""
+        rank = len(permutation)
+        indices = np.ascontiguousarray(self.indices.transpose(permutation))
+        return PalettizedWeight(indices, np.ascontiguousarray(self.table.transpose((*permutation, rank, rank + 1))))
+
+    def dense(self) -> NDArray[np.float32]:
+        """The real weights, float32."""
+        axis = int(np.argmax(self.table.shape[:-2]))
+        return Palette(self.table.reshape(-1, self.table.shape[-2]), axis).dequantize(self.indices)
+
+
+CompressedWeight: TypeAlias = AffineWeight | PalettizedWeight
+
+
 def compress(
     integers: NDArray[np.generic], dtype: str, scale: NDArray[np.float32], zero_point: NDArray[np.generic] | None,
     axis: int, block: int,
-) -> CompressedWeight:  # fmt: skip
+) -> AffineWeight:  # fmt: skip
     """From DequantizeLinear's operands: scalar, per-channel ([C] along `axis`) or blocked (`block` along `axis`) scales."""
     storage = np.int8 if dtype.startswith("int") else np.uint8
     if scale.ndim == 0 or (scale.size == 1 and not block):
@@ -61,14 +103,20 @@ def compress(
         shape = scale.shape
     scales = scale.astype(np.float32).reshape(shape)
     zeros = np.zeros(scales.shape, storage) if zero_point is None else zero_point.astype(storage).reshape(scales.shape)
-    return CompressedWeight(integers.astype(storage), dtype, scales, zeros)
+    return AffineWeight(integers.astype(storage), dtype, scales, zeros)
+
+
+def palettize(indices: NDArray[np.generic], palette: Palette) -> PalettizedWeight:
+    """From a pivot's indices and tables."""
+    groups, levels = palette.table.shape
+    blocks = [groups if axis == palette.axis else 1 for axis in range(indices.ndim)]
+    return PalettizedWeight(indices.astype(np.uint8), palette.table.reshape(*blocks, levels, 1))
 
 
 def pack(integers: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
-    """Integers below a byte, the first in the lowest bits, rows after rows, padded to whole bytes."""
-    fields = integers.astype(np.int64).ravel().astype(np.uint8) & ((1 << bits) - 1)
-    per_byte = 8 // bits
-    fields = np.concatenate([fields, np.zeros(-len(fields) % per_byte, np.uint8)]).reshape(-1, per_byte)
-    shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-    packed: NDArray[np.uint8] = np.bitwise_or.reduce(fields << shifts, axis=1).astype(np.uint8)
-    return packed
+    """Integers below a byte as one stream of bits, the first in the lowest, rows after rows, padded to whole bytes."""
+    fields = integers.astype(np.int64).ravel() & ((1 << bits) - 1)
+    eights = np.concatenate([fields, np.zeros(-len(fields) % 8, np.int64)]).reshape(-1, 8)  # in as many bytes as bits
+    words = np.bitwise_or.reduce(eights << (bits * np.arange(8)), axis=1)
+    stream = words.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :bits]
+    return np.ascontiguousarray(stream).ravel()[: math.ceil(len(fields) * bits / 8)]

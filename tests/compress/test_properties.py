@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, encoding_for_range
+from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, Palette, encoding_for_range
 from pocketport.calibration.observers import OBSERVERS, Histogram, make_observer
 from pocketport.calibration.statistics import SecondMoment
 from pocketport.compress.blockwise.grids import Form, dequantized, extreme_grid, round_to, searched_grid
@@ -141,6 +141,35 @@ def weights_of_graphs(
         assert np.isfinite(read).all() and (scale > 0).all()
     else:
         check_nearest(real, read, scale, zero, low, high)
+
+
+def palettes_of_graphs(
+    bits: int, algorithm: str, turned: bool, groups: int, group: int, columns: int, seed: int, size: float, fill: str
+) -> None:
+    """Palettes of pivots hold float16, and every weight that is not made to carry others' errors has its nearest entry."""
+    matrix = numbers((groups * group, columns), seed, size, fill)
+    x = numbers((40, columns), seed + 1, 1.0, "normal")
+    moment = SecondMoment(np.square(x).sum(0).astype(np.float64), len(x), x.T @ x)
+    plan = TensorPlan(
+        "w", TensorKind.WEIGHT, "n", "Gemm", "", f"uint{bits}", "", granularity="p", axis=int(turned),
+        channel_axis=int(turned), block=group, algorithm=algorithm,
+    )  # fmt: skip
+    real = matrix.T if turned else matrix
+    try:
+        done = quantize_weight(real, plan, moment, None)
+    except InputError:
+        assert np.abs(matrix).max() > GREATEST_HALF
+        return
+    assert isinstance(done.encoding, Palette)
+    table = done.encoding.table
+    assert done.integers.shape == real.shape and table.shape == (groups, 1 << bits)
+    assert np.array_equal(table, table.astype(np.float16)) and (np.diff(table, axis=1) >= 0).all()
+    read = done.encoding.dequantize(done.integers)
+    read = read.T if turned else read
+    entries = np.repeat(table, group, axis=0)[:, None, :]
+    assert (np.abs(read[..., None] - entries).min(-1) == 0).all()
+    if algorithm == "kmeans":
+        np.testing.assert_array_equal(np.abs(read - matrix), np.abs(matrix[..., None] - entries).min(-1))
 
 
 def spread(encoding: Encoding, part: NDArray[Any]) -> NDArray[Any]:
@@ -373,6 +402,11 @@ PROPERTIES = [
          "blocks": st.integers(1, 3), "block": st.integers(1, 9), **DATA},
     ),
     Property(
+        palettes_of_graphs,
+        {"bits": st.sampled_from([1, 2, 3, 4, 6, 8]), "algorithm": st.sampled_from(["kmeans", "gptq"]), "turned": st.booleans(),
+         "groups": st.integers(1, 4), "group": st.integers(1, 5), "columns": st.integers(1, 40), **DATA},
+    ),
+    Property(
         weights_of_checkpoints,
         {"bits": st.integers(2, 8), "block": st.one_of(st.none(), st.integers(1, 40)), "tail": st.sampled_from(["fp16", "fp32"]),
          "symmetric": st.booleans(), "searched": st.booleans(), "rows": ROWS, "groups": st.integers(1, 4), **DATA},
@@ -393,7 +427,7 @@ PROPERTIES = [
         {"bits": st.integers(2, 8), "rows": ROWS, "groups": st.integers(1, 4), "block": st.one_of(st.integers(1, 33), st.just(2001)),
          "reordered": st.booleans(), "seed": SEEDS},
     ),
-    Property(constants_of_coreai, {"bits": st.sampled_from([1, 2, 4, 8]), "rows": ROWS, "columns": LONG, "seed": SEEDS}),
+    Property(constants_of_coreai, {"bits": st.sampled_from([1, 2, 3, 4, 6, 8]), "rows": ROWS, "columns": LONG, "seed": SEEDS}),
     Property(constants_of_openvino, {"signed": st.booleans(), "rows": ROWS, "columns": LONG, "seed": SEEDS}),
     Property(constants_of_tflite, {"shape": st.lists(st.integers(1, 21), min_size=1, max_size=3), "seed": SEEDS}),
     Property(

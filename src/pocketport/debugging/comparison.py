@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketport.calibration.encodings import Encoding, EncodingTable
+from pocketport.calibration.encodings import Encoding, EncodingTable, Palette
 from pocketport.compress.plan import Plan, TensorPlan
 from pocketport.debugging.opened import OpenedTarget
 from pocketport.errors import UsageError
@@ -80,7 +80,7 @@ class PlanChange(_Record):
 
 
 class EncodingChange(_Record):
-    """One tensor whose range changed: what its integers reach in both runs; `octaves` is log2 of the mean ratio of scales."""
+    """One tensor whose range changed: what its integers reach in both runs; `octaves` is log2 of the ratio of mean steps."""
 
     tensor: str
     range_a: tuple[float, float]
@@ -168,7 +168,7 @@ def _settings(a: Request, b: Request) -> list[Setting]:
 
 
 def _pair(a: OpenedTarget, b: OpenedTarget) -> TargetPair:
-    encodings, same = _encodings(a.encodings, b.encodings)
+    encodings, same = encoding_changes(a.encodings, b.encodings)
     return TargetPair(
         a=a.record.id,
         b=b.record.id,
@@ -258,29 +258,46 @@ def _written(tensor: TensorPlan) -> str:
     """How a tensor is written, in a few words: ``int4 in blocks of 32, gptq``."""
     if not tensor.quantized:
         return "float"
-    share = {"t": "", "c": " per channel", "b": f" in blocks of {tensor.block}"}[tensor.granularity]
+    groups = {"b": f" in blocks of {tensor.block}", "p": f" into palettes of {tensor.block} channels"}
+    share = {"t": "", "c": " per channel", **groups}[tensor.granularity]
     options: Mapping[str, Any] = tensor.options
     told = " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in sorted(options.items()))
     return f"{tensor.dtype}{share}, {tensor.algorithm}" + (f" ({told})" if told else "")
 
 
-def _encodings(a: EncodingTable, b: EncodingTable) -> tuple[list[EncodingChange], int]:
+def encoding_changes(a: EncodingTable, b: EncodingTable) -> tuple[list[EncodingChange], int]:
+    """The tensors that two runs write in the same way with other numbers, the largest changes first; how many are alike."""
     changes, same = [], 0
-    for name in a:
-        if name not in b or a[name].dtype == PRODUCT_DTYPE:
-            continue
-        x, y = a[name], b[name]
-        equal = x.dtype == y.dtype and np.array_equal(x.scale, y.scale) and np.array_equal(x.zero_point, y.zero_point)
-        if equal:
+    pairs: list[tuple[str, Encoding | Palette, Encoding | Palette]] = [
+        *((name, a[name], b[name]) for name in a if name in b and a[name].dtype != PRODUCT_DTYPE),
+        *((name, x, b.palettes[name]) for name, x in a.palettes.items() if name in b.palettes),
+    ]
+    for name, x, y in pairs:
+        if _equal(x, y):
             same += 1
             continue
-        octaves = math.log2(float(y.scale.mean()) / float(x.scale.mean()))
+        octaves = math.log2(_step(y) / _step(x))
         changes.append(EncodingChange(tensor=name, range_a=_reach(x), range_b=_reach(y), octaves=round(octaves, 4)))
     return sorted(changes, key=lambda c: -abs(c.octaves)), same
 
 
-def _reach(encoding: Encoding) -> tuple[float, float]:
-    """What the integers reach; of several scales, the widest."""
+def _equal(x: Encoding | Palette, y: Encoding | Palette) -> bool:
+    if isinstance(x, Palette) or isinstance(y, Palette):
+        return isinstance(x, Palette) and isinstance(y, Palette) and np.array_equal(x.table, y.table)
+    return x.dtype == y.dtype and np.array_equal(x.scale, y.scale) and np.array_equal(x.zero_point, y.zero_point)
+
+
+def _step(encoding: Encoding | Palette) -> float:
+    """From one integer to the next, in the mean."""
+    if isinstance(encoding, Palette):
+        return float((encoding.table[:, -1] - encoding.table[:, 0]).mean()) / encoding.bounds[1] or 1.0
+    return float(encoding.scale.mean())
+
+
+def _reach(encoding: Encoding | Palette) -> tuple[float, float]:
+    """What the integers reach; of several scales or tables, the widest."""
+    if isinstance(encoding, Palette):
+        return float(encoding.table.min()), float(encoding.table.max())
     scale, zero = encoding.scale.astype(np.float64), encoding.zero_point
     low, high = encoding.bounds
     return float(((low - zero) * scale).min()), float(((high - zero) * scale).max())

@@ -1,0 +1,36 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323) onto palettes: errors are propagated, tables are those of k-means."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketport.compress.algorithms.gptq import DAMPING, ordered_factor, propagated
+from pocketport.compress.algorithms.kmeans import kmeans
+from pocketport.compress.algorithms.palette import PaletteProblem, PalettizedMatrix, nearest
+from pocketport.errors import VerificationError
+
+
+def palette_gptq(problem: PaletteProblem, *, damping: float = DAMPING) -> PalettizedMatrix:
+    """Give every weight an entry column by column, and spread each error over the columns still to come.
+
+    Args:
+        problem: must have a Hessian.
+        damping: share of the mean diagonal added to it.
+
+    Raises:
+        VerificationError: the Hessian is missing.
+    """
+    if problem.hessian is None:
+        raise VerificationError(
+            "it needs the Hessian of the layer's input", where="gptq", fix="calibrate with the plan's hessians"
+        )
+    table = kmeans(problem).table
+    order, factor = ordered_factor(problem.hessian, damping)
+
+    def chosen(column: int, values: NDArray[np.float64]) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
+        found = nearest(table, values.astype(np.float32).reshape(len(table), -1))
+        real = np.take_along_axis(table, found.astype(np.intp), axis=1)
+        return found.ravel(), real.ravel().astype(np.float64)
+
+    indices = np.empty(problem.weight.shape, np.uint8)
+    indices[:, order] = propagated(problem.weight[:, order], factor, chosen)
+    return PalettizedMatrix(indices, table)
