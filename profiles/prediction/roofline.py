@@ -6,8 +6,8 @@ After Williams et al. 2009 (doi 10.1145/1498765.1498785), per op instead of per 
                 + memory·ms_per_spilled_mb·spilled(op) + overhead·ms_per_op[unit(kind)]
     ms(graph) = sum over ops + memory·ms_per_io_mb·(megabytes in and out) + overhead·offset_ms·n/(n + 30,000), n elements in and out
 
-Work is counted in the granules in which the units do it (32 channels, 8×4 pixels, 32 rows of a matrix), in 10⁹ multiply-accumulates for these and in
-10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. Rates belong
+Work is counted in the granules in which the units do it (32 channels, 8×4 pixels, 32 rows of a matrix), in 10⁹ multiply-accumulates for these (of
+convolutions at least 128 for each element that they read or write) and in 10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. Rates belong
 to a precision; `arithmetic` (of matrices and of vectors), `memory` and `overhead` belong to a device.
 """
 
@@ -29,6 +29,7 @@ CHANNELS = 32  # that are laid out, and computed, together
 SHALLOW = 16  # input channels below which a matrix unit idles
 TILE = (8, 4)  # rows and columns of an image that are computed together
 ROWS = 32  # of a matrix that are
+MOVED = 128  # multiply-accumulates that take as long as bringing a convolution one element, or taking one away
 IN_PLACE = ("Concat", "Split")  # their parts are written and read where they lie
 ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
 HANDED_OVER = 30_000  # elements in and out at which half of a call's overhead is there
@@ -101,7 +102,10 @@ def _work(op: OpFeatures) -> float:
             out = op.output[1] if convolves and len(op.output) > 1 else op.output[-1] if op.output else 1
             depth = op.macs / max(math.prod(op.output), 1) / op.window
             more *= _padded(out, CHANNELS) * max(1.0, SHALLOW / depth)
-        return more * op.macs / 1e9
+        moved = 0.0
+        if convolves and len(op.output) > 1:
+            moved = math.prod(op.output) * max(1.0, CHANNELS / op.output[1]) + sum(map(math.prod, op.inputs))
+        return max(more * op.macs, MOVED * moved) / 1e9
     if image and op.output[1] < CHANNELS:
         more *= _padded(op.output[1], CHANNELS)
     if op.kind is Kind.DEPTHWISE:

@@ -57,6 +57,12 @@ def test_images_are_computed_in_tiles() -> None:
     assert work[1] == pytest.approx(32 * 64 * 64 / 1e6)
 
 
+def test_convolutions_of_few_multiplications_wait_for_their_elements() -> None:
+    """A pointwise convolution of 64 to 8 channels multiplies 512 times a pixel, which reads 64 elements and writes a block of 32."""
+    thin = OpFeatures("Conv", Kind.POINTWISE, 64 * 8 * 1024, 512, ((1, 64, 32, 32),), (1, 8, 32, 32))
+    assert Work.of([GraphFeatures((thin,), 0)], "float").work[0] == pytest.approx(128 * (64 + 32) * 1024 / 1e9)
+
+
 def test_concatenations_and_splits_compute_nothing() -> None:
     parts, whole = ((1, 32, 56, 56), (1, 32, 56, 56)), (1, 64, 56, 56)
     ops = [
