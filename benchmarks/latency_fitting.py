@@ -15,7 +15,7 @@ from pocketport.profiles.prediction.predictors import estimate_work, group
 from pocketport.profiles.prediction.roofline import Factors, Work
 
 REFERENCE = "Samsung Galaxy S24"
-MODEL_FOLDS, FAMILY_FOLDS = 10, 20
+MODEL_FOLDS, FAMILY_FOLDS = 100, 20  # at most: each model, and each family, is a fold
 LIKE_SPREAD = 0.5  # of a roofline's priors around the rates of another precision
 SHARES = np.linspace(0, 1, 21)
 Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name

@@ -43,6 +43,7 @@ from pocketport.profiles.prediction.fit import fit_device
 from pocketport.profiles.prediction.parameters import FactorsData, parameters
 
 ANCHORS = 5
+DEVICE_FOLDS = 10  # of models, of which one is held out with a device
 ANCHOR_DRAWS = 2
 
 
@@ -163,7 +164,7 @@ def unseen_devices(p: Problem, precision: str) -> Iterator[Row]:
 
 def held_model_folds(p: Problem) -> list[list[int]]:
     """Graphs in the folds in which they are held out."""
-    return [list(range(fold, len(p.models), MODEL_FOLDS)) for fold in range(MODEL_FOLDS)]
+    return [list(range(fold, len(p.models), DEVICE_FOLDS)) for fold in range(DEVICE_FOLDS)]
 
 
 def main() -> None:

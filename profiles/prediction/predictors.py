@@ -25,6 +25,7 @@ ESTIMATE = "sa8255p_us"  # the compiler's simulation, microseconds
 TRAFFIC = ("sa8255p_intermediate_fill_bytes", "sa8255p_intermediate_spill_bytes")
 RARE = 0.05  # ops in fewer of the fitted models are unlike anything measured
 WIDE = 1.5  # how much wider, in logarithms, the interval of such a graph is
+SAME = {"Gemm": "MatMul"}  # ops that are one kernel, under the name that the measured models have
 TOLD = 0.02  # shares of predicted time that are not worth a warning
 
 
@@ -175,7 +176,8 @@ def unfamiliar(features: GraphFeatures, model: Model, work: Work) -> tuple[str, 
     cost = rates.ms_per_work[work.kind] * work.work + rates.ms_per_op[1]
     by_op: dict[str, float] = {}
     for op, ms in zip(features.ops, cost, strict=True):
-        by_op[op.op] = by_op.get(op.op, 0.0) + float(ms)
+        name = SAME.get(op.op, op.op)
+        by_op[name] = by_op.get(name, 0.0) + float(ms)
     total = sum(by_op.values())
     strange = [op for op, ms in by_op.items() if model.seen.get(op, 0.0) < RARE and ms > TOLD * total]
     if not strange:

@@ -81,6 +81,13 @@ def test_unfamiliar_ops_widen_the_interval_and_are_named() -> None:
     assert odd.high / odd.low > plain.high / plain.low
 
 
+def test_a_linear_layer_is_familiar_under_either_name() -> None:
+    shape = ((1, 4096),)
+    names = [OpFeatures(op, Kind.LINEAR, 4096 * 4096, 4096 * 4096, shape, (1, 4096)) for op in ("Gemm", "MatMul")]
+    first, second = (predicted("qualcomm/sm8650", ModelFeatures(GraphFeatures((CONV, op), 150_528))) for op in names)
+    assert first == second and not first.warnings
+
+
 @pytest.mark.parametrize("runtime", ["qnn_context_binary", "onnx", "tflite"])
 def test_other_runtimes_follow_their_line(runtime: str) -> None:
     line = parameters().runtimes[runtime]["float"]
