@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from pocketport.compress.graph import shape_of, static_shape
-from pocketport.compress.structure import IMAGE_OPS, LAYOUT_BARRIERS
+from pocketport.compress.structure import IMAGE_OPS, LAYOUT_BARRIERS, is_float
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -13,7 +13,7 @@ TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 def images_channels_last(model: ir.Model) -> None:
     """Give inputs and outputs that are images channels last, in place: a Transpose each, which compilers cancel out.
 
-    An image has four dimensions, and is read or given by ops on images with nothing in between that a layout can't pass.
+    An image has four dimensions and floats, and is read or given by ops on images with nothing in between that a layout can't pass.
     """
     graph = model.graph
     for value in graph.inputs:
@@ -49,8 +49,10 @@ def _producer(value: ir.Value) -> ir.Node:
 
 def _is_image(value: ir.Value, around: Callable[[ir.Value], Iterable[ir.Node]]) -> bool:
     """Whether an op on images is reached from `value` in the direction of `around`, with no barrier before it."""
+    if not is_float(value) or len(static_shape(value) or ()) != 4:
+        return False
     pending, seen = list(around(value)), set[ir.Node]()
-    while pending and len(static_shape(value) or ()) == 4:
+    while pending:
         node = pending.pop()
         if node.op_type in IMAGE_OPS:
             return True
