@@ -63,6 +63,17 @@ def test_one_wild_measurement_moves_little() -> None:
     assert np.median(np.abs(difference)) < 0.03
 
 
+def test_narrow_priors_keep_the_proportions_of_another_precision() -> None:
+    work, other = graphs(8), true_rates()
+    noisy = seen(work, np.arange(8), 0.3)
+    wide, narrow = (fit(work, noisy, len(TRUTH), other, spread=spread).rates for spread in (1.0, 0.1))
+
+    def apart(rates: Rates) -> float:
+        return float(np.log(rates.ms_per_work / other.ms_per_work).std())
+
+    assert apart(narrow) < 0.5 * apart(wide)
+
+
 def test_the_reference_has_no_factors() -> None:
     work = graphs(20)
     fitted = fit(work, seen(work, np.arange(20), 0.02), len(TRUTH))
