@@ -26,10 +26,16 @@ from pocketport.files import write_json
 
 PRODUCTS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 PLACEMENTS = {"products": PRODUCTS, "whole": []}
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     "default": {"scaled": True, "rule": {}},
     "without scaled inputs": {"scaled": False, "rule": {}},
-}
+    "sequential GPTQ": {
+        "scaled": True, "rule": {"algorithm": "gptq", "algorithm_options": {"propagation": 0.5, "sweeps": 2}},
+    },
+    "sequential MSE": {"scaled": True, "rule": {"algorithm": "sequential_mse"}},
+    "AdaRound": {"scaled": True, "rule": {"algorithm": "adaround"}},
+    "BRECQ": {"scaled": True, "rule": {"algorithm": "brecq"}},
+}  # fmt: skip
 ONNXRUNTIME = {
     "MinMax": {"method": "MinMax", "extra": {}},
     "Percentile 99.999": {"method": "Percentile", "extra": {}},

@@ -1,7 +1,7 @@
 """Plan and statistics → pivot: the quantized QDQ graphs, and the table of their encodings."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import reduce
 
 import numpy as np
@@ -12,13 +12,14 @@ from pocketport.calibration.encodings import Encoding, EncodingTable, Palette, e
 from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bias_correction import corrected_bias, mean_output, mean_rounding_error
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executor import Arrays
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.input_scaling import input_factors, scale_inputs
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.qdq import QdqWriter
 from pocketport.compress.ranges import group_encodings
 from pocketport.compress.weights import QuantizedTensor, channel_scales, quantize_weight
-from pocketport.errors import InputError, VerificationError
+from pocketport.errors import InputError, UsageError, VerificationError
 
 LEAST_OPSET = 21  # 16-bit and 4-bit types and blocks in QuantizeLinear
 INT32_ROOM = 2**31 - 2**8  # float32 scales are rounded: stay clear of the end
@@ -29,6 +30,7 @@ def apply_plan(
     plan: Plan,
     statistics: Statistics,
     *,
+    samples: Callable[[], Iterable[tuple[str, Arrays]]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[ModelBundle, EncodingTable]:
     """Quantize every component as `plan` says; `bundle` is unchanged.
@@ -37,6 +39,7 @@ def apply_plan(
         bundle: float graphs.
         plan: made from this bundle.
         statistics: of this bundle's calibration.
+        samples: makes what was calibrated on anew, for plans that round on it; see `reconstruct`.
         progress: called with the number of tensors done.
 
     Returns:
@@ -44,8 +47,11 @@ def apply_plan(
 
     Raises:
         InputError: calibration never saw a tensor that needs a range, or a graph's opset is under 21.
+        UsageError: the plan rounds on samples, and there are none.
         VerificationError: nothing is quantized although a scheme other than ``float`` is in force.
     """
+    if plan.on_samples and samples is None:
+        raise _without_samples(plan)
     tensors = [t for component in plan for t in component.tensors]
     if any(t.scheme != "float" for t in tensors) and not any(t.quantized for t in tensors):
         raise VerificationError(
@@ -55,6 +61,10 @@ def apply_plan(
         )
     applier = _Applier(bundle, plan, statistics, progress)
     graphs = {component.component: applier.component(component) for component in plan}
+    if samples is not None and plan.on_samples:
+        from pocketport.compress.reconstruction.reconstruct import reconstruct
+
+        reconstruct(applier.bundle, plan, graphs, applier.table, samples)
     return bundle.with_graphs(graphs), applier.table
 
 
@@ -69,8 +79,21 @@ def apply_component(
         statistics: of this bundle's calibration.
         component: which one.
         known: remembers rounded weights from one plan to the next, which shares most of them.
+
+    Raises:
+        UsageError: the plan rounds on samples.
     """
+    if plan.on_samples:
+        raise _without_samples(plan)
     return _Applier(bundle, plan, statistics, None, known).component(plan[component])
+
+
+def _without_samples(plan: Plan) -> UsageError:
+    tensor = next(t for c in plan for t in c.tensors if t.on_samples)
+    return UsageError(
+        f"{tensor.algorithm} rounds on samples, of which there are none here", where=f"tensor {tensor.tensor}",
+        fix="give samples, or use mse, or gptq without propagation and sweeps",
+    )  # fmt: skip
 
 
 def float_graph(bundle: ModelBundle, plan: Plan, statistics: Statistics, component: str) -> ir.Model:
@@ -90,7 +113,7 @@ class _Applier:
     ) -> None:
         self._factors = input_factors(bundle, plan, statistics)
         bundle, statistics = scale_inputs(bundle, plan, statistics, self._factors)
-        self._bundle = bundle
+        self.bundle = bundle
         self._plan = plan
         self._statistics = statistics
         self._progress = progress
@@ -102,7 +125,7 @@ class _Applier:
 
     def component(self, plan: ComponentPlan) -> ir.Model:
         """One component's pivot."""
-        graph = clone_graph(self._bundle[plan.component].graph)
+        graph = clone_graph(self.bundle[plan.component].graph)
         if (graph.graph.opset_imports.get("") or 0) < LEAST_OPSET:
             raise InputError(
                 f"its opset is under {LEAST_OPSET}",
@@ -222,8 +245,8 @@ class _Applier:
         """The weights of other components that have the same name, plan and values."""
         for other in self._plan:
             for twin in other.tensors if other.component != component else ():
-                if _written_alike(twin, tensor):
-                    value = self._bundle[other.component].graph.graph.initializers.get(twin.tensor)
+                if twin.written_like(tensor):
+                    value = self.bundle[other.component].graph.graph.initializers.get(twin.tensor)
                     values = constant(value)
                     if values is not None and np.array_equal(values, real):
                         yield other.component, twin
@@ -261,12 +284,3 @@ def _own_bias(weight: ir.Value) -> ir.Value | None:
         return None
     bias = uses[0].node.inputs[2]
     return bias if bias is not None and bias.is_initializer() and len(bias.uses()) == 1 else None
-
-
-def _written_alike(first: TensorPlan, second: TensorPlan) -> bool:
-    """Whether two plans are for a weight of the same name in the same format, by the same algorithm."""
-    fields = (
-        "tensor", "kind", "dtype", "symmetric", "granularity", "axis", "channel_axis", "block", "block_scale_levels",
-        "algorithm", "options", "elements",
-    )  # fmt: skip
-    return all(getattr(first, f) == getattr(second, f) for f in fields)

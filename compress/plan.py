@@ -11,6 +11,8 @@ from pocketport.calibration.observers import EXTREMES
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.legality import Legality
 from pocketport.compress.recipe import Recipe
+from pocketport.compress.reconstruction.options import rounds_on_samples
+from pocketport.compress.schemes import Granularity
 from pocketport.errors import InputError
 
 
@@ -90,6 +92,22 @@ class TensorPlan:
         """Of one integer; 0 for float."""
         return int(self.dtype.removeprefix("u").removeprefix("int")) if self.quantized else 0
 
+    @property
+    def on_samples(self) -> bool:
+        """Whether the samples themselves decide about its integers, not statistics of them."""
+        has_scales = self.quantized and self.granularity != Granularity.PALETTE
+        return has_scales and rounds_on_samples(self.algorithm, self.options)
+
+    def written_like(self, other: "TensorPlan") -> bool:
+        """Whether both are for a weight of the same name in the same format, by the same algorithm."""
+        return all(getattr(self, name) == getattr(other, name) for name in _WRITTEN)
+
+
+_WRITTEN = (
+    "tensor", "kind", "dtype", "symmetric", "granularity", "axis", "channel_axis", "block", "block_scale_levels",
+    "algorithm", "options", "elements",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ComponentPlan:
@@ -124,12 +142,17 @@ class Plan:
     def __getitem__(self, component: str) -> ComponentPlan:
         return next(c for c in self.components if c.component == component)
 
+    @property
+    def on_samples(self) -> bool:
+        """Whether `apply_plan` needs the samples."""
+        return any(t.on_samples for c in self.components for t in c.tensors)
+
     def hessians(self) -> dict[str, list[str]]:
         """component → inputs of the layers that need a full Σ xᵀx, as `calibrate` takes them."""
         wanted: dict[str, list[str]] = {}
         for component in self.components:
             sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
-            inputs = {t.activation for t in component.tensors if t.algorithm == "gptq"}
+            inputs = {t.activation for t in component.tensors if t.algorithm == "gptq" and not t.on_samples}
             names = sorted({sources.get(name, name) for name in inputs})
             if names:
                 wanted[component.component] = names

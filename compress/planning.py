@@ -15,6 +15,7 @@ from pocketport.compress.input_scaling import insert_scaling, scalable_inputs
 from pocketport.compress.legality import Legality, WeightRule
 from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.reconstruction.options import OPTIONS, read_options, rounds_on_samples
 from pocketport.compress.regions import Groups, Regions, find_regions, join_moved
 from pocketport.compress.schemes import Granularity
 from pocketport.compress.settling import LANGUAGE_ROLES, Settled, Settler
@@ -26,6 +27,7 @@ from pocketport.compress.structure import (
     activations_read,
     is_constant,
     is_float,
+    is_product_of_rows,
     weight_operand,
 )
 from pocketport.errors import UsageError
@@ -188,11 +190,13 @@ class _ComponentPlanner:
             )  # fmt: skip
         rule = self._legality.weights[str(scheme.weight_bits)]
         axis = {"t": None, "c": operand.channel_axis, "b": operand.input_axis}[granularity.value]
-        algorithm, why = self._algorithm(node, operand, replace(settled, why=why), ALGORITHMS, "mse")
+        known = {**ALGORITHMS, **OPTIONS}
+        algorithm, why = self._algorithm(node, operand, replace(settled, why=why), known, "mse")
+        options = settled.algorithm_options or {} if algorithm == (settled.algorithm or algorithm) else {}
         return self._stored(
             node, operand.value, TensorKind.WEIGHT, rule, granularity.value, why,
             axis=axis, channel_axis=operand.channel_axis, block=block, algorithm=algorithm,
-            options=settled.algorithm_options or {}, activation=_name(operand.activation), scheme=str(scheme),
+            options=options, activation=_name(operand.activation), scheme=str(scheme),
         )  # fmt: skip
 
     def _algorithm(
@@ -206,7 +210,15 @@ class _ComponentPlanner:
                 f"the algorithm {algorithm!r} is not for weights in {settled.scheme} on targets",
                 where=f"{self.name}, {operand.value.name}", fix=f"use one of {', '.join(known)}",
             )  # fmt: skip
-        if algorithm == "gptq" and not matrix:
+        options = settled.algorithm_options or {}
+        if rounds_on_samples(algorithm, options) and settled.scheme.granularity is not Granularity.PALETTE:
+            read_options(algorithm, options)
+            levels = self._legality.weights[str(bits)].block_scale_levels
+            if algorithm == "sequential_mse" and levels and settled.scheme.granularity is Granularity.BLOCK:
+                return plain, f"{settled.why}; sequential_mse chooses scales freely, which blocks here must not"
+            if not is_product_of_rows(node):
+                return plain, f"{settled.why}; {algorithm} is for linear layers and convolutions"
+        elif algorithm == "gptq" and not matrix:
             return plain, f"{settled.why}; gptq is for linear layers and 1×1 convolutions"
         return algorithm, settled.why
 

@@ -22,7 +22,7 @@ SUFFIX = ".yaml"
 
 ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
 RewriteName = Literal["awq", "equalize", "fold_gain", "reorder", "rotate", "smoothquant"]
-AlgorithmName = Literal["rtn", "mse", "hqq", "gptq", "importance", "kmeans"]
+AlgorithmName = Literal["rtn", "mse", "hqq", "gptq", "importance", "kmeans", "adaround", "brecq", "sequential_mse"]
 
 
 def _scheme(text: str) -> str:

@@ -22,6 +22,7 @@ FLOAT_SCHEMES = frozenset({"f32", "f16", "bf16", "source"})
 DEFAULT_ALGORITHM = "mse"  # needs no data
 CALIBRATED = frozenset({"gptq", "importance"})
 CALIBRATED_COMPONENT = "prefill"  # the one that calibration sequences go through
+OF_TARGETS = frozenset({"adaround", "brecq", "sequential_mse"})
 REORDERING = frozenset({"gptq"})  # formats that can say which group each column belongs to
 
 
@@ -192,6 +193,11 @@ def _algorithm(
         raise UsageError(
             "the algorithm 'kmeans' makes palettes, which no checkpoint format has", where=f"recipe, {choice.scheme}",
             fix=f"use {DEFAULT_ALGORITHM} or gptq",
+        )  # fmt: skip
+    if wanted in OF_TARGETS:
+        raise UsageError(
+            f"the algorithm {wanted!r} is for the graphs of targets", where=f"recipe, {choice.scheme}",
+            fix="use gptq with propagation and sweeps, which goes layer by layer too",
         )  # fmt: skip
     if wanted == "gptq":
         GptqOptions.of(rule.algorithm_options)

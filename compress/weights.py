@@ -9,6 +9,7 @@ from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, Palette
 from pocketport.calibration.statistics import SecondMoment
 from pocketport.compress.algorithms import PaletteProblem, WeightFormat, WeightProblem, palettize, round_weight
 from pocketport.compress.plan import TensorPlan
+from pocketport.compress.reconstruction.options import START
 from pocketport.compress.schemes import Granularity
 from pocketport.errors import InputError
 
@@ -27,7 +28,7 @@ class QuantizedTensor:
 def quantize_weight(
     weight: NDArray[np.floating], plan: TensorPlan, moment: SecondMoment | None, least_scale: NDArray[np.float64] | None
 ) -> QuantizedTensor:
-    """Round `weight` as `plan` says.
+    """Round `weight` as `plan` says; where samples decide, as `reconstruct` starts from it.
 
     Args:
         weight: in the graph's layout.
@@ -43,7 +44,7 @@ def quantize_weight(
     matrix = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
     columns = matrix.shape[1]
     importance, hessian = _input_moments(moment, matrix.shape, np.asarray(weight).shape, plan.op)
-    if plan.algorithm == "gptq" and hessian is None:
+    if plan.algorithm == "gptq" and not plan.on_samples and hessian is None:
         raise InputError(
             "gptq needs the Hessian of its layer's input, which calibration did not keep",
             where=f"tensor {plan.tensor}",
@@ -66,7 +67,8 @@ def quantize_weight(
     if least_scale is not None and plan.block:
         least_scale = least_scale * BLOCK_UNITS
     problem = WeightProblem(matrix, form, importance, hessian, least_scale)
-    rounded = round_weight(plan.algorithm, problem, plan.options)
+    start = START[plan.algorithm] if plan.on_samples else ""
+    rounded = round_weight(start or plan.algorithm, problem, {} if start else plan.options)
     integers = np.moveaxis(rounded.integers.reshape(moved.shape), 0, channel)
     scale, zero = rounded.grid.scale, rounded.grid.zero_point
     if plan.granularity == "t":

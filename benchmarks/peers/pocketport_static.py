@@ -45,7 +45,7 @@ def main() -> None:
     recipe = Recipe(name="benchmark", rules=[Rule(**options["rule"])])
     plan = make_plan(bundle, recipe, "x86", legality(options["bits"], options["operators"], scaled=options["scaled"]))
     statistics = calibrate({MAIN: bundle[MAIN].graph}, feeds, hessians=plan.hessians(), only=plan.selection())
-    quantized, _ = apply_plan(bundle, plan, statistics)
+    quantized, _ = apply_plan(bundle, plan, statistics, samples=lambda: feeds)
     save_graph(quantized[MAIN].graph, Path(out))
     print(json.dumps({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}))
 

@@ -70,6 +70,19 @@ def test_stages_one_by_one_give_the_same_bytes_and_a_second_run_is_a_lookup(
     assert artifact_digests(tmp_path / "whole") == artifact_digests(tmp_path / "again")
 
 
+def test_weights_are_rounded_on_the_runs_own_samples(model: Path, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("rules: [{algorithm: sequential_mse, algorithm_options: {candidates: 10}}]")
+    digests = {}
+    for name, changes in (("default", {}), ("mine", {"recipe": str(recipe)})):
+        context = Context(request(model, data, **changes), Store(), tmp_path / name)
+        run_until(context, "quantize")
+        digests[name] = artifact_digests(tmp_path / name)
+        plan = (tmp_path / name / TARGET / "pivot" / "plan.json").read_text()
+        assert ('"sequential_mse"' in plan) == (name == "mine")
+    assert digests["default"] != digests["mine"]
+
+
 def test_a_budget_that_nobody_can_meet_fails(model: Path, data: Path, tmp_path: Path) -> None:
     budget = tmp_path / "budget.yaml"
     budget.write_text("targets:\n  '*':\n    artifact_size: 1 B\n    score_drop: 2 points\n")

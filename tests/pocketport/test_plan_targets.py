@@ -25,11 +25,16 @@ def test_no_large_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return reading(self)
 
     monkeypatch.setattr(StoredTensor, "_read", noted)
-    plans, findings = plan_targets(Request(source=str(tmp_path / "model"), targets=TARGETS))
+    plans, findings, estimates = plan_targets(Request(source=str(tmp_path / "model"), targets=TARGETS))
     assert plans.keys() == findings.keys() == set(TARGETS)
     assert max(read) <= 4096
     for plan in plans.values():
         assert sum(c.bytes_after for c in plan) < 0.5 * sum(c.bytes_before for c in plan)
+    assert not estimates  # nothing is rounded on samples
+    (tmp_path / "mine.yaml").write_text("rules: [{algorithm: adaround}]")
+    rounded = Request(source=str(tmp_path / "model"), targets=["x86"], recipe=str(tmp_path / "mine.yaml"))
+    estimated = plan_targets(rounded)[2]["x86"]
+    assert estimated.seconds > 1 and estimated.peak_bytes > 500e6 and max(read) <= 4096
     check_memory(plans)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 20))
     with pytest.raises(UsageError, match=r"0\.0 GB of memory are free"):

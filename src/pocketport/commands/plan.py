@@ -55,10 +55,11 @@ def plan(
     estimates = {job.label: estimate_of(job, request) for job in jobs}
     plans: dict[str, Plan] = {}
     findings: dict[str, tuple[Diagnostic, ...]] = {}
+    rounding: dict[str, Estimate] = {}
     if request.targets:
-        plans, findings = plan_targets(request)
+        plans, findings, rounding = plan_targets(request)
     if json_output:
-        print_json(_document(jobs, estimates, plans, findings))
+        print_json(_document(jobs, estimates, plans, findings, rounding))
         return
     for job in jobs:
         print_job(job, estimates[job.label], tensors=tensors)
@@ -67,6 +68,8 @@ def plan(
         out.print(f"before it is calibrated, the float model is conditioned: {', '.join(conditioning)}")
     for text, one in plans.items():
         _print_target(text, one)
+        if text in rounding:
+            out.print(f"rounding on samples: {_taken(rounding[text])}")
         print_diagnostics(list(findings[text]))
     if plans:
         needed = max(map(float_bytes, plans.values()))
@@ -101,9 +104,12 @@ def print_job(job: WeightJob, estimated: Estimate, *, tensors: bool) -> None:
         for p in job.plans:
             listed.add_row(p.tensor, "×".join(map(str, p.shape)), p.scheme, p.algorithm, p.why, _size(p.bytes_after))
         out.print(listed)
-    out.print(
-        f"about {_duration(estimated.seconds)}, peak memory about {_size(estimated.peak_bytes)} [dim]({estimated.basis})[/]\n"
-    )
+    out.print(f"{_taken(estimated)}\n")
+
+
+def _taken(estimated: Estimate) -> str:
+    seconds, memory = _duration(estimated.seconds), _size(estimated.peak_bytes)
+    return f"about {seconds}, peak memory about {memory} [dim]({estimated.basis})[/]"
 
 
 def _grouped(plans: list[WeightPlan]) -> dict[tuple[str, str, str], list[WeightPlan]]:
@@ -131,6 +137,7 @@ def _document(
     estimates: dict[str, Estimate],
     plans: dict[str, Plan],
     findings: dict[str, tuple[Diagnostic, ...]],
+    rounding: dict[str, Estimate],
 ) -> dict[str, Any]:
     return {
         "schema": "pocketport.plan/1",
@@ -145,7 +152,11 @@ def _document(
             for job in jobs
         ],
         "targets": {
-            text: {"plan": one.to_json(), "diagnostics": [d.to_json() for d in findings[text]]}
+            text: {
+                "plan": one.to_json(),
+                "diagnostics": [d.to_json() for d in findings[text]],
+                "estimate": asdict(rounding[text]) if text in rounding else None,
+            }
             for text, one in plans.items()
         },
     }

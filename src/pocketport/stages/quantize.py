@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from pocketport.compress.apply import apply_plan
+from pocketport.compress.blockwise.estimate import Estimate
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs
 from pocketport.compress.evidence import check_evidence
@@ -11,6 +12,8 @@ from pocketport.compress.graph import hollowed
 from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.plan import Plan, make_plan
 from pocketport.compress.recipe import load_recipe
+from pocketport.compress.reconstruction.estimate import estimate_on_samples
+from pocketport.data import load_data
 from pocketport.diagnostics import Diagnostic
 from pocketport.files import write_json
 from pocketport.request import Request
@@ -25,9 +28,14 @@ from pocketport.targets.registry import backend_for
 MOST_TENSORS = 400
 
 
-def plan_targets(request: Request) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]]]:
-    """As `make_plans`, on the source itself: nothing is written."""
-    return make_plans(request, ingest_source(request.source, shapes=request.shapes))
+def plan_targets(
+    request: Request,
+) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]], dict[str, Estimate]]:
+    """As `make_plans`, on the source itself, and what rounding on samples will take where a plan does so."""
+    bundle = ingest_source(request.source, shapes=request.shapes)
+    plans, findings = make_plans(request, bundle)
+    found = {text: estimate_on_samples(bundle, plan, request.calibration_samples) for text, plan in plans.items()}
+    return plans, findings, {text: one for text, one in found.items() if one is not None}
 
 
 def make_plans(request: Request, bundle: ModelBundle) -> tuple[dict[str, Plan], dict[str, tuple[Diagnostic, ...]]]:
@@ -62,10 +70,14 @@ def quantize(
         "plan": plan.to_json(),
         "held_out": held_out.digest,
     }
+    data = load_data(load_bundle(ingested), context.request) if plan.on_samples else None
+    if data is not None:
+        inputs["samples"] = data.fingerprint
 
     def produce(directory: Path) -> None:
         bundle = load_bundle(ingested)
-        pivot, encodings = apply_plan(bundle, plan, load_statistics(calibrated))
+        samples = None if data is None else data.calibration
+        pivot, encodings = apply_plan(bundle, plan, load_statistics(calibrated), samples=samples)
         pivot.save(directory / "bundle")
         encodings.save(directory / "encodings.npz")
         write_json(directory / "plan.json", plan.to_json())
