@@ -100,6 +100,13 @@ def test_a_rule_says_whether_zero_points_vary(reference: tuple[Source, ModelBund
         plan_weights(*reference, recipe(Rule(symmetric=False)), Blocks(), "")
 
 
+@pytest.mark.parametrize("algorithm", ["adaround", "brecq", "sequential_mse"])
+def test_algorithms_of_targets_are_refused(reference: tuple[Source, ModelBundle], algorithm: str) -> None:
+    with pytest.raises(UsageError, match="for the graphs of targets") as caught:
+        plan_weights(*reference, Recipe.model_validate({"name": "t", "rules": [{"algorithm": algorithm}]}), Plain(), "")
+    assert "gptq" in caught.value.fix
+
+
 def test_options_that_gptq_does_not_have_are_refused_before_anything_is_done(
     reference: tuple[Source, ModelBundle],
 ) -> None:

@@ -196,6 +196,14 @@ def test_a_transposed_convolution_is_left_to_mse() -> None:
     assert not plan.on_samples
 
 
+def test_scales_that_are_shares_of_one_another_are_not_chosen_freely() -> None:
+    blocks = {"4": {"dtype": "int4", "granularities": ["b"], "blocks": [16], "block_scale_levels": 16}}
+    for algorithm, wanted in (("sequential_mse", "mse"), ("adaround", "adaround")):
+        plan = planned(block_bundle()[0], "w4b16a16", algorithm, weights={**legality().weights, **blocks})
+        weight = next(t for t in plan["main"].tensors if t.tensor == "q_proj.weight")
+        assert weight.algorithm == wanted and ("freely" in weight.why) == (wanted == "mse")
+
+
 @pytest.mark.parametrize(
     ("algorithm", "options", "match"),
     [
