@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pocketport.compress.blockwise.segments import layer_number
 from pocketport.compress.mixed_precision.knapsack import Options, solve
 from pocketport.compress.mixed_precision.sensitivity import Errors
 from pocketport.compress.recipe import Rule
+
+STRETCHES = 4
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,13 @@ def allocate(
     found = solve(options, budget)
     chosen = {layer.name: schemes[i] for layer, schemes, i in zip(layers, names, found.indices, strict=True)}
     return Allocation(model, chosen, found.cost, found.error)
+
+
+def groupings_of(layers: Sequence[Layer]) -> list[list[str]]:
+    """Of every layer its kind (``down_proj``), and the stretch of the model's depth that it is in, one of `STRETCHES`."""
+    numbers = [layer_number(layer.name) or 0 for layer in layers]
+    kinds = [layer.name.rpartition(".")[2] for layer in layers]
+    return [kinds, [f"stretch {STRETCHES * number // (max(numbers) + 1)}" for number in numbers]]
 
 
 def literal(name: str) -> str:

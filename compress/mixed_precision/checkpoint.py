@@ -1,6 +1,6 @@
 """The layers of a checkpoint format, the schemes that it takes for each, and what rounding to them gives."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,19 +163,27 @@ def as_floats(weight: Quantized, name: str) -> Tensor:
 
 
 class Dequantized(Mapping[str, Tensor]):
-    """Quantized weights as the floats that they stand for, each made when it is asked for."""
+    """Quantized weights as the floats that they stand for, each made when it is asked for.
 
-    def __init__(self, weights: QuantizedWeights) -> None:
+    Args:
+        weights: see above.
+        only: their names, where not all of them are wanted.
+    """
+
+    def __init__(self, weights: QuantizedWeights, only: Collection[str] | None = None) -> None:
         self._weights = weights
+        self._names = list(weights) if only is None else [name for name in weights if name in only]
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
         return as_floats(self._weights[name], name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._weights)
+        return len(self._names)
 
 
 def with_weights(bundle: ModelBundle, weights: Mapping[str, Tensor]) -> ModelBundle:

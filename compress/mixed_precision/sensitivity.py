@@ -28,7 +28,8 @@ from pocketport.compress.mixed_precision.stream import Part
 from pocketport.compress.structure import WeightOperand, weight_operand
 from pocketport.compress.torch_device import stored_as_torch
 
-MODELS = ("loss", "trace", "output")
+LOSS = "loss"
+MODELS = (LOSS, "trace", "output")
 """Error models, the best founded first."""
 
 Errors = dict[str, float]

@@ -122,7 +122,7 @@ class TargetLayers:
                 continue
             own = factors.get(scheme, {}).get(f"{component}/{plan.activation}")
             s = np.ones(len(hessian), np.float32) if own is None else own.astype(np.float32)
-            full = hessian / np.outer(s, s)
+            full = np.asarray(hessian / np.outer(s, s), np.float32)
             moment = SecondMoment(full.diagonal().astype(np.float64), max(inputs.rows, 1), full)
             matrix = weight.cpu().numpy() * s
             done = quantize_weight(matrix if plan.channel_axis == 0 else matrix.T, plan, moment, None)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketport.cli import app
-from pocketport.compress.mixed_precision.allocation import literal
+from pocketport.compress.mixed_precision.allocation import groupings_of, literal
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Rule, load_recipe
 from pocketport.errors import UsageError
@@ -99,6 +99,23 @@ def test_more_bytes_never_hurt_and_too_few_are_refused(model: Path, tmp_path: Pa
         search.search(Budget(bits=2.0), confirm=False)
     with pytest.raises(UsageError, match="not searched"):
         search.search(Budget(bytes=1000.0), confirm=False)
+
+
+def test_errors_sum_to_what_groups_of_layers_measure(model: Path, tmp_path: Path) -> None:
+    """Each kind of layer alone, and each stretch of the depth, in the scheme nearest to the budget."""
+    search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))
+    searched = search.search(Budget(bits=BITS))
+    rules = [Rule(component="prefill", scheme="w4b32fp16")]
+    every = [weight for layer in searched.layers for weight in layer.weights]
+    assert search.quality(rules, only=every) == search.quality(rules) != search.quality(rules, only=every[:1])
+    for grouping in groupings_of(searched.layers):
+        ratios = []
+        for group in sorted(set(grouping)):
+            own = [layer for layer, label in zip(searched.layers, grouping, strict=True) if label == group]
+            alone = search.quality(rules, only=[weight for layer in own for weight in layer.weights]).divergence
+            ratios.append(sum(layer.error(searched.errors, "w4b32fp16", "loss") for layer in own) / alone)
+        assert len(ratios) > 1
+        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
 
 
 def test_errors_are_taken_from_samples_that_nothing_is_measured_on(model: Path, tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from pocketport.compress.executor import Arrays
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.registry import Lengths, chat_of, family_of, host_of
 from pocketport.compress.ingest import path_of
+from pocketport.compress.mixed_precision.allocation import Layer, groupings_of
 from pocketport.compress.mixed_precision.checkpoint import Dequantized, checkpoint_layers
 from pocketport.compress.mixed_precision.next_token import Head, Quality, quality
-from pocketport.compress.mixed_precision.sensitivity import Errors, Sensitivities
+from pocketport.compress.mixed_precision.raking import raked
+from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule, load_recipe
@@ -173,21 +175,52 @@ class FormatSearch:
         """
         layers = self.found.layers
         total = budget.of_layers(self.found.elements, self.found.fixed_bytes)
-        found = candidates(layers, self.errors, total)
+        errors = self._put_right(total) if confirm else self.errors
+        found = candidates(layers, errors, total)
         if confirm:
             found = ranked(c.measured(self.quality(c.rules).figures) for c in found)
-        return Searched(layers, self.errors, tuple(found), self.found.fixed_bytes, self.recipe)
+        return Searched(layers, errors, tuple(found), self.found.fixed_bytes, self.recipe)
+
+    def _put_right(self, budget: float) -> Mapping[str, Mapping[str, Errors]]:
+        """Errors whose losses sum up to what each kind of layer, and each stretch of the depth, measures alone.
+
+        That is measured in the one scheme for all whose bytes are nearest to the budget.
+        """
+        layers = self.found.layers
+        common = [s for s in self.found.plans if all(s in layer.costs for layer in layers)]
+        if not common:
+            return self.errors
+        scheme = min(common, key=lambda s: abs(sum(layer.costs[s] for layer in layers) - budget))
+        groupings = groupings_of(layers)
+        measured = [
+            {group: self._alone(scheme, layers, grouping, group) for group in dict.fromkeys(grouping)}
+            for grouping in groupings
+        ]
+        factors = raked(np.array([layer.error(self.errors, scheme, LOSS) for layer in layers]), groupings, measured)
+        found = {weight: dict(own) for weight, own in self.errors.items()}
+        for layer, factor in zip(layers, factors, strict=True):
+            for weight in layer.weights:
+                found[weight] = {s: {**e, LOSS: e[LOSS] * float(factor)} for s, e in found[weight].items()}
+        return found
+
+    def _alone(self, scheme: str, layers: Sequence[Layer], grouping: Sequence[str], group: str) -> float:
+        """The divergence where the layers of one group alone have the scheme, and all others are float."""
+        weights = [w for layer, own in zip(layers, grouping, strict=True) if own == group for w in layer.weights]
+        return self.quality([Rule(component=CALIBRATED_COMPONENT, scheme=scheme)], only=weights).divergence
 
     def recipe(self, rules: Sequence[Rule]) -> Recipe:
         """The base recipe with further rules."""
         return self.base.model_copy(update={"rules": [*self.base.rules, *rules]})
 
-    def quality(self, rules: Sequence[Rule], samples: Sequences | Answers | None = None) -> Quality:
+    def quality(
+        self, rules: Sequence[Rule], samples: Sequences | Answers | None = None, only: Sequence[str] | None = None
+    ) -> Quality:
         """What the model measures when it is quantized by the base recipe and these rules.
 
         Args:
             rules: see above.
             samples: to be measured on, rather than what candidates are measured on.
+            only: the weights that take their quantized values, None for all.
         """
         samples = samples or self.measured
         recipe = self.recipe(rules)
@@ -201,12 +234,13 @@ class FormatSearch:
 
         def produce(directory: Path) -> None:
             expected = self._float_hidden(samples)
-            hidden = self._hidden(samples, Dequantized(QuantizedWeights(weights.path)))
+            hidden = self._hidden(samples, Dequantized(QuantizedWeights(weights.path), only))
             tokens = samples.tokens if isinstance(samples, Sequences) else None
             found = quality(self.head, expected, hidden, self._measuring(samples).counting, tokens)
             write_json(directory / "quality.json", vars(found))
 
-        result = self._stage(key, {"weights": weights.digest, "data": samples.fingerprint}, produce)
+        inputs = {"weights": weights.digest, "data": samples.fingerprint, "only": only}
+        result = self._stage(key, inputs, produce)
         return Quality(**json.loads((result.path / "quality.json").read_text("utf-8")))
 
     def _float_hidden(self, samples: Sequences | Answers) -> list[Tensor]:
