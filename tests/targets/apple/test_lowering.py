@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from pocketport.targets.apple.coreml_program import _coremltools
 from pocketport.targets.contract import Artifact, CompileRequest, Target
 from pocketport.workers import Worker
 
@@ -112,3 +113,11 @@ def test_wrong_feeds_are_refused_by_name(worker: Worker, results: Results, tmp_p
     for artifact in results.artifacts.values():
         with pytest.raises(ToolchainError, match="image"):
             worker.call("run_twice", artifact, request, {**FEEDS, "image": np.zeros((1, 2), np.float32)})
+
+
+def test_progress_bars_hold_nothing_that_outlives_a_worker() -> None:
+    from tqdm import tqdm
+    from tqdm.std import TqdmDefaultWriteLock
+
+    _coremltools()
+    assert not isinstance(tqdm.get_lock(), TqdmDefaultWriteLock)
