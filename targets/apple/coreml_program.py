@@ -113,11 +113,11 @@ def _coremltools() -> Any:
         sys.modules.update(dict.fromkeys(OTHER_FRAMEWORKS))  # type: ignore[arg-type]  # None: "not installed"
         try:
             importlib.import_module("coremltools")
-            # The lock of its progress bars is a semaphore that outlives a worker process.
-            importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
         finally:
             for name, module in loaded.items():
                 del sys.modules[name]
                 if module is not None:
                     sys.modules[name] = module
+    # The lock of its progress bars would be a semaphore that outlives a worker process.
+    importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
     return importlib.import_module("coremltools")
