@@ -101,6 +101,17 @@ def test_more_bytes_never_hurt_and_too_few_are_refused(model: Path, tmp_path: Pa
         search.search(Budget(bytes=1000.0), confirm=False)
 
 
+def test_another_algorithm_has_other_errors(model: Path, tmp_path: Path) -> None:
+    """In the same cache, of the same samples and schemes."""
+    store = Store(tmp_path / "cache")
+    found = {
+        recipe: FormatSearch(Context(request(model, recipe=recipe), store, tmp_path), ["w3b32fp16"]).errors
+        for recipe in ("rtn", "gptq")
+    }
+    for name, errors in found["gptq"].items():
+        assert errors["w3b32fp16"]["output"] < 0.9 * found["rtn"][name]["w3b32fp16"]["output"]
+
+
 def test_errors_sum_to_what_groups_of_layers_measure(model: Path, tmp_path: Path) -> None:
     """Each kind of layer alone, and each stretch of the depth, in the scheme nearest to the budget."""
     search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))

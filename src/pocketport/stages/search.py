@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -136,7 +136,10 @@ class FormatSearch:
         """Of every weight in every scheme: one pass over the data, or the store's."""
         key = "sensitivities"
         self.context.progress.start(key, "errors of every layer in every scheme", len(self.found.schemes))
-        inputs = {"source": self.source.sha256(), "schemes": self.found.schemes, "data": self.samples.fingerprint}
+        plans = {scheme: [asdict(p) for p in own.values()] for scheme, own in self.found.plans.items()}
+        inputs = {
+            "source": self.source.sha256(), "schemes": self.found.schemes, "plans": plans, "data": self.samples.fingerprint,
+        }  # fmt: skip
 
         def produce(directory: Path) -> None:
             write_json(directory / "errors.json", self._measure_errors(directory / ".activations"))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -73,7 +74,7 @@ class TargetSearch:
         schemes = {name: self.found.schemes(name) for name in self.found.components}
         key, total = "sensitivities", sum(map(len, schemes.values()))
         self.context.progress.start(key, "errors of every layer in every scheme", total)
-        plans = {s: {k: [t.dtype, t.algorithm] for k, t in own.items()} for s, own in self.found.plans.items()}
+        plans = {s: {k: asdict(t) for k, t in own.items()} for s, own in self.found.plans.items()}
         inputs = {"bundle": self._bundled.digest, "data": data.fingerprint, "schemes": schemes, "plans": plans}
         factors: dict[str, dict[str, Numbers]] = {}
         if self.found.scales_inputs:
