@@ -97,3 +97,10 @@ def table(s: Sketch) -> tuple[str, ...]:
     """An embedding of eight tokens."""
     ids = s.input("input_ids", s.rng.integers(0, VOCABULARY, 8).astype(np.int32))
     return (s.op("Gather", s.weight(VOCABULARY, HIDDEN), ids),)
+
+
+def picture(s: Sketch) -> tuple[str, ...]:
+    """A convolution and what follows it, given with channels last."""
+    image = s.op("Conv", s.input("x", normal(s, 1, 3, 12, 10)), s.weight(8, 3, 3, 3, scale=0.2), pads=[1, 1, 1, 1])
+    twice = s.op("Sigmoid", s.op("Add", image, image))
+    return tuple(s.op("Transpose", x, perm=[0, 2, 3, 1]) for x in (s.op("Relu", image), twice))

@@ -17,7 +17,7 @@ from pocketport.targets.qualcomm.context import read_context
 from pocketport.targets.qualcomm.target import SOCS
 from pocketport.workers import call_in_worker
 
-from .blocks import decoder, table, vision
+from .blocks import decoder, picture, table, vision
 from .op_graphs import OPS
 from .pivots import Sketch, run_on_cpu, sqnr_db
 
@@ -52,7 +52,7 @@ def emulated_db(request: CompileRequest, result: CompileResult, sketch: Sketch) 
     ("build", "soc", "least"),
     [
         (vision, "sm8650", 60), (vision, "sm8450", 45), (vision, "sm8350", 45), (decoder, "sm8650", 55),
-        (decoder, "sm8450", 45), (decoder, "sm8850", 55), (table, "sm8350", 80),
+        (decoder, "sm8450", 45), (decoder, "sm8850", 55), (table, "sm8350", 80), (picture, "sm8650", 55), (picture, "sm8450", 45),
     ],
 )  # fmt: skip
 def test_blocks_run_whole_on_the_accelerator(build, soc: str, least: float, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
