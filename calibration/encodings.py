@@ -103,7 +103,7 @@ def encoding_for_range(low: float, high: float, dtype: str, *, symmetric: bool) 
     """Per-tensor encoding covering [low, high] widened to contain 0 (Jacob et al. 2018, arXiv 1712.05877, section 3).
 
     Symmetric means zero point 0 for signed types and the middle of the range for unsigned ones. Both ends are within what
-    the integers reach, but for one that is nearer to 0 than half a step; the other then, or one of them, is exactly an integer's.
+    the integers reach, but for one that is nearer to 0 than half a step. The scale is the smallest for which that holds.
     """
     first, last = INTEGER_RANGES[dtype]
     low, high = min(float(low), 0.0), max(float(high), 0.0)
@@ -115,8 +115,8 @@ def encoding_for_range(low: float, high: float, dtype: str, *, symmetric: bool) 
     scale = _usable((high - low) / (last - first))
     zero_point = int(np.clip(round(first - low / scale), first, last))
     # Rounding the zero point cuts up to half a step off one end: where a background lies, more than any other error.
-    ends = [end / steps for end, steps in ((high, last - zero_point), (-low, zero_point - first)) if steps]
-    scale = _usable(max(ends))
+    ends = ((high, last - zero_point), (-low, zero_point - first))
+    scale = _usable(max(end / (steps or 0.5) for end, steps in ends))
     return Encoding(dtype, np.array(scale, np.float32), np.array(zero_point, np.int32))
 
 
