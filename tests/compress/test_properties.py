@@ -215,7 +215,8 @@ def schemes_of_formats(name: str, bits: int, kind: str, tail: str) -> None:
         return
     assert Scheme.parse(choice.scheme).weight_bits == scheme.weight_bits
     assert choice.scheme == str(scheme) or choice.why  # kernels of fixed blocks repeat a channel's scale
-    assert scheme.weight_bits in ((2, 3, 4, 5, 6, 8) if name == "gptq" else (2, 3, 4, 8)) and scheme.activation_bits is None
+    widths = (2, 3, 4, 5, 6, 8) if name == "gptq" else (2, 3, 4, 8)
+    assert scheme.weight_bits in widths and scheme.activation_bits is None
     assert scheme.granularity is not Granularity.TENSOR
 
 
