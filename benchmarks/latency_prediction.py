@@ -36,6 +36,7 @@ from latency_fitting import (
     targets,
 )
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pocketport.profiles.device import load_device
 from pocketport.profiles.prediction.devices import borrowed
@@ -167,6 +168,7 @@ def held_model_folds(p: Problem) -> list[list[int]]:
     return [list(range(fold, len(p.models), DEVICE_FOLDS)) for fold in range(DEVICE_FOLDS)]
 
 
+@threadpool_limits.wrap(limits=1)  # the matrices are small: threads wait for each other
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
