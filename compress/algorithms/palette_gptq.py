@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from pocketport.compress.algorithms.gptq import DAMPING, ordered_factor, propagated
 from pocketport.compress.algorithms.kmeans import kmeans
 from pocketport.compress.algorithms.palette import PaletteProblem, PalettizedMatrix, nearest
-from pocketport.errors import VerificationError
 
 
 def palette_gptq(problem: PaletteProblem, *, damping: float = DAMPING) -> PalettizedMatrix:
@@ -19,12 +18,8 @@ def palette_gptq(problem: PaletteProblem, *, damping: float = DAMPING) -> Palett
     Raises:
         VerificationError: the Hessian is missing.
     """
-    if problem.hessian is None:
-        raise VerificationError(
-            "it needs the Hessian of the layer's input", where="gptq", fix="calibrate with the plan's hessians"
-        )
-    table = kmeans(problem).table
     order, factor = ordered_factor(problem.hessian, damping)
+    table = kmeans(problem).table
 
     def chosen(column: int, values: NDArray[np.float64]) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
         found = nearest(table, values.astype(np.float32).reshape(len(table), -1))

@@ -121,14 +121,16 @@ def _measured(algorithms: set[str]) -> dict[str, float]:
     weight = torch.randn(PROBE_ROWS, PROBE_COLUMNS, generator=generator).to(device)
     form = Form(4, 128, True, True)
     with torch.inference_mode():
-        speeds = {"mse": weight.numel() / _seconds(lambda: round_to(weight, searched_grid(weight, form), form))}
+        speeds = {"mse": weight.numel() / best_seconds(lambda: round_to(weight, searched_grid(weight, form), form))}
         if "rtn" in algorithms:
-            speeds["rtn"] = weight.numel() / _seconds(lambda: round_to(weight, extreme_grid(weight, form), form))
+            speeds["rtn"] = weight.numel() / best_seconds(lambda: round_to(weight, extreme_grid(weight, form), form))
         if "hqq" in algorithms:
-            speeds["hqq"] = weight.numel() / _seconds(lambda: round_to(weight, half_quadratic_grid(weight, form), form))
+            speeds["hqq"] = weight.numel() / best_seconds(
+                lambda: round_to(weight, half_quadratic_grid(weight, form), form)
+            )
         if algorithms & {"ggml", "importance"}:
-            speeds["ggml"] = speeds["importance"] = weight.numel() / _seconds(lambda: _pack(weight))
-        product = _seconds(lambda: linear(weight, weight))
+            speeds["ggml"] = speeds["importance"] = weight.numel() / best_seconds(lambda: _pack(weight))
+        product = best_seconds(lambda: linear(weight, weight))
     speeds["flops"] = 2.0 * PROBE_ROWS * PROBE_ROWS * PROBE_COLUMNS / product
     return speeds
 
@@ -139,10 +141,10 @@ def _pack(weight: torch.Tensor) -> None:
     quantize("q4_k", weight.cpu().numpy(), None)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The better of two runs."""
+def best_seconds(work: Callable[[], object], runs: int = 2) -> float:
+    """The best of a few runs."""
     best = float("inf")
-    for _ in range(2):
+    for _ in range(runs):
         start = time.perf_counter()
         work()
         best = min(best, time.perf_counter() - start)

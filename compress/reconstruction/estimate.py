@@ -1,13 +1,11 @@
 """How long rounding on samples will take and how much memory, from the plan and a moment of measuring this machine."""
 
-import time
-from collections.abc import Callable
 from math import prod
 
 import onnx_ir as ir
 import torch
 
-from pocketport.compress.blockwise.estimate import BASE_BYTES, Estimate
+from pocketport.compress.blockwise.estimate import BASE_BYTES, Estimate, best_seconds
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import static_shape
 from pocketport.compress.plan import Plan, TensorPlan
@@ -23,6 +21,7 @@ CHAIN_PASSES = (
 )
 BACKWARDS = 3  # of one forward pass: with its gradients by inputs and weights
 PROBE = 512
+PROBES = 4  # runs, of which the best counts
 ELEMENT_PASSES = 8  # over an activation, where it is made, rounded and kept
 
 
@@ -97,17 +96,7 @@ def _measured() -> tuple[float, float]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        product, passed = _seconds(lambda: matrix @ matrix), _seconds(lambda: many * 1.5)
+        product, passed = best_seconds(lambda: matrix @ matrix, PROBES), best_seconds(lambda: many * 1.5, PROBES)
     finally:
         torch.set_num_threads(before)
     return 2.0 * PROBE**3 / product, many.numel() / passed
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """The best of a few runs."""
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best

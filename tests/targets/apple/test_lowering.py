@@ -1,19 +1,17 @@
 """Both Apple formats, op by op, against onnxruntime."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
 
 from pocketport.targets.apple.coreml_program import _coremltools
-from pocketport.targets.contract import Artifact, CompileRequest, Target
+from pocketport.targets.contract import CompileRequest, Target
 from pocketport.workers import Worker
 
+from .both_formats import Results, bench, both_formats
 from .op_graphs import every_op
 
 pytest.importorskip("coreai")
@@ -25,35 +23,17 @@ OUTPUTS = [o.name for o in MODEL.graph.output]
 QUANTIZED = [o for o in OUTPUTS if o.startswith("DequantizeLinear")]
 
 
-@dataclass(frozen=True)
-class Results:
-    expected: dict[str, NDArray[np.generic]]
-    found: dict[str, dict[str, NDArray[np.generic]]]
-    artifacts: dict[str, Artifact]
-
-
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    with Worker(
-        "pocketport.targets.conformance:Bench", "pocketport.targets.apple:backend", label="apple ops"
-    ) as worker:
+    with bench("apple ops") as worker:
         yield worker
 
 
 @pytest.fixture(scope="module")
 def results(worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("ops")
-    request = CompileRequest("main", folder / "every.onnx", Target("apple", "a17-pro"), folder / "work", folder / "out")
-    request.work.mkdir()
-    request.out.mkdir()
-    onnx.save(MODEL, request.pivot)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(request.pivot), options)
-    expected = dict(zip(OUTPUTS, session.run(OUTPUTS, FEEDS), strict=True))
-    _, result = worker.call("build", request)
-    found = {a.kind: worker.call("run_twice", a, request, FEEDS)[0] for a in result.artifacts}
-    return Results(expected, found, {a.kind: a for a in result.artifacts})
+    pivot = tmp_path_factory.mktemp("ops") / "every.onnx"
+    onnx.save(MODEL, pivot)
+    return both_formats(worker, pivot, OUTPUTS, FEEDS)
 
 
 @pytest.mark.parametrize("kind", ["aimodel", "mlpackage"])

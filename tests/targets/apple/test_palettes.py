@@ -1,14 +1,12 @@
 """Palettes in both Apple formats: executed against onnxruntime, and against coremltools' own palettization."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,12 +21,10 @@ from pocketport.targets.apple import backend
 from pocketport.targets.apple.lint import lint
 from pocketport.targets.apple.target import chip_of
 from pocketport.targets.apple.weights import pack, palettize
-from pocketport.targets.contract import Artifact, CompileRequest, Target
-from pocketport.workers import Worker
 
+from .both_formats import TARGET, Results, bench, both_formats
 from .op_graphs import Sampler
 
-TARGET = Target("apple", "a17-pro")
 BITS = (1, 2, 3, 4, 6, 8)
 FLOAT16_DB = 50.0
 
@@ -70,31 +66,14 @@ MODEL, FEEDS = palettized_ops()
 OUTPUTS = [str(v.name) for v in MODEL.graph.outputs]
 
 
-@dataclass(frozen=True)
-class Results:
-    expected: dict[str, NDArray[np.generic]]
-    found: dict[str, dict[str, NDArray[np.generic]]]
-    artifacts: dict[str, Artifact]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     pytest.importorskip("coreai")
     pytest.importorskip("coremltools")
-    folder = tmp_path_factory.mktemp("palettes")
-    request = CompileRequest("main", folder / "palettes.onnx", TARGET, folder / "work", folder / "out")
-    request.work.mkdir()
-    request.out.mkdir()
-    ir.save(MODEL, request.pivot)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(request.pivot), options)
-    expected = dict(zip(OUTPUTS, session.run(OUTPUTS, FEEDS), strict=True))
-    factory = "pocketport.targets.conformance:Bench"
-    with Worker(factory, "pocketport.targets.apple:backend", label="apple palettes") as worker:
-        _, result = worker.call("build", request)
-        found = {a.kind: worker.call("run_twice", a, request, FEEDS)[0] for a in result.artifacts}
-    yield Results(expected, found, {a.kind: a for a in result.artifacts})
+    pivot = tmp_path_factory.mktemp("palettes") / "palettes.onnx"
+    ir.save(MODEL, pivot)
+    with bench("apple palettes") as worker:
+        yield both_formats(worker, pivot, OUTPUTS, FEEDS)
 
 
 @pytest.mark.parametrize("kind", ["aimodel", "mlpackage"])
