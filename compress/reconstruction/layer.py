@@ -46,7 +46,8 @@ class Form:
         groups = self.scale.shape[1]
         if groups == 1:
             return self.scale, self.zero_point
-        return (v.repeat_interleave(columns // groups, 1) for v in (self.scale, self.zero_point))  # type: ignore[return-value]
+        width = columns // groups
+        return self.scale.repeat_interleave(width, 1), self.zero_point.repeat_interleave(width, 1)
 
     def nearest(self, weight: Tensor) -> Tensor:
         """The nearest integers, float32 [N, K]."""
