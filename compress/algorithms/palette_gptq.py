@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.compress.algorithms.gptq import DAMPING, ordered_factor, propagated
+from pocketport.compress.algorithms.gptq import DAMPING, propagated
 from pocketport.compress.algorithms.kmeans import kmeans
 from pocketport.compress.algorithms.palette import PaletteProblem, PalettizedMatrix, nearest
 
@@ -16,9 +16,8 @@ def palette_gptq(problem: PaletteProblem, *, damping: float = DAMPING) -> Palett
         damping: share of the mean diagonal added to it.
 
     Raises:
-        VerificationError: the Hessian is missing.
+        VerificationError: the Hessian is missing, or not positive definite even when damped.
     """
-    order, factor = ordered_factor(problem.hessian, damping)
     table = kmeans(problem).table
 
     def chosen(column: int, values: NDArray[np.float64]) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
@@ -26,6 +25,5 @@ def palette_gptq(problem: PaletteProblem, *, damping: float = DAMPING) -> Palett
         real = np.take_along_axis(table, found.astype(np.intp), axis=1)
         return found.ravel(), real.ravel().astype(np.float64)
 
-    indices = np.empty(problem.weight.shape, np.uint8)
-    indices[:, order] = propagated(problem.weight[:, order], factor, chosen)
-    return PalettizedMatrix(indices, table)
+    indices = propagated(problem.weight, problem.hessian, damping, chosen)
+    return PalettizedMatrix(indices.astype(np.uint8), table)

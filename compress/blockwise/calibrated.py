@@ -17,7 +17,7 @@ from torch import Tensor
 from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
 from pocketport.compress.blockwise.drift import Drift
 from pocketport.compress.blockwise.gptq import Hessian, solve
-from pocketport.compress.blockwise.grids import Form, dequantized
+from pocketport.compress.blockwise.grids import Form
 from pocketport.compress.blockwise.journal import Journal
 from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import as_weight, pack_ggml
@@ -231,7 +231,7 @@ class _Layer:
                 if sums.drift is not None and wanted.propagation:
                     weight = sums.drift.target(weight, use.residual, factor, wanted.propagation)
                 integers, grid = solve(weight, factor, form, wanted.sweeps)
-                self.weights.replace(use.plan.tensor, dequantized(integers, grid, form))
+                self.weights.replace(use.plan.tensor, grid.dequantized(integers))
             quantized[use.plan.tensor] = as_weight(integers, grid, form)
         return quantized
 

@@ -10,7 +10,7 @@ a residual r, what has drifted in it is made up for as well: the target is x̃ W
 import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.gptq import Factor
+from pocketport.compress.column_rounding import Factor
 
 
 class Drift:
@@ -40,10 +40,10 @@ class Drift:
         Args:
             weight: of the float model.
             residual: the one that its outputs are added to, "" for none.
-            factor: of the Hessian of x, damped.
+            factor: of the damped Hessian of x.
             share: of the drift that is made up for, 0 … 1: all of it fits the calibration data best, not the text to come.
         """
         wanted = weight @ self._inputs
         if residual in self._residuals:
             wanted += self._residuals[residual]
-        return weight + share * factor.applied(wanted)
+        return weight + share * factor.applied(wanted[None])[0]

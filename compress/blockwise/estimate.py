@@ -121,13 +121,11 @@ def _measured(algorithms: set[str]) -> dict[str, float]:
     weight = torch.randn(PROBE_ROWS, PROBE_COLUMNS, generator=generator).to(device)
     form = Form(4, 128, True, True)
     with torch.inference_mode():
-        speeds = {"mse": weight.numel() / best_seconds(lambda: round_to(weight, searched_grid(weight, form), form))}
+        speeds = {"mse": weight.numel() / best_seconds(lambda: round_to(weight, searched_grid(weight, form)))}
         if "rtn" in algorithms:
-            speeds["rtn"] = weight.numel() / best_seconds(lambda: round_to(weight, extreme_grid(weight, form), form))
+            speeds["rtn"] = weight.numel() / best_seconds(lambda: round_to(weight, extreme_grid(weight, form)))
         if "hqq" in algorithms:
-            speeds["hqq"] = weight.numel() / best_seconds(
-                lambda: round_to(weight, half_quadratic_grid(weight, form), form)
-            )
+            speeds["hqq"] = weight.numel() / best_seconds(lambda: round_to(weight, half_quadratic_grid(weight, form)))
         if algorithms & {"ggml", "importance"}:
             speeds["ggml"] = speeds["importance"] = weight.numel() / best_seconds(lambda: _pack(weight))
         product = best_seconds(lambda: linear(weight, weight))

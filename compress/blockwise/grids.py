@@ -6,11 +6,12 @@ greatest weight of its group lie there, as ggml's Q4_0 does.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pocketport.compress.affine_grid import Grid, joined
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.torch_device import row_runs
 from pocketport.errors import InputError
@@ -50,14 +51,6 @@ class Form:
         return int(2**self.bits - 1)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Scale float32 [N, G] and zero point float32 [N, G] (whole numbers)."""
-
-    scale: Tensor
-    zero: Tensor
-
-
 def extreme_grid(weight: Tensor, form: Form) -> Grid:
     """The grid of each group's extremes: nothing is clipped (but for the last half of float16's rounding)."""
     return joined([_grid(*_extremes(part, form), form) for part in _chunks(weight)])
@@ -80,23 +73,14 @@ def searched_grid(weight: Tensor, form: Form, importance: Tensor | None = None) 
     return joined([_searched(part, form, heed) for part in _chunks(weight)])
 
 
-def round_to(weight: Tensor, grid: Grid, form: Form) -> Tensor:
+def round_to(weight: Tensor, grid: Grid) -> Tensor:
     """Nearest integers, uint8 [N, K]."""
     integers = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     rows = _rows(weight)
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
-        scaled = weight[part].reshape(-1, weight.shape[1] // form.group, form.group) / grid.scale[part, :, None]
-        scaled.round_().add_(grid.zero[part, :, None]).clamp_(0, form.highest)
-        integers[part] = scaled.reshape(-1, weight.shape[1]).to(torch.uint8)
+        integers[part] = grid.rows(part).nearest(weight[part])
     return integers
-
-
-def dequantized(integers: Tensor, grid: Grid, form: Form) -> Tensor:
-    """(integers − zero) · scale, float32 [N, K]."""
-    n, k = integers.shape
-    grouped = integers.reshape(n, k // form.group, form.group).float()
-    return grouped.sub_(grid.zero[..., None]).mul_(grid.scale[..., None]).reshape(n, k)
 
 
 def _rows(weight: Tensor) -> int:
@@ -105,11 +89,6 @@ def _rows(weight: Tensor) -> int:
 
 def _chunks(weight: Tensor) -> list[Tensor]:
     return row_runs(weight, _rows(weight))
-
-
-def joined(grids: list[Grid]) -> Grid:
-    """Grids of runs of rows as one."""
-    return Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
 def _extremes(weight: Tensor, form: Form) -> tuple[Tensor, Tensor]:
@@ -144,9 +123,9 @@ def _with_zero(scale: Tensor, low: Tensor, form: Form) -> Grid:
                 fix="keep the tensor float",
             )
     scale = torch.where(scale == 0, 1.0, scale)
-    if form.symmetric:
-        return Grid(scale, torch.full_like(scale, 2 ** (form.bits - 1)))
-    return Grid(scale, (-low / scale).round().clamp_(0, form.highest))
+    middle = torch.full_like(scale, 2 ** (form.bits - 1))
+    zero = middle if form.symmetric else (-low / scale).round().clamp_(0, form.highest)
+    return Grid(scale, zero, 0, form.highest)
 
 
 def _searched(weight: Tensor, form: Form, heed: Tensor | None) -> Grid:
@@ -162,7 +141,7 @@ def _searched(weight: Tensor, form: Form, heed: Tensor | None) -> Grid:
         error = _error(grouped, scale, heed, work)
         better = error < best
         best = torch.where(better, error, best)
-        chosen = Grid(torch.where(better, scale, chosen.scale), torch.where(better, grid.zero, chosen.zero))
+        chosen = replace(grid, scale=scale).where(better, chosen)
     return chosen
 
 

@@ -6,10 +6,13 @@ form. There zero points are floats, and scales stay as they were. In files zero 
 ever move; so the scales are fitted to W − E as well, by least squares.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.grids import CHUNK_ELEMENTS, Form, Grid, extreme_grid, joined, searched_grid
+from pocketport.compress.affine_grid import Grid, joined
+from pocketport.compress.blockwise.grids import CHUNK_ELEMENTS, Form, extreme_grid, searched_grid
 from pocketport.compress.torch_device import row_runs
 
 POWER = 0.7  # p; this, β, its growth κ and the iterations are the paper's
@@ -43,7 +46,7 @@ def _iterated(weight: Tensor, form: Form) -> Grid:
         size, error, slope, integers = _rounded(grouped, grid, form, unit)
         better = size < least
         least = torch.where(better, size, least)
-        best = Grid(torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero))
+        best = grid.where(better, best)
         grid = _fitted(torch.addcmul(grouped, shrunk(error, slope, penalty), unit, value=-1), integers, grid, form)
         penalty *= GROWTH
     return best
@@ -67,4 +70,5 @@ def _fitted(target: Tensor, integers: Tensor, grid: Grid, form: Form) -> Grid:
     steps = integers - zero[..., None]
     scale = torch.linalg.vecdot(steps, target) / torch.linalg.vecdot(steps, steps)
     scale = scale.half().float() if form.half else scale
-    return Grid(torch.where(torch.isfinite(scale) & (scale * grid.scale > 0), scale, grid.scale), zero)
+    scale = torch.where(torch.isfinite(scale) & (scale * grid.scale > 0), scale, grid.scale)
+    return replace(grid, scale=scale, zero=zero)

@@ -5,7 +5,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.grids import Form, Grid, extreme_grid, round_to, searched_grid
+from pocketport.compress.affine_grid import Grid
+from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.quantized_weights import PackedWeight, Quantized, QuantizedWeight
@@ -40,7 +41,7 @@ def rounded(plan: WeightPlan, tensor: ir.TensorProtocol, device: torch.device) -
     for run in row_runs(stored, RUN_ELEMENTS // stored.shape[-1]):
         weight = run.to(device, torch.float32)
         grid = make_grid(weight, form)
-        parts.append(as_weight(round_to(weight, grid, form), grid, form))
+        parts.append(as_weight(round_to(weight, grid), grid, form))
     return QuantizedWeight(
         form.bits, form.group, form.symmetric,
         np.concatenate([p.integers for p in parts]),

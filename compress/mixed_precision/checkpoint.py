@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.gptq import Hessian, solve
-from pocketport.compress.blockwise.grids import Form, dequantized
+from pocketport.compress.blockwise.grids import Form
 from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import pack_ggml, rounded
 from pocketport.compress.bundle import ModelBundle
@@ -73,7 +73,7 @@ class CheckpointLayers:
             if options is not None and factor is not None and plan.algorithm == "gptq":
                 form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
                 integers, grid = solve(weight, factor, form, options.sweeps)
-                yield dequantized(integers, grid, form)
+                yield grid.dequantized(integers)
             elif plan.algorithm == "importance":
                 yield as_floats(pack_ggml(plan, weight.cpu(), inputs.importance.cpu()), name).to(weight.device)
             elif plan.quantized and plan.algorithm != "stored":

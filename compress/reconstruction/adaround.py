@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-from pocketport.compress.reconstruction.layer import Form, Layer
+from pocketport.compress.affine_grid import Grid
+from pocketport.compress.reconstruction.layer import Layer
 from pocketport.compress.reconstruction.options import AdaRound
 from pocketport.compress.reconstruction.soft_rounding import Schedule, SoftRounding
 
 SEED = 0
 
 
-def adaround(layer: Layer, options: AdaRound) -> tuple[Tensor, Form]:
+def adaround(layer: Layer, options: AdaRound) -> tuple[Tensor, Grid]:
     """Round every weight up or down so that the layer errs least behind its activation function.
 
     The asymmetric objective of the paper's section 3.3, ‖f(Wx + b) − f(Ŵx̂ + b)‖², where x̂ has passed the rounded layers.
@@ -20,14 +21,15 @@ def adaround(layer: Layer, options: AdaRound) -> tuple[Tensor, Form]:
     Returns:
         Integers [N, K] as float32, and their grid, which is the layer's own.
     """
-    scale, zero = layer.form.expanded(layer.weight.shape[1])
-    soft = SoftRounding(layer.weight, scale, zero, (layer.form.low, layer.form.high))
-    nearest = layer.form.nearest(layer.weight)
+    width = layer.weight.shape[1] // layer.grid.scale.shape[1]
+    scale, zero = (v.repeat_interleave(width, 1) for v in (layer.grid.scale, layer.grid.zero))
+    soft = SoftRounding(layer.weight, scale, zero, (layer.grid.low, layer.grid.high))
+    nearest = layer.grid.nearest(layer.weight)
     everything = torch.arange(len(layer.rows), device=layer.rows.device)
     with torch.no_grad():
-        start = float(_error(layer, layer.form.dequantized(nearest), everything)) / len(everything)
+        start = float(_error(layer, layer.grid.dequantized(nearest), everything)) / len(everything)
     if start == 0.0:
-        return nearest, layer.form
+        return nearest, layer.grid
     schedule = Schedule([soft], options.iterations)
     generator = torch.Generator().manual_seed(SEED)
     for _ in range(options.iterations):
@@ -36,8 +38,8 @@ def adaround(layer: Layer, options: AdaRound) -> tuple[Tensor, Form]:
         schedule.step()
     integers = soft.integers()
     with torch.no_grad():
-        found = float(_error(layer, layer.form.dequantized(integers), everything)) / len(everything)
-    return (integers if found < start else nearest), layer.form
+        found = float(_error(layer, layer.grid.dequantized(integers), everything)) / len(everything)
+    return (integers if found < start else nearest), layer.grid
 
 
 def _error(layer: Layer, weight: Tensor, places: Tensor) -> Tensor:

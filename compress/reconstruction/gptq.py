@@ -1,17 +1,18 @@
 """GPTQ of layers and of convolutions of any kind, on what the rounded layers before them give, and coordinate descent."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pocketport.compress.reconstruction.layer import Form, Layer
+from pocketport.compress.affine_grid import Grid
+from pocketport.compress.column_rounding import damp, descended, factored, propagated
+from pocketport.compress.reconstruction.layer import Layer
 from pocketport.compress.reconstruction.options import SequentialGptq
-from pocketport.errors import VerificationError
 
 
 @torch.no_grad()
-def sequential_gptq(layer: Layer, options: SequentialGptq) -> tuple[Tensor, Form]:
+def sequential_gptq(layer: Layer, options: SequentialGptq) -> tuple[Tensor, Grid]:
     """Round column by column under the Hessian of what meets the layer, then sweep over scales and integers.
 
     GPTQ (Frantar et al. 2022, arXiv 2210.17323) on x̂, which has passed the rounded layers before, for all groups of a
@@ -26,117 +27,35 @@ def sequential_gptq(layer: Layer, options: SequentialGptq) -> tuple[Tensor, Form
     Raises:
         VerificationError: the Hessian is not positive definite even when damped.
     """
-    problem = _problem(layer, options)
-    integers = _propagated(problem)
-    for _ in range(options.sweeps):
-        if problem.one_scale:
-            problem = replace(problem, scale=_refitted(problem, integers, layer.least))
-        integers = _descended(problem, integers)
-    form = layer.form
-    if options.sweeps and problem.one_scale:
-        problem = replace(problem, scale=_refitted(problem, integers, layer.least))
-        form = replace(form, scale=problem.scale[:, 0].reshape(-1, 1))
-    return integers.transpose(1, 2).reshape(layer.weight.shape), form
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Everything of G groups, columns before rows so that those are contiguous.
-
-    Attributes:
-        target: float32 [G, K, n], what is rounded.
-        hessian: float32 [G, K, K], damped.
-        scale: float32 [G, K, n].
-        zero: float32 [G, K, n].
-        low: least integer.
-        high: greatest integer.
-        one_scale: a row has a scale of its own, and no other.
-    """
-
-    target: Tensor
-    hessian: Tensor
-    scale: Tensor
-    zero: Tensor
-    low: int
-    high: int
-    one_scale: bool
-
-    def rounded(self, weight: Tensor, column: Tensor | int) -> tuple[Tensor, Tensor]:
-        """The integers of one column [G, n], and what they stand for."""
-        scale, zero = _column(self.scale, column), _column(self.zero, column)
-        integers = (weight / scale).round_().add_(zero).clamp_(self.low, self.high)
-        return integers, (integers - zero) * scale
-
-
-def _problem(layer: Layer, options: SequentialGptq) -> _Problem:
     hessian, drift = layer.moments()
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True)
-    diagonal[diagonal <= 0] = 1.0
-    diagonal += options.damping * torch.where(mean > 0, mean, 1.0)
-    target = layer.grouped(layer.weight).double()
+    damp(hessian, options.damping)
+    factor, hessian = factored(hessian.clone()), hessian.float()
+    target, grid = layer.grouped(layer.weight), layer.grid
     if options.propagation:
-        target = target + options.propagation * torch.linalg.solve(hessian, drift, left=False)
-    n, k = layer.weight.shape
-    scale, zero = (v.expand(n, k) for v in layer.form.expanded(k))
-    turned = [layer.grouped(v).transpose(1, 2).contiguous() for v in (scale, zero)]
-    one_scale = layer.form.scale.shape[1] == 1 and not layer.form.shared
-    return _Problem(
-        target.float().transpose(1, 2).contiguous(), hessian.float(), turned[0], turned[1], layer.form.low,
-        layer.form.high, one_scale,
-    )  # fmt: skip
+        target = (target + options.propagation * factor.applied(drift)).float()
+    integers = propagated(target, factor, grid.columns(factor.order), torch.float32)
+    natural = torch.arange(target.shape[2], device=target.device).expand_as(factor.order)
+    for _ in range(options.sweeps):
+        grid = _refitted(layer, target, hessian, integers, grid)
+        now = layer.grouped(grid.dequantized(_whole(integers)))
+        integers = descended(target, hessian, now, grid.columns(natural), torch.float32)
+    if options.sweeps:
+        grid = _refitted(layer, target, hessian, integers, grid)
+    return _whole(integers), grid
 
 
-def _column(matrix: Tensor, column: Tensor | int) -> Tensor:
-    """Column j of each group [G, K, n] → [G, n]; another one in every group where `column` is [G]."""
-    if isinstance(column, int):
-        return matrix[:, column]
-    return matrix[torch.arange(len(matrix), device=matrix.device), column]
+def _whole(matrices: Tensor) -> Tensor:
+    """Of the groups [G, N / G, K] the matrix [N, K]."""
+    return matrices.flatten(0, 1)
 
 
-def _propagated(problem: _Problem) -> Tensor:
-    """GPTQ's recursion, columns by falling size of their input; integers [G, K, n]."""
-    groups, columns, _ = problem.target.shape
-    every = torch.arange(groups, device=problem.target.device)
-    order = torch.argsort(problem.hessian.diagonal(dim1=1, dim2=2), dim=1, descending=True, stable=True)
-    ordered = problem.hessian.double()[every[:, None, None], order[:, :, None], order[:, None, :]]
-    lower, failed = torch.linalg.cholesky_ex(ordered)
-    if bool(failed.any()):
-        raise VerificationError(
-            "the Hessian of a layer's input is not positive definite", where="gptq",
-            fix="give more calibration samples, or a greater damping in the recipe",
-        )  # fmt: skip
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
-    left = problem.target[every[:, None], order].contiguous()
-    integers = torch.empty_like(problem.target)
-    for j in range(columns):
-        chosen, restored = problem.rounded(left[:, j], order[:, j])
-        integers[every, order[:, j]] = chosen
-        error = (left[:, j] - restored) / upper[:, j, j, None]
-        left[:, j + 1 :] -= upper[:, j, j + 1 :, None] * error[:, None]
-    return integers
-
-
-def _descended(problem: _Problem, integers: Tensor) -> Tensor:
-    """Each column in turn takes the integers that are best beside all others."""
-    now = (integers - problem.zero) * problem.scale
-    gradient = problem.hessian @ (now - problem.target)
-    curvature = problem.hessian.diagonal(dim1=1, dim2=2)
-    found = torch.empty_like(integers)
-    for j in range(integers.shape[1]):
-        found[:, j], restored = problem.rounded(now[:, j] - gradient[:, j] / curvature[:, j, None], j)
-        change = restored - now[:, j]
-        gradient.baddbmm_(problem.hessian[:, :, j : j + 1], change[:, None])
-        now[:, j] = restored
-    return found
-
-
-def _refitted(problem: _Problem, integers: Tensor, least: Tensor | None) -> Tensor:
-    """The scale of each row that fits its integers best; as it was where none does."""
-    steps = integers - problem.zero
-    met = problem.hessian @ steps
-    old = problem.scale[:, 0]
-    scale = (met * problem.target).sum(1) / (met * steps).sum(1)
-    floor = torch.zeros_like(old) if least is None else least.reshape(old.shape)
+def _refitted(layer: Layer, target: Tensor, hessian: Tensor, integers: Tensor, grid: Grid) -> Grid:
+    """The scale of each row that fits its integers best, where a row has just one; as it was where none does."""
+    if layer.shared or grid.scale.shape[1] != 1:
+        return grid
+    steps = integers - layer.grouped(grid.zero)
+    met = steps @ hessian
+    scale = _whole((met * target).sum(2, keepdim=True) / (met * steps).sum(2, keepdim=True))
+    floor = 0.0 if layer.least is None else layer.least[:, None]
     usable = torch.isfinite(scale) & (scale > torch.finfo(torch.float32).tiny) & (scale >= floor)
-    return torch.where(usable, scale, old)[:, None].expand_as(problem.scale)
+    return replace(grid, scale=torch.where(usable, scale, grid.scale))

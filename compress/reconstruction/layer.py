@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketport.calibration.encodings import Encoding
+from pocketport.compress.affine_grid import Grid
 from pocketport.compress.reconstruction.chains import Chains
 from pocketport.compress.reconstruction.segments import Segment
 from pocketport.compress.structure import weight_operand
@@ -24,63 +25,28 @@ SPREAD = 7919  # positions of one sample are drawn beside those of the one befor
 
 
 @dataclass(frozen=True)
-class Form:
-    """The grid of a matrix [N, K].
-
-    Attributes:
-        scale: float32 [N, G] for G groups of K / G columns in a row.
-        zero_point: float32 [N, G], whole numbers.
-        low: least integer.
-        high: greatest integer.
-        shared: one scale serves the whole matrix (and stands here N times).
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    low: int
-    high: int
-    shared: bool = False
-
-    def expanded(self, columns: int) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of every weight, [N, K] (or [N, 1] where a row has one)."""
-        groups = self.scale.shape[1]
-        if groups == 1:
-            return self.scale, self.zero_point
-        width = columns // groups
-        return self.scale.repeat_interleave(width, 1), self.zero_point.repeat_interleave(width, 1)
-
-    def nearest(self, weight: Tensor) -> Tensor:
-        """The nearest integers, float32 [N, K]."""
-        scale, zero = self.expanded(weight.shape[1])
-        return (weight / scale).round_().add_(zero).clamp_(self.low, self.high)
-
-    def dequantized(self, integers: Tensor) -> Tensor:
-        """What integers stand for, float32 [N, K]."""
-        scale, zero = self.expanded(integers.shape[1])
-        return (integers - zero) * scale
-
-
-@dataclass(frozen=True)
 class Layer:
     """What there is to round a layer's weight by.
 
     Attributes:
         weight: float32 [N, K], of the float model.
-        form: its grid.
+        grid: of its integers.
         rows: float32 [P, G, K], inputs in the rounded chain; the outputs of a grouped convolution are G runs of N / G.
         outputs: float32 [P, N], what the float chain makes of the same places, without the bias.
         bias: float32 [N], of the float model; None where the layer has none of its own, so that its mean can't be moved.
         function: the activation function behind the layer.
         least: float32 [N], scales may not be smaller (an int32 bias must fit s_x · s_w), or None.
+        shared: one scale serves the whole matrix (and stands in its grid N times).
     """
 
     weight: Tensor
-    form: Form
+    grid: Grid
     rows: Tensor
     outputs: Tensor
     bias: Tensor | None
     function: Callable[[Tensor], Tensor]
     least: Tensor | None = None
+    shared: bool = False
 
     @property
     def groups(self) -> int:
@@ -132,18 +98,15 @@ def from_matrix(matrix: NDArray[T], shape: tuple[int, ...], channel_axis: int) -
     return np.moveaxis(matrix.reshape(moved), 0, channel_axis)
 
 
-def form_of(encoding: Encoding, shape: tuple[int, ...], channel_axis: int, device: torch.device) -> Form:
+def grid_of(encoding: Encoding, shape: tuple[int, ...], channel_axis: int, device: torch.device) -> Grid:
     """The grid of a weight of this shape."""
-    low, high = encoding.bounds
-    shared = encoding.axis is None
-    grid = []
-    for values in (encoding.scale, encoding.zero_point):
-        if encoding.block:
-            matrix = as_matrix(values, channel_axis)
-        else:
-            matrix = np.broadcast_to(values.reshape(-1, 1), (shape[channel_axis], 1))
-        grid.append(torch.from_numpy(np.array(matrix, np.float32)).to(device))
-    return Form(grid[0], grid[1], low, high, shared)
+
+    def spread(values: NDArray[Any]) -> Tensor:
+        each = as_matrix(values, channel_axis) if encoding.block else values.reshape(-1, 1)
+        rows = np.broadcast_to(each, (shape[channel_axis], each.shape[1]))
+        return torch.from_numpy(np.array(rows, np.float32)).to(device)
+
+    return Grid(spread(encoding.scale), spread(encoding.zero_point), *encoding.bounds)
 
 
 @torch.no_grad()
@@ -181,9 +144,9 @@ def drawn_layer(
         return values[segment.nodes[-1].outputs[0].name or ""]
 
     return Layer(
-        matrix, form_of(encoding, weight.shape, axis, device), torch.cat(rows), torch.cat(outputs),
+        matrix, grid_of(encoding, weight.shape, axis, device), torch.cat(rows), torch.cat(outputs),
         None if bias is None else torch.from_numpy(bias).to(device), function,
-        None if least is None else torch.from_numpy(least.astype(np.float32)).to(device),
+        None if least is None else torch.from_numpy(least.astype(np.float32)).to(device), encoding.axis is None,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pocketport.calibration.encodings import Encoding, EncodingTable
+from pocketport.compress.affine_grid import Grid
 from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import Arrays
@@ -23,7 +24,7 @@ from pocketport.compress.reconstruction.adaround import adaround
 from pocketport.compress.reconstruction.brecq import Block
 from pocketport.compress.reconstruction.chains import Chains, PivotConstants
 from pocketport.compress.reconstruction.gptq import sequential_gptq
-from pocketport.compress.reconstruction.layer import Form, Layer, drawn_layer, from_matrix
+from pocketport.compress.reconstruction.layer import Layer, drawn_layer, from_matrix
 from pocketport.compress.reconstruction.options import Brecq, read_options
 from pocketport.compress.reconstruction.pivot import PivotWeights, planned_layers
 from pocketport.compress.reconstruction.segments import Segment, block_segments, layer_segments
@@ -37,7 +38,7 @@ Samples: TypeAlias = Callable[[], Iterable[tuple[str, Arrays]]]
 BUDGET = 512 << 20  # of activations that are kept in memory; the rest is in a file
 BLOCKWISE = "brecq"
 BLOCKS_START = {"propagation": 0.5, "sweeps": 2}  # of gptq, from whose integers blocks go on
-LAYERWISE: Mapping[str, Callable[[Layer, Any], tuple[Tensor, Form]]] = {
+LAYERWISE: Mapping[str, Callable[[Layer, Any], tuple[Tensor, Grid]]] = {
     "adaround": adaround, "gptq": sequential_gptq, "sequential_mse": sequential_mse,
 }  # fmt: skip
 
@@ -117,20 +118,20 @@ def _round_layer(chains: Chains, segment: Segment, weights: PivotWeights) -> Non
     algorithm, options = ("gptq", BLOCKS_START) if blockwise else (plan.algorithm, plan.options)
     weight, encoding = weights.weight(node), weights.encoding(node)
     layer = drawn_layer(chains, segment, weight, encoding, weights.bias(node), weights.least_scale(node))
-    integers, form = LAYERWISE[algorithm](layer, read_options(algorithm, options))
+    integers, grid = LAYERWISE[algorithm](layer, read_options(algorithm, options))
     operand = weight_operand(node)
     assert operand is not None
     found = from_matrix(integers.cpu().numpy().astype(np.int32), weight.shape, operand.channel_axis)
-    weights.write_weight(node, found, _with_scale(encoding, form, operand.channel_axis))
-    bias = layer.corrected_bias(form.dequantized(integers))
+    weights.write_weight(node, found, _with_scale(encoding, grid, operand.channel_axis))
+    bias = layer.corrected_bias(grid.dequantized(integers))
     weights.write_bias(node, None if bias is None else bias.cpu().numpy())
 
 
-def _with_scale(encoding: Encoding, form: Form, channel_axis: int) -> Encoding:
-    scale = form.scale.cpu().numpy()
+def _with_scale(encoding: Encoding, grid: Grid, channel_axis: int) -> Encoding:
+    scale = grid.scale.cpu().numpy()
     if encoding.block:
         return replace(encoding, scale=from_matrix(scale, encoding.scale.shape, channel_axis))
-    return replace(encoding, scale=scale[0, 0].reshape(()) if form.shared else scale[:, 0].copy())
+    return replace(encoding, scale=scale[0, 0].reshape(()) if encoding.axis is None else scale[:, 0].copy())
 
 
 def _taken_over(node: ir.Node, weights: PivotWeights, others: Iterable[PivotWeights]) -> bool:

@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pocketport.compress.reconstruction.layer import Form, Layer
+from pocketport.compress.affine_grid import Grid
+from pocketport.compress.reconstruction.layer import Layer
 from pocketport.compress.reconstruction.options import SequentialMse
 
 
 @torch.no_grad()
-def sequential_mse(layer: Layer, options: SequentialMse) -> tuple[Tensor, Form]:
+def sequential_mse(layer: Layer, options: SequentialMse) -> tuple[Tensor, Grid]:
     """Of evenly spaced scales for each channel (or block), the one whose nearest integers give the least ‖(W − Ŵ)x̂‖².
 
     AIMET's algorithm of this name (Qualcomm AI Engine documentation, "Sequential MSE"; the search over a layer's
@@ -22,22 +23,22 @@ def sequential_mse(layer: Layer, options: SequentialMse) -> tuple[Tensor, Form]:
         Integers [N, K] as float32, and their grid.
     """
     hessian = layer.moments()[0].float()
-    groups, (n, blocks) = layer.groups, layer.form.scale.shape
+    groups, (n, blocks) = layer.groups, layer.grid.scale.shape
     width = layer.weight.shape[1] // blocks
     within = hessian.reshape(groups, blocks, width, blocks, width).diagonal(dim1=1, dim2=3)  # [G, b, b, B]
     best = torch.full((n, blocks), torch.inf, device=hessian.device)
-    chosen = layer.form.scale
+    chosen = layer.grid.scale
     for step in range(options.candidates, 0, -1):
-        scale = layer.form.scale * (step / options.candidates)
+        scale = layer.grid.scale * (step / options.candidates)
         if layer.least is not None:
             scale = torch.maximum(scale, layer.least[:, None])
-        form = replace(layer.form, scale=scale)
-        difference = form.dequantized(form.nearest(layer.weight)) - layer.weight
+        grid = replace(layer.grid, scale=scale)
+        difference = grid.dequantized(grid.nearest(layer.weight)) - layer.weight
         parts = difference.reshape(groups, n // groups, blocks, width)
         error = (torch.einsum("gnbk,gklb->gnbl", parts, within) * parts).sum(-1).reshape(n, blocks)
-        if layer.form.shared:
+        if layer.shared:
             error = error.sum(0, keepdim=True).expand(n, blocks)
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
-    form = replace(layer.form, scale=chosen)
-    return form.nearest(layer.weight), form
+    grid = replace(layer.grid, scale=chosen)
+    return grid.nearest(layer.weight), grid

@@ -5,10 +5,11 @@ import onnx_ir as ir
 import torch
 
 from pocketport.calibration.encodings import Encoding
+from pocketport.compress.affine_grid import Grid
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.reconstruction.chains import Chains, PivotConstants
-from pocketport.compress.reconstruction.layer import Form, Layer, drawn_layer
+from pocketport.compress.reconstruction.layer import Layer, drawn_layer
 from pocketport.compress.reconstruction.segments import layer_segments
 
 CPU = torch.device("cpu")
@@ -55,11 +56,11 @@ def random_layer(
     weight = rng.standard_normal((outputs, columns)).astype(np.float32)
     high = 2 ** (bits - 1) - 1
     scale = np.abs(weight.reshape(outputs, blocks, -1)).max(-1) / high
-    form = Form(torch.from_numpy(scale.astype(np.float32)), torch.zeros(outputs, blocks), -high - 1, high)
+    grid = Grid(torch.from_numpy(scale.astype(np.float32)), torch.zeros(outputs, blocks), -high - 1, high)
     made = np.einsum("pgk,gnk->pgn", exact, weight.reshape(groups, -1, columns)).reshape(rows, -1)
     met = np.rint(exact * 8) / 8
     return Layer(
-        torch.from_numpy(weight), form, torch.from_numpy(met.astype(np.float32)), torch.from_numpy(made.astype(np.float32)),
+        torch.from_numpy(weight), grid, torch.from_numpy(met.astype(np.float32)), torch.from_numpy(made.astype(np.float32)),
         torch.zeros(outputs) if bias else None, torch.relu if relu else lambda x: x,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, Palette, encoding_for_range
 from pocketport.calibration.observers import OBSERVERS, Histogram, make_observer
 from pocketport.calibration.statistics import SecondMoment
-from pocketport.compress.blockwise.grids import Form, dequantized, extreme_grid, round_to, searched_grid
+from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.formats.packing import pack_words, unpack_words
 from pocketport.compress.ggml.quantize import QUANTIZERS, quantize
@@ -196,10 +196,10 @@ def weights_of_checkpoints(
     except InputError:
         assert form.half and float(weight.abs().max()) > GREATEST_HALF
         return
-    integers = round_to(weight, grid, form)
+    integers = round_to(weight, grid)
     assert int(integers.max()) <= form.highest
     scale, zero = (np.repeat(part.numpy(), form.group, axis=1) for part in (grid.scale, grid.zero))
-    check_nearest(weight, dequantized(integers, grid, form), scale, zero, 0, form.highest)
+    check_nearest(weight, grid.dequantized(integers), scale, zero, 0, form.highest)
     if form.half:
         assert torch.equal(grid.scale, grid.scale.half().float())
 

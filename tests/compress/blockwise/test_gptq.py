@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pocketport.compress.blockwise.gptq import Hessian, solve
-from pocketport.compress.blockwise.grids import Form, dequantized, round_to, searched_grid
+from pocketport.compress.blockwise.grids import Form, round_to, searched_grid
 from pocketport.errors import VerificationError
 
 ROWS, COLUMNS, SAMPLES = 16, 192, 600  # more columns than a block of the solver
@@ -62,7 +62,7 @@ def test_it_solves_the_papers_problem(bits: int, symmetric: bool) -> None:
         difference = weight.double().numpy() - (of - zero) * scale
         return float(np.square(inputs.double().numpy() @ difference.T).sum())
 
-    nearest = round_to(weight, searched_grid(weight, form), form).numpy()
+    nearest = round_to(weight, searched_grid(weight, form)).numpy()
     assert output_error(integers.numpy()) == pytest.approx(output_error(expected), rel=0.02)
     assert output_error(integers.numpy()) < 0.6 * output_error(nearest)
 
@@ -81,9 +81,9 @@ def test_inputs_that_were_never_seen_keep_their_nearest_integers() -> None:
     inputs[:, 10:20] = 0
     form = Form(4, 64, True, half=True)
     integers, grid = solve(weight, hessian_of(inputs).factor(DAMPING), form)
-    nearest = round_to(weight, grid, form)
+    nearest = round_to(weight, grid)
     assert torch.equal(integers[:, 10:20], nearest[:, 10:20])
-    assert bool(torch.isfinite(dequantized(integers, grid, form)).all())
+    assert bool(torch.isfinite(grid.dequantized(integers)).all())
 
 
 def test_numbers_that_are_not_finite_are_an_error() -> None:

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketport.compress.blockwise.grids import Form, Grid, dequantized, extreme_grid, round_to, searched_grid
+from pocketport.compress.affine_grid import Grid
+from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 
 GROUP = 16
 
@@ -21,7 +22,7 @@ def matrix(seed: int, rows: int = 12, groups: int = 3) -> torch.Tensor:
 
 
 def error(weight: torch.Tensor, grid: Grid, form: Form, importance: torch.Tensor | None = None) -> torch.Tensor:
-    difference = (weight - dequantized(round_to(weight, grid, form), grid, form)).square()
+    difference = (weight - grid.dequantized(round_to(weight, grid))).square()
     weighted = difference if importance is None else difference * importance
     return weighted.reshape(len(weight), -1, GROUP).sum(-1)
 
@@ -30,7 +31,7 @@ def error(weight: torch.Tensor, grid: Grid, form: Form, importance: torch.Tensor
 def test_nothing_moves_by_more_than_half_a_step_between_the_extremes(seed: int, bits: int, symmetric: bool) -> None:
     weight, form = matrix(seed), form_of(bits, symmetric)
     grid = extreme_grid(weight, form)
-    distance = (weight - dequantized(round_to(weight, grid, form), grid, form)).abs().reshape(len(weight), -1, GROUP)
+    distance = (weight - grid.dequantized(round_to(weight, grid))).abs().reshape(len(weight), -1, GROUP)
     # The scale is a float16 (relative error 2^-11) and a symmetric grid has no positive counterpart of its least value.
     slack = grid.scale * 2.0**bits * 2.0**-11
     assert (distance.amax(-1) <= grid.scale / 2 + slack + 1e-7).all()
@@ -41,9 +42,9 @@ def test_zero_stays_zero_and_integers_fit(seed: int, bits: int, symmetric: bool)
     weight, form = matrix(seed), form_of(bits, symmetric)
     weight[:, ::5] = 0
     grid = searched_grid(weight, form)
-    integers = round_to(weight, grid, form)
+    integers = round_to(weight, grid)
     assert int(integers.max()) <= 2**bits - 1
-    assert (dequantized(integers, grid, form)[:, ::5] == 0).all()
+    assert (grid.dequantized(integers)[:, ::5] == 0).all()
     assert torch.equal(grid.scale, grid.scale.half().float()) and torch.equal(grid.zero, grid.zero.round())
 
 
@@ -62,7 +63,7 @@ def test_the_search_is_never_worse_than_the_extremes_and_near_the_best_ratio(sym
             step = torch.where(high > -low, high, -low if reach == 3 else low) if symmetric else high - low
             step = (step / reach).half().float()
             zero = torch.full_like(step, 4) if symmetric else (-low / step).round().clamp(0, 7)
-            best = torch.minimum(best, error(weight, Grid(step, zero), form, importance))
+            best = torch.minimum(best, error(weight, Grid(step, zero, 0, form.highest), form, importance))
     assert float(found.sum()) <= 1.03 * float(best.sum())
 
 
@@ -72,8 +73,8 @@ def test_the_greatest_weight_of_a_symmetric_group_lies_at_its_least_integer() ->
     for sign in (1, -1):
         weight = sign * torch.tensor([[4.0, 3, 2, 1, 0, -1, -2, -3] * 2])
         grid = searched_grid(weight, form)
-        integers = round_to(weight, grid, form)
-        torch.testing.assert_close(dequantized(integers, grid, form), weight)
+        integers = round_to(weight, grid)
+        torch.testing.assert_close(grid.dequantized(integers), weight)
         assert int(integers[0, 0]) == 0
 
 
@@ -82,7 +83,7 @@ def test_groups_of_zeros_and_odd_sizes() -> None:
     for symmetric in (False, True):
         form = form_of(4, symmetric)
         grid = searched_grid(weight, form)
-        assert (dequantized(round_to(weight, grid, form), grid, form) == 0).all()
+        assert (grid.dequantized(round_to(weight, grid)) == 0).all()
         assert (grid.scale > 0).all()
 
 

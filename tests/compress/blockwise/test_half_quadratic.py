@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pocketport.compress.blockwise.grids import Form, Grid, dequantized, extreme_grid, round_to, searched_grid
+from pocketport.compress.affine_grid import Grid
+from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid, shrunk
 from pocketport.compress.blockwise.rounding import rounded
 from pocketport.compress.formats.contract import WeightPlan
@@ -24,7 +25,7 @@ def heavy(seed: int, rows: int = 16, groups: int = 3) -> torch.Tensor:
 
 def error(weight: torch.Tensor, grid: Grid, form: Form) -> torch.Tensor:
     """Σ |w − ŵ|^p of every group."""
-    difference = weight - dequantized(round_to(weight, grid, form), grid, form)
+    difference = weight - grid.dequantized(round_to(weight, grid))
     return difference.abs().pow(P).reshape(len(weight), -1, GROUP).sum(-1)
 
 
@@ -72,7 +73,7 @@ def test_no_group_errs_more_than_by_the_other_grids(seed: int, bits: int, symmet
     weight, form = heavy(seed), Form(bits, GROUP, symmetric, half=True)
     weight[0] = 0
     grid = half_quadratic_grid(weight, form)
-    integers, values = round_to(weight, grid, form), dequantized(round_to(weight, grid, form), grid, form)
+    integers, values = round_to(weight, grid), grid.dequantized(round_to(weight, grid))
     assert int(integers.max()) <= form.highest and (values[0] == 0).all()
     assert torch.equal(grid.scale, grid.scale.half().float()) and torch.equal(grid.zero, grid.zero.round())
     for other in (extreme_grid, searched_grid):
@@ -81,14 +82,13 @@ def test_no_group_errs_more_than_by_the_other_grids(seed: int, bits: int, symmet
 
 @pytest.mark.parametrize("bits", [3, 4])
 def test_on_heavy_tails_it_errs_less_and_a_recipe_reaches_it(bits: int) -> None:
-    weight, form = heavy(7, rows=64), Form(bits, GROUP, symmetric=False, half=True)
+    weight = heavy(7, rows=64)
     errors = {}
     for algorithm in ("rtn", "mse", "hqq"):
         plan = WeightPlan(
             "w", tuple(weight.shape), "prefill", f"w{bits}b{GROUP}fp16", algorithm, False, {}, "", "", 0, 0
         )
         made = rounded(plan, ir.tensor(weight.numpy()), torch.device("cpu"))
-        integers, grid = torch.from_numpy(made.integers), Grid(*map(torch.from_numpy, (made.scale, made.zero_point)))
-        difference = weight - dequantized(integers, Grid(grid.scale, grid.zero.float()), form)
+        difference = weight - torch.from_numpy(made.dequantized())
         errors[algorithm] = float(difference.abs().pow(P).sum())
     assert errors["hqq"] < 0.99 * errors["mse"] < 0.99 * errors["rtn"]

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from pocketport.compress.affine_grid import Grid
 from pocketport.compress.blockwise.gptq import Hessian, solve
-from pocketport.compress.blockwise.grids import Form, Grid, dequantized, round_to, searched_grid
-from pocketport.compress.blockwise.refine import descended, refined, refitted
+from pocketport.compress.blockwise.grids import Form, round_to, searched_grid
+from pocketport.compress.blockwise.refine import refined, refitted
+from pocketport.compress.column_rounding import descended
 
 ROWS, COLUMNS, GROUP, SAMPLES = 6, 96, 32, 300  # more columns than a block
 
@@ -22,9 +24,14 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(ROWS, COLUMNS, generator=generator) / COLUMNS**0.5, hessian
 
 
+def swept(weight: torch.Tensor, hessian: torch.Tensor, integers: torch.Tensor, grid: Grid) -> torch.Tensor:
+    rounding = grid.columns(torch.arange(COLUMNS)[None])
+    return descended(weight[None], hessian[None], grid.dequantized(integers)[None], rounding, torch.uint8)[0]
+
+
 def nearest(weight: torch.Tensor, form: Form) -> tuple[torch.Tensor, Grid]:
     grid = searched_grid(weight, form)
-    return round_to(weight, grid, form), grid
+    return round_to(weight, grid), grid
 
 
 def row_errors(weight: torch.Tensor, hessian: torch.Tensor, integers: torch.Tensor, grid: Grid) -> np.ndarray:
@@ -39,7 +46,7 @@ def test_a_sweep_is_the_papers(bits: int, symmetric: bool) -> None:
     weight, hessian = problem()
     form = Form(bits, GROUP, symmetric, half=True)
     integers, grid = nearest(weight, form)
-    found = descended(weight, hessian, integers, grid, form)
+    found = swept(weight, hessian, integers, grid)
 
     w, h = weight.double().numpy(), hessian.double().numpy()
     scale, zero = (v.double().repeat_interleave(GROUP, 1).numpy() for v in (grid.scale, grid.zero))
@@ -59,7 +66,7 @@ def test_scales_are_those_of_least_squares(symmetric: bool) -> None:
     weight, hessian = problem()
     form = Form(4, GROUP, symmetric, half=False)
     integers, grid = nearest(weight, form)
-    found = refitted(weight, hessian, integers, grid, form)
+    found = refitted(weight, hessian, integers, grid, half=form.half)
     root = np.linalg.cholesky(hessian.double().numpy()).T  # H = rootᵀ root
     steps = (integers.double() - grid.zero.double().repeat_interleave(GROUP, 1)).numpy()
     for n in range(ROWS):
@@ -73,7 +80,7 @@ def test_scales_stay_float16_numbers_and_no_row_gets_worse() -> None:
     weight, hessian = problem()
     form = Form(2, GROUP, True, half=True)
     integers, grid = nearest(weight, form)
-    found = refitted(weight, hessian, integers, grid, form)
+    found = refitted(weight, hessian, integers, grid, half=form.half)
     assert torch.equal(found.scale, found.scale.half().float())
     assert (row_errors(weight, hessian, integers, found) <= row_errors(weight, hessian, integers, grid) + 1e-9).all()
 
@@ -83,7 +90,7 @@ def test_groups_of_zeros_keep_their_scales() -> None:
     weight[:, :GROUP] = 0
     form = Form(4, GROUP, True, half=True)
     integers, grid = nearest(weight, form)
-    found = refitted(weight, hessian, integers, grid, form)
+    found = refitted(weight, hessian, integers, grid, half=form.half)
     assert torch.equal(found.scale[:, 0], grid.scale[:, 0]) and bool(torch.isfinite(found.scale).all())
 
 
@@ -103,9 +110,9 @@ def test_refining_lowers_the_error_that_gptq_leaves(bits: int, symmetric: bool) 
 def test_rows_are_refined_alone_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = problem()
     form = Form(4, GROUP, True, half=True)
-    together = refined(weight, hessian, *nearest(weight, form), form, 2)
+    together = refined(weight, hessian, *nearest(weight, form), 2, half=True)
     monkeypatch.setattr("pocketport.compress.blockwise.refine.RUN_ELEMENTS", COLUMNS)
-    alone = refined(weight, hessian, *nearest(weight, form), form, 2)
+    alone = refined(weight, hessian, *nearest(weight, form), 2, half=True)
     np.testing.assert_allclose(
         row_errors(weight, hessian, *alone), row_errors(weight, hessian, *together), rtol=0.02
     )  # float32 sums decide a tie otherwise
@@ -117,5 +124,6 @@ def test_inputs_that_were_never_seen_keep_their_nearest_integers() -> None:
     hessian.diagonal()[10:20] = 1.0
     form = Form(4, GROUP, True, half=True)
     integers, grid = nearest(weight, form)
-    assert torch.equal(descended(weight, hessian, integers, grid, form)[:, 10:20], integers[:, 10:20])
-    assert bool(torch.isfinite(dequantized(*refined(weight, hessian, integers, grid, form, 2), form)).all())
+    assert torch.equal(swept(weight, hessian, integers, grid)[:, 10:20], integers[:, 10:20])
+    integers, found = refined(weight, hessian, integers, grid, 2, half=True)
+    assert bool(torch.isfinite(found.dequantized(integers)).all())

@@ -23,11 +23,11 @@ from pocketport.compress.reconstruction.soft_rounding import SoftRounding
 
 def brute_force(layer: Layer) -> torch.Tensor:
     """Of every row, the least error over all ways to round each weight up or down."""
-    scale = layer.form.scale
+    scale = layer.grid.scale
     down = torch.floor(layer.weight / scale)
     best = torch.full((len(layer.weight),), torch.inf, dtype=torch.float64)
     for ups in product((0.0, 1.0), repeat=layer.weight.shape[1]):
-        weight = (down + torch.tensor(ups)).clamp(layer.form.low, layer.form.high) * scale
+        weight = (down + torch.tensor(ups)).clamp(layer.grid.low, layer.grid.high) * scale
         best = torch.minimum(best, behind(layer, weight))
     return best
 
@@ -47,14 +47,14 @@ def test_adaround_lies_between_the_nearest_and_the_best_of_all_roundings(bias: b
     sums = np.zeros(3)
     for seed in range(3):
         layer = random_layer(4, 8, groups=groups, bias=bias, relu=relu, spread=2, seed=seed)
-        integers, form = adaround(layer, AdaRound(iterations=300, rows=64))
-        assert form is layer.form and torch.equal(integers, integers.round())
-        down = torch.floor(layer.weight / form.scale)
+        integers, grid = adaround(layer, AdaRound(iterations=300, rows=64))
+        assert grid is layer.grid and torch.equal(integers, integers.round())
+        down = torch.floor(layer.weight / grid.scale)
         assert bool(
-            ((integers >= down.clamp(form.low, form.high)) & (integers <= (down + 1).clamp(form.low, form.high))).all()
+            ((integers >= down.clamp(grid.low, grid.high)) & (integers <= (down + 1).clamp(grid.low, grid.high))).all()
         )
         found, nearest = (
-            float(behind(layer, form.dequantized(i)).sum()) for i in (integers, form.nearest(layer.weight))
+            float(behind(layer, grid.dequantized(i)).sum()) for i in (integers, grid.nearest(layer.weight))
         )
         best = float(brute_force(layer).sum())
         assert best * 0.999 <= found <= nearest
@@ -90,15 +90,15 @@ def test_soft_rounding_may_start_from_other_integers(shift: int) -> None:
 def test_sequential_mse_is_a_loop_over_candidates_and_data(kind: str) -> None:
     layer = random_layer(6, 8, blocks=2 if kind == "block" else 1, bias=kind == "channel")
     if kind == "tensor":
-        one = layer.form.scale.max().expand(6, 1)
-        layer = replace(layer, form=replace(layer.form, scale=one, shared=True))
-    integers, form = sequential_mse(layer, SequentialMse(candidates=10))
-    groups = layer.form.scale.shape[1]
+        one = layer.grid.scale.max().expand(6, 1)
+        layer = replace(layer, grid=replace(layer.grid, scale=one), shared=True)
+    integers, grid = sequential_mse(layer, SequentialMse(candidates=10))
+    groups = layer.grid.scale.shape[1]
     width = 8 // groups
     errors, ratios = [], [(k + 1) / 10 for k in range(10)]
     for ratio in ratios:
-        scale = (layer.form.scale * ratio).repeat_interleave(width, 1)
-        rounded = (layer.weight / scale).round().clamp(layer.form.low, layer.form.high) * scale
+        scale = (layer.grid.scale * ratio).repeat_interleave(width, 1)
+        rounded = (layer.weight / scale).round().clamp(layer.grid.low, layer.grid.high) * scale
         per_group = []
         for g in range(groups):
             columns = slice(g * width, (g + 1) * width)
@@ -111,16 +111,16 @@ def test_sequential_mse_is_a_loop_over_candidates_and_data(kind: str) -> None:
             else torch.stack(per_group, 1)
         )
     best = torch.stack(errors).argmin(0)
-    wanted = layer.form.scale * torch.tensor(ratios)[best]
-    np.testing.assert_allclose(form.scale, wanted.expand_as(form.scale), rtol=1e-6)
-    assert torch.equal(integers, form.nearest(layer.weight))
+    wanted = layer.grid.scale * torch.tensor(ratios)[best]
+    np.testing.assert_allclose(grid.scale, wanted.expand_as(grid.scale), rtol=1e-6)
+    assert torch.equal(integers, grid.nearest(layer.weight))
 
 
 def test_scales_do_not_fall_below_what_an_int32_bias_needs() -> None:
     layer = random_layer(6, 8)
-    layer = replace(layer, least=layer.form.scale[:, 0] * 0.95)
+    layer = replace(layer, least=layer.grid.scale[:, 0] * 0.95)
     for found in (sequential_mse(layer, SequentialMse()), sequential_gptq(layer, SequentialGptq(sweeps=2))):
-        assert bool((found[1].scale >= 0.95 * layer.form.scale * (1 - 1e-6)).all())
+        assert bool((found[1].scale >= 0.95 * layer.grid.scale * (1 - 1e-6)).all())
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -130,7 +130,7 @@ def test_gptq_of_a_grouped_convolution_is_that_of_each_group(groups: int) -> Non
     for g in range(groups):
         part = slice(g * 6 // groups, (g + 1) * 6 // groups)
         x = layer.rows[:, g].numpy()
-        grid = Grid(layer.form.scale[part].numpy(), np.zeros((6 // groups, 1), np.int32))
+        grid = Grid(layer.grid.scale[part].numpy(), np.zeros((6 // groups, 1), np.int32))
         problem = WeightProblem(layer.weight[part].numpy(), WeightFormat(-8, 7, True, 12), None, x.T @ x)
         assert np.array_equal(integers[part], gptq_on(grid, problem))
 
@@ -153,30 +153,30 @@ def test_sweeps_lower_the_error_until_no_single_integer_can(groups: int, bias: b
     exact = replace(layer, outputs=layer.product(layer.weight))  # nothing is to be made up for
     errors = []
     for sweeps in (0, 1, 8):
-        integers, form = sequential_gptq(exact, SequentialGptq(damping=1e-6, sweeps=sweeps))
-        errors.append(float(error(exact, form.dequantized(integers)).sum()))
+        integers, grid = sequential_gptq(exact, SequentialGptq(damping=1e-6, sweeps=sweeps))
+        errors.append(float(error(exact, grid.dequantized(integers)).sum()))
     assert errors[2] <= errors[1] * 1.0001 and errors[1] < 0.97 * errors[0]
-    own = error(exact, form.dequantized(integers))
+    own = error(exact, grid.dequantized(integers))
     for column in range(10):
         for step in (-1, 1):
             moved = integers.clone()
-            moved[:, column] = (moved[:, column] + step).clamp(form.low, form.high)
-            assert bool((error(exact, form.dequantized(moved)) >= own * 0.999).all())
+            moved[:, column] = (moved[:, column] + step).clamp(grid.low, grid.high)
+            assert bool((error(exact, grid.dequantized(moved)) >= own * 0.999).all())
 
 
 def test_propagation_makes_up_for_what_is_wrong_with_the_input() -> None:
     layer = random_layer(8, 10, groups=2, bits=8, rows=3000)
     layer = replace(layer, rows=layer.rows * 0.9)  # a drift that a layer can make up for: its weight times 1 / 0.9
     plain, made_up = (
-        float(error(layer, form.dequantized(integers)).sum())
-        for integers, form in (sequential_gptq(layer, SequentialGptq(1e-6, p, 0)) for p in (0.0, 1.0))
+        float(error(layer, grid.dequantized(integers)).sum())
+        for integers, grid in (sequential_gptq(layer, SequentialGptq(1e-6, p, 0)) for p in (0.0, 1.0))
     )
     assert made_up < 0.2 * plain
 
 
 def test_a_bias_gives_the_mean_output_back() -> None:
     layer = random_layer(8, 10, bias=True)
-    weight = layer.form.dequantized(layer.form.nearest(layer.weight))
+    weight = layer.grid.dequantized(layer.grid.nearest(layer.weight))
     bias = layer.corrected_bias(weight)
     assert bias is not None
     np.testing.assert_allclose((layer.product(weight) + bias).mean(0), layer.outputs.mean(0), atol=1e-4)
