@@ -29,6 +29,9 @@ Numbers = NDArray[np.float64]
 EXPONENTS = np.linspace(0.0, 1.0, 9)
 LEAST = 0.01  # of the widest channel: a channel that calibration hardly saw may be wider on other data
 INPUT_LEVELS = 255
+MARGIN = 1.1
+"""Of a scaled tensor's range over what calibration saw: there every channel is as wide as all that was seen of it, and of 32
+samples the next one goes beyond in one channel of 32."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _relative_noise(layer: Layer, low: Numbers, high: Numbers, squares: Numbers)
     signal = 12.0 * float(squares @ energy) or 1.0
 
     def noise(factors: Numbers) -> float:
-        step = ((high / factors).max() - (low / factors).min()) / INPUT_LEVELS
+        step = MARGIN * ((high / factors).max() - (low / factors).min()) / INPUT_LEVELS
         s, x = factors.reshape(groups, 1, width), squares.reshape(groups, 1, width)
         steps = (greatest * s.astype(np.float32)).max(axis=2) / layer.levels
         rounding = step**2 * float(np.square(factors) @ energy)
@@ -265,7 +268,8 @@ def _scaled_statistics(statistics: Statistics, plan: Plan, factors: Mapping[str,
                 s, source = factors[key], f"{component.component}/{tensor.scaled}"
                 seen = statistics.channels[source]
                 made.histograms[key] = Histogram()
-                made.histograms[key].update(np.array([(seen.low / s).min(), (seen.high / s).max()], np.float32))
+                extremes = np.array([(seen.low / s).min(), (seen.high / s).max()])
+                made.histograms[key].update((MARGIN * extremes).astype(np.float32))
                 made.moments[key] = _scaled_moment(statistics.moments[source], s)
                 if source in statistics.rows:
                     made.rows[key] = (statistics.rows[source] / s).astype(np.float32)

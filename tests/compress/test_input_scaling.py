@@ -15,10 +15,12 @@ from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.input_scaling import (
     EXPONENTS,
     LEAST,
+    MARGIN,
     Layer,
     as_layer,
     choose_factors,
     fill_factors,
+    input_factors,
     insert_scaling,
     scalable_inputs,
     scale_weight,
@@ -141,6 +143,19 @@ def test_pivots_gain_and_statistics_are_those_of_the_scaled_inputs() -> None:
         decibels[scaled] = sqnr_db(np.stack(runs[0]), np.stack(runs[1]))
     assert ("main/gelu/scaled" in table) and ("main/gelu" not in table)
     assert decibels[True] > decibels[False] + 3
+
+
+def test_scaled_ranges_leave_room_for_samples_that_calibration_did_not_see() -> None:
+    bundle = bundle_of(main=layers())
+    recipe = Recipe.model_validate({"name": "t", "rules": [{"scheme": "w8a8"}]})
+    plan = make_plan(bundle, recipe, "x/y", legality(integer_ops=sorted(INTEGER), scaled_inputs=True))
+    statistics = calibrate({"main": bundle["main"].graph}, feeds(6))
+    factors = input_factors(bundle, plan, statistics)["main/gelu/scaled"]
+    encoding = apply_plan(bundle, plan, statistics)[1]["main/gelu/scaled"]
+    seen = statistics.channels["main/gelu"]
+    greatest = float(encoding.scale) * (255 - float(encoding.zero_point))
+    assert greatest == pytest.approx(MARGIN * (seen.high / factors).max(), rel=0.01)
+    assert greatest > 1.05 * (seen.high / factors).max()
 
 
 def test_hessians_are_asked_for_and_scaled() -> None:
