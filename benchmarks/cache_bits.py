@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pocketport.calibration.capture import calibrate
 from pocketport.commands.console import out, table
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
@@ -49,8 +50,7 @@ def reference_rows(samples: int) -> list[Row]:
     """Exact match of the reference model."""
     request = Request(source=REFERENCE, calibration_samples=CALIBRATION)
     bundle = ingest(REFERENCE)
-    feeds = (feeds for name, feeds in load_data(bundle, request).calibration() if name == "prefill")
-    ranges = key_ranges(bundle, feeds)
+    ranges = key_ranges(calibrate({c.name: c.graph for c in bundle}, load_data(bundle, request).calibration()))
     task = choose_task(bundle, request)
     rows = []
     for cache, own in [("float", bundle), *((f"{b} bits", with_integer_cache(bundle, ranges, b)) for b in BITS[::-1])]:

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from pocketport.calibration.drawn_rows import DrawnRows
 from pocketport.calibration.layer_inputs import convolution_inputs, linear_inputs, windows
 from pocketport.calibration.observers import Histogram
-from pocketport.calibration.reductions import channel_moment, channel_range, real_rows, row_moment, without_padding
+from pocketport.calibration.reductions import (
+    KEYS,
+    channel_moment,
+    channel_range,
+    key_range,
+    real_rows,
+    row_moment,
+    without_padding,
+)
 from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
 from pocketport.errors import InputError, UsageError
 from pocketport.workers import processors
@@ -122,7 +130,7 @@ class _Seen:
         value: all of it.
         low: its least value, and `high` its greatest, where its range is wanted.
         moment: of a layer's input; None of other tensors.
-        extremes: of its channels, likewise.
+        extremes: of its channels, likewise; of keys without padding.
         taps: what the convolutions that read it see on average, by their weight.
     """
 
@@ -162,8 +170,10 @@ class _Capture:
         self._convolved = convolution_inputs(graph)
         self._windows = windows(graph)
         self._drawn: dict[str, DrawnRows] = {}
-        # A layer's input may be the output of data movement: fetched for its moments, not for its range.
-        moved = [v for node in graph.graph for v in node.outputs if v.name in self._linear or v.name in self._convolved]
+        self._keys = {v.name or "" for v in graph.graph.outputs if (v.name or "").startswith(KEYS)}
+        # These may be the outputs of data movement: fetched for their moments or channels, not for their range.
+        by_channel = {*self._linear, *self._convolved, *self._keys}
+        moved = [v for node in graph.graph for v in node.outputs if v.name in by_channel]
         extra = [v for v in moved if v not in produced]
         self._ranged = {v.name or "" for v in produced}
         self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v) and self._wants(v)]
@@ -207,6 +217,8 @@ class _Capture:
         if value.size and (name in self._ranged or name in self._float_inputs):
             lows, highs = (value, value) if extremes is None else (extremes.low, extremes.high)
             low, high = float(lows.min()), float(highs.max())
+        if name in self._keys:
+            extremes = key_range(value, real)
         taps = {weight: window.means(value) for weight, window in self._windows.get(name, ())}
         return _Seen(value, low, high, moment, extremes, taps)
 
@@ -222,8 +234,10 @@ class _Capture:
         value = seen.value
         if seen.low is not None and seen.high is not None:
             self._histogram(name, value, seen.low, seen.high, statistics)
-        if seen.moment is not None and seen.extremes is not None:
-            _merge(statistics, f"{self._component}/{name}", seen.moment, seen.extremes)
+        if seen.extremes is not None:
+            _widen(statistics, f"{self._component}/{name}", seen.extremes)
+        if seen.moment is not None:
+            _sum(statistics, f"{self._component}/{name}", seen.moment)
             linear = name in self._linear
             drawn = self._drawn.setdefault(name, DrawnRows())
             drawn.add(without_padding(value, real) if linear else value, value.ndim - 1 if linear else 1)
@@ -249,10 +263,14 @@ class _Capture:
             statistics.rows[f"{self._component}/{name}"] = drawn.rows()
 
 
-def _merge(statistics: Statistics, key: str, moment: SecondMoment, extremes: ChannelRange) -> None:
-    known, seen = statistics.moments.get(key), statistics.channels.get(key)
+def _sum(statistics: Statistics, key: str, moment: SecondMoment) -> None:
+    known = statistics.moments.get(key)
     statistics.moments[key] = moment if known is None else known.merged(moment)
-    statistics.channels[key] = extremes if seen is None else seen.merged(extremes)
+
+
+def _widen(statistics: Statistics, key: str, extremes: ChannelRange) -> None:
+    known = statistics.channels.get(key)
+    statistics.channels[key] = extremes if known is None else known.merged(extremes)
 
 
 def _is_float(value: ir.Value) -> bool:

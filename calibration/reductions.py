@@ -10,6 +10,7 @@ from pocketport.calibration.statistics import ChannelRange, SecondMoment
 
 ATTENTION_BIAS = "attention_bias"  # of the component graphs: 0 where attention is allowed, negative where not
 ATTENTION_MASK = "attention_mask"  # of encoders of text: 1 for tokens, 0 for padding
+KEYS = "present_key_"  # outputs of decoders that go into the key-value cache begin so
 
 
 def channel_range(value: NDArray[Any], axis: int) -> ChannelRange:
@@ -22,6 +23,12 @@ def channel_range(value: NDArray[Any], axis: int) -> ChannelRange:
         rows, others = value.swapaxes(0, 1).reshape(value.shape[1], -1), 1
     low, high = rows.min(axis=others), rows.max(axis=others)
     return ChannelRange(low.astype(np.float32), high.astype(np.float32))
+
+
+def key_range(value: NDArray[Any], real: NDArray[np.bool_] | None) -> ChannelRange:
+    """Extremes of each channel of keys [1, heads, tokens, d] over the tokens that are no padding: [heads, d] each."""
+    tokens = without_padding(value[0].swapaxes(0, 1), real)
+    return ChannelRange(tokens.min(axis=0).astype(np.float32), tokens.max(axis=0).astype(np.float32))
 
 
 def channel_moment(value: NDArray[Any], *, full: bool) -> SecondMoment:

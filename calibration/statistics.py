@@ -45,8 +45,8 @@ class ChannelRange:
     """Extremes of each channel of a layer's input; the channels are a convolution's, or a linear layer's columns.
 
     Attributes:
-        low: [C] float32, least value.
-        high: [C] float32, greatest value.
+        low: [C] float32, least value; of keys [heads, d].
+        high: the same, greatest value.
     """
 
     low: NDArray[np.float32]
@@ -66,7 +66,7 @@ class Statistics:
         moments: second moments of linear layers' and convolutions' inputs by channel, by ``component/tensor``.
         taps: Σ over samples of the mean input under each tap of a convolution, [C, *kernel], by ``component/weight``.
         samples: how many samples each component ran on.
-        channels: extremes of the tensors that `moments` has, by channel.
+        channels: extremes of the tensors that `moments` has, and of keys without padding (``present_key_i``), by channel.
         rows: some rows of the same tensors, [n, C]; see `DrawnRows`.
     """
 

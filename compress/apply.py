@@ -15,6 +15,7 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import Arrays
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.input_scaling import input_factors, scale_inputs
+from pocketport.compress.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.qdq import QdqWriter
 from pocketport.compress.ranges import group_encodings
@@ -65,13 +66,16 @@ def apply_plan(
         from pocketport.compress.reconstruction.reconstruct import reconstruct
 
         reconstruct(applier.bundle, plan, graphs, applier.table, samples)
-    return bundle.with_graphs(graphs), applier.table
+    pivot = bundle.with_graphs(graphs)
+    if plan.cache is not None:
+        pivot = with_integer_cache(pivot, key_ranges(statistics), plan.cache.bits)
+    return pivot, applier.table
 
 
 def apply_component(
     bundle: ModelBundle, plan: Plan, statistics: Statistics, component: str, known: MutableMapping[str, QuantizedTensor]
 ) -> ir.Model:
-    """The pivot of one component alone, as `apply_plan` makes it.
+    """The pivot of one component alone, as `apply_plan` makes it, its cache float.
 
     Args:
         bundle: float graphs.

@@ -12,6 +12,7 @@ from pocketport.calibration.capture import MOVEMENT_OPS
 from pocketport.calibration.metrics import EXACT_DB, decibels
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.graph import clone_graph
+from pocketport.compress.integer_cache import EXACT
 from pocketport.compress.structure import is_float
 from pocketport.errors import UsageError
 
@@ -58,7 +59,9 @@ def compare_graphs(
         for node in reference.graph if node.op_type not in MOVEMENT_OPS
         for v in node.outputs if is_float(v)
     }  # fmt: skip
-    made = {_raw_name(v.name or ""): v.name or "" for node in pivot.graph for v in node.outputs}
+    produced = [v.name or "" for node in pivot.graph for v in node.outputs]
+    made = {_raw_name(name): name for name in produced}
+    made |= {name.removesuffix(EXACT): name for name in produced if name.endswith(EXACT)}
     names = [name for name in nodes if name in made]
     twins = {v.name or "" for node in reference.graph for v in node.outputs if is_float(v) and v.name in made}
     if not names:

@@ -7,49 +7,40 @@ until their group is full; those of values are computed in the graphs, and are a
 least + step · integer.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from pocketport.calibration.reductions import KEYS
+from pocketport.calibration.statistics import ChannelRange, Statistics
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays, OrtExecutor
-from pocketport.compress.families.decoder.host import prompt_rows
+from pocketport.compress.cache_nodes import KEY, RANGE, VALUE, CacheNodes
 from pocketport.compress.graph import clone_graph, inferred, shape_of
 from pocketport.errors import InputError, UsageError
 
 PREFILL, DECODE = "prefill", "decode"
-KEY, VALUE, RANGE = "key_", "value_", "value_range_"
 BITS = (4, 8)
-LEAST_STEP = 1e-6  # where all numbers of a range are the same
+EXACT = "/exact"  # ends the names of keys and values before they are rounded: what the graph itself goes on with
 
-KeyRanges = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""``key_i`` → least and greatest of each channel, both [kv, d]."""
+KeyRanges = Mapping[str, ChannelRange]
+"""``key_i`` → extremes of each channel, [kv, d]."""
 
 
-def key_ranges(bundle: ModelBundle, feeds: Iterable[Arrays]) -> KeyRanges:
-    """Run ``prefill`` and keep the extremes of every channel of its keys, padding left out.
-
-    Args:
-        bundle: float graphs of a decoder.
-        feeds: of ``prefill``, sample after sample.
+def key_ranges(statistics: Statistics) -> KeyRanges:
+    """Extremes of every channel of the keys that ``prefill`` and ``decode`` gave in calibration, padding left out.
 
     Raises:
-        UsageError: there are no samples.
+        UsageError: calibration saw none.
     """
-    found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-    executor = OrtExecutor(bundle[PREFILL].graph)
-    for sample in feeds:
-        results = {n: v for n, v in executor.run(sample).items() if n.startswith(f"present_{KEY}")}
-        for name, (axis, first, last) in prompt_rows(PREFILL, sample, results).items():
-            rows = np.asarray(results[name][0, :, first:last], np.float32)  # axis 2 of [1, kv, S, d]
-            low, high = rows.min(axis - 1), rows.max(axis - 1)
-            known = found.get(name.removeprefix("present_"), (low, high))
-            found[name.removeprefix("present_")] = np.minimum(low, known[0]), np.maximum(high, known[1])
+    found: dict[str, ChannelRange] = {}
+    for name, extremes in statistics.channels.items():
+        component, _, tensor = name.partition("/")
+        if component in (PREFILL, DECODE) and tensor.startswith(KEYS):
+            state = tensor.removeprefix("present_")
+            found[state] = extremes if state not in found else extremes.merged(found[state])
     if not found:
-        raise UsageError("there are no calibration samples", where="ranges of keys", fix="give data")
+        raise UsageError("calibration saw no keys", where="key-value cache", fix="calibrate on the same model")
     return found
 
 
@@ -69,151 +60,93 @@ def with_integer_cache(bundle: ModelBundle, ranges: KeyRanges, bits: int) -> Mod
     """
     if bits not in BITS:
         raise UsageError(f"{bits} bits", where="key-value cache", fix="use 8 or 4")
-    known = {c.name for c in bundle}
-    if not {PREFILL, DECODE} <= known or not _states(bundle[DECODE].graph.graph.inputs, f"past_{KEY}"):
-        raise UsageError("it has no key-value cache", where=f"bundle {bundle.name}", fix="leave the cache out")
+    check_cache(bundle, bits)
     return bundle.with_graphs({name: _rewritten(bundle[name].graph, ranges, bits) for name in (PREFILL, DECODE)})
 
 
-@dataclass
-class _Nodes:
-    """Nodes that are written into a graph, in order; constants go in at once."""
+def check_cache(bundle: ModelBundle, bits: int) -> None:
+    """See to it that a bundle has a cache whose channels fill bytes.
 
-    graph: ir.Graph
-    made: list[ir.Node] = field(default_factory=list)
-
-    def op(self, op: str, inputs: Sequence[ir.Value], name: str, **attributes: object) -> ir.Value:
-        """A node with one output, both of this name."""
-        node = ir.node(op, inputs, attributes, name=name)
-        node.outputs[0].name = name
-        self.made.append(node)
-        return node.outputs[0]
-
-    def halves(self, value: ir.Value, name: str) -> Sequence[ir.Value]:
-        """A tensor cut in two along its last axis."""
-        node = ir.node("Split", [value], {"axis": -1, "num_outputs": 2}, num_outputs=2, name=name)
-        node.outputs[0].name, node.outputs[1].name = f"{name}/first", f"{name}/second"
-        self.made.append(node)
-        return node.outputs
-
-    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        """An initializer, shared by all that use its name."""
-        if name not in self.graph.initializers:
-            tensor = ir.Tensor(array, name=name)
-            kind = ir.TensorType(tensor.dtype)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
-
-    def cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
-        """The same numbers in another dtype."""
-        return self.op("Cast", [value], name, to=int(dtype))
+    Raises:
+        UsageError: it has none.
+        InputError: 4-bit channels are odd in number.
+    """
+    known = {c.name for c in bundle}
+    if not {PREFILL, DECODE} <= known or not cache_states(bundle[DECODE].graph.graph.inputs):
+        raise UsageError(
+            "it has no key-value cache", where=f"bundle {bundle.name}", fix="take `cache` out of the recipe"
+        )
+    for value in bundle[DECODE].graph.graph.inputs:
+        if cache_states([value]):
+            _stored_width(shape_of(value)[-1], bits, value.name or "")
 
 
-def _states(values: Iterable[ir.Value], prefix: str) -> list[str]:
-    """``key_0``, ``key_1`` … of all values that begin with ``past_key_`` or ``present_key_``."""
-    names = (v.name or "" for v in values)
-    return [n.removeprefix("past_").removeprefix("present_") for n in names if n.startswith(prefix)]
+def cache_states(values: Iterable[ir.Value]) -> list[str]:
+    """``key_0``, ``value_0``, ``key_1`` … of all inputs or outputs that are keys and values."""
+    names = ((v.name or "").removeprefix("past_").removeprefix("present_") for v in values)
+    return [n for n in names if n.startswith((KEY, VALUE)) and not n.startswith(RANGE)]
+
+
+def stored_bytes(state: str, shape: Sequence[int], bits: int) -> int:
+    """What a state [1, kv, C, d] takes in integers of so many bits, ranges of values included; 0: in float32."""
+    ranges = 8 * math.prod(shape[:-1]) if bits and state.startswith(VALUE) else 0  # two float32 a token and head
+    return math.prod(shape) * (bits or 32) // 8 + ranges
+
+
+def range_of(state: str) -> str:
+    """``value_3`` → ``value_range_3``."""
+    return RANGE + state.removeprefix(VALUE)
 
 
 def _rewritten(model: ir.Model, ranges: KeyRanges, bits: int) -> ir.Model:
     copy = clone_graph(model)
     graph = copy.graph
-    first, reading = next(iter(graph)), _Nodes(graph)
-    for kind in (KEY, VALUE):
-        for state in _states(graph.inputs, f"past_{kind}"):
-            _read(reading, state, ranges, bits)
+    first, reading, writing = next(iter(graph)), CacheNodes(graph, bits), CacheNodes(graph, bits)
+    for state in cache_states(graph.outputs):
+        if state.startswith(KEY):
+            if state not in ranges:
+                raise InputError("no range of its channels", where=f"present_{state}", fix="calibrate the same model")
+            writing.set_channels(state, ranges[state])
+    for state in cache_states(graph.inputs):
+        _read(reading, graph, state, bits)
     graph.insert_before(first, reading.made)
-    writing = _Nodes(graph)
-    for kind in (KEY, VALUE):
-        for state in _states(graph.outputs, f"present_{kind}"):
-            _write(writing, state, ranges, bits)
+    for state in cache_states(graph.outputs):
+        _write(writing, graph, state)
     graph.extend(writing.made)
     return inferred(copy)
 
 
-def _read(nodes: _Nodes, state: str, ranges: KeyRanges, bits: int) -> None:
+def _read(nodes: CacheNodes, graph: ir.Graph, state: str, bits: int) -> None:
     """Replace a float input of the cache by integers and what makes floats of them."""
-    name, inputs = f"past_{state}", nodes.graph.inputs
+    name, inputs = f"past_{state}", graph.inputs
     index = next(i for i, v in enumerate(inputs) if v.name == name)
     *outer, width = shape_of(inputs[index])
-    stored = _input(name, (*outer, _stored(width, bits, name)), ir.DataType.UINT8)
-    integers = stored
-    if bits == 4:
-        low = nodes.op("BitwiseAnd", [stored, nodes.constant("uint8_15", np.array(15, np.uint8))], f"{name}/low")
-        shift = nodes.constant("uint8_4", np.array(4, np.uint8))
-        high = nodes.op("BitShift", [stored, shift], f"{name}/high", direction="RIGHT")
-        integers = nodes.op("Concat", [low, high], f"{name}/unpacked", axis=-1)
-    steps = nodes.cast(integers, ir.DataType.FLOAT, f"{name}/steps")
+    stored, kept = _input(name, (*outer, _stored_width(width, bits, name)), ir.DataType.UINT8), None
     if state.startswith(VALUE):
-        kept = _input(f"past_{_range_of(state)}", (*outer, 2), ir.DataType.FLOAT)
+        kept = _input(f"past_{range_of(state)}", (*outer, 2), ir.DataType.FLOAT)
         inputs.append(kept)
-        least, step = nodes.halves(kept, f"{kept.name}/split")
-    else:
-        least, step = _constants(nodes, state, ranges, bits)
-    value = nodes.op("Add", [nodes.op("Mul", [steps, step], f"{name}/scaled"), least], f"{name}/float")
+    value = nodes.to_floats(state, stored, kept, name)
     ir.convenience.replace_all_uses_with(inputs[index], value)
     inputs[index] = stored
 
 
-def _write(nodes: _Nodes, state: str, ranges: KeyRanges, bits: int) -> None:
+def _write(nodes: CacheNodes, graph: ir.Graph, state: str) -> None:
     """Put integers in the place of a float output of the cache."""
-    name, outputs = f"present_{state}", nodes.graph.outputs
+    name, outputs = f"present_{state}", graph.outputs
     index = next(i for i, v in enumerate(outputs) if v.name == name)
-    value = outputs[index]
-    value.name = f"{name}/float"
-    width = shape_of(value)[-1]
-    if state.startswith(VALUE):
-        kept, least, step = _token_range(nodes, value, f"present_{_range_of(state)}", bits)
+    outputs[index].name = f"{name}{EXACT}"
+    integers, kept = nodes.to_integers(state, outputs[index], name)
+    integers.name, outputs[index] = name, integers
+    if kept is not None:
+        kept.name = f"present_{range_of(state)}"
         outputs.append(kept)
-    else:
-        least, step = _constants(nodes, state, ranges, bits)
-    scaled = nodes.op("Div", [nodes.op("Sub", [value, least], f"{name}/shifted"), step], f"{name}/scaled")
-    ends = [nodes.constant(f"float_{n}", np.array(n, np.float32)) for n in (0, 2**bits - 1)]
-    clipped = nodes.op("Clip", [nodes.op("Round", [scaled], f"{name}/rounded"), *ends], f"{name}/clipped")
-    _stored(width, bits, name)
-    if bits == 8:
-        outputs[index] = nodes.cast(clipped, ir.DataType.UINT8, name)
-        return
-    low, high = nodes.halves(nodes.cast(clipped, ir.DataType.UINT8, f"{name}/integers"), f"{name}/halves")
-    shift = nodes.constant("uint8_4", np.array(4, np.uint8))
-    outputs[index] = nodes.op(
-        "BitwiseOr", [low, nodes.op("BitShift", [high, shift], f"{name}/high", direction="LEFT")], name
-    )
 
 
-def _token_range(nodes: _Nodes, value: ir.Value, name: str, bits: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Least and step over the last axis, as one tensor and [.., 1] each."""
-    axes = nodes.constant("int64_-1", np.array([-1], np.int64))
-    least, most = (nodes.op(op, [value, axes], f"{name}/{op}", keepdims=1) for op in ("ReduceMin", "ReduceMax"))
-    levels = nodes.constant(f"float_{2**bits - 1}", np.array(2**bits - 1, np.float32))
-    step = nodes.op("Div", [nodes.op("Sub", [most, least], f"{name}/width"), levels], f"{name}/exact_step")
-    step = nodes.op("Max", [step, nodes.constant("least_step", np.array(LEAST_STEP, np.float32))], f"{name}/step")
-    return nodes.op("Concat", [least, step], name, axis=-1), least, step
-
-
-def _constants(nodes: _Nodes, state: str, ranges: KeyRanges, bits: int) -> tuple[ir.Value, ir.Value]:
-    """Least and step of every channel of a layer's keys, [kv, 1, d]."""
-    if state not in ranges:
-        raise InputError("no range of its channels", where=f"present_{state}", fix="calibrate the same model")
-    low, high = ranges[state]
-    step = np.maximum((high - low) / (2**bits - 1), LEAST_STEP)
-    return (
-        nodes.constant(f"{state}/least", low[:, None].astype(np.float32)),
-        nodes.constant(f"{state}/step", step[:, None].astype(np.float32)),
-    )
-
-
-def _stored(width: int, bits: int, name: str) -> int:
+def _stored_width(width: int, bits: int, name: str) -> int:
     """Bytes of a token's channels."""
     if width * bits % 8:
         raise InputError(f"{width} channels don't fill bytes", where=name, fix="use an 8-bit cache")
     return width * bits // 8
-
-
-def _range_of(state: str) -> str:
-    """``value_3`` → ``value_range_3``."""
-    return RANGE + state.removeprefix(VALUE)
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:

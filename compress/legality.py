@@ -66,6 +66,15 @@ class TableRule(BaseModel):
     granularity: str = "c"
 
 
+class CacheRule(BaseModel):
+    """Key-value caches in integers that are taken: their `bits`, and `why` no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: tuple[int, ...] = ()
+    why: str = "none was tried with this toolchain"
+
+
 class OpRule(BaseModel):
     """Why an op can't be taken and what to do, or that it stays float under quantization."""
 
@@ -85,6 +94,7 @@ class Legality(BaseModel):
         weights: bits (``"2"`` … ``"8"``) → rule.
         palettes: which palettes of weights are taken; None: none.
         tables: how lookup tables (embeddings) are written.
+        cache: integers that a key-value cache may hold.
         float_bits: widths of float activations that are taken.
         norm_scale_dtype: dtype in which gamma of LayerNorm/RMSNorm is quantized, or ``float``.
         norm_bias_dtype: the same for beta; ``int32`` has scale s_x · s_gamma.
@@ -105,6 +115,7 @@ class Legality(BaseModel):
     weights: Mapping[str, WeightRule] = {}
     palettes: PaletteRule | None = None
     tables: TableRule = TableRule()
+    cache: CacheRule = CacheRule()
     float_bits: tuple[int, ...] = (16, 32)
     norm_scale_dtype: str = "float"
     norm_bias_dtype: str = "float"

@@ -9,6 +9,7 @@ from typing import Any
 from pocketport.calibration.capture import Selection
 from pocketport.calibration.observers import EXTREMES
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.cache_nodes import KEY
 from pocketport.compress.legality import Legality
 from pocketport.compress.recipe import Recipe
 from pocketport.compress.reconstruction.options import rounds_on_samples
@@ -129,12 +130,34 @@ class ComponentPlan:
 
 
 @dataclass(frozen=True)
+class CachePlan:
+    """What becomes of the key-value cache; see `integer_cache`.
+
+    Attributes:
+        name: as recipes have it, ``int8`` or ``int4``.
+        bits: of an integer.
+        why: what this comes from.
+        states: ``key_i`` and ``value_i``.
+        bytes_before: of the whole cache in float32.
+        bytes_after: the same in integers, ranges of values included.
+    """
+
+    name: str
+    bits: int
+    why: str
+    states: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What will be done for one target."""
+    """What will be done for one target; `cache` is None where it stays float."""
 
     target: str
     recipe: str
     components: tuple[ComponentPlan, ...]
+    cache: CachePlan | None = None
 
     def __iter__(self) -> Iterator[ComponentPlan]:
         return iter(self.components)
@@ -169,8 +192,9 @@ class Plan:
             sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
             quantized = [t for t in component.tensors if t.quantized and t.kind is TensorKind.ACTIVATION]
             read = {t.activation for t in component.tensors if t.kind is TensorKind.WEIGHT and t.activation}
+            keys = {f"present_{s}" for s in self.cache.states if s.startswith(KEY)} if self.cache else set[str]()
             found[component.component] = Selection(
-                frozenset(sources.get(name, name) for name in read | {t.tensor for t in quantized}),
+                frozenset(sources.get(name, name) for name in read | keys | {t.tensor for t in quantized}),
                 frozenset(t.tensor for t in quantized if t.group in counting),
             )
         return found
@@ -190,6 +214,7 @@ class Plan:
                     ComponentPlan(c["component"], c["scheme"], tuple(_tensor(t) for t in c["tensors"]))
                     for c in document["components"]
                 ),
+                _cache(document["cache"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"not a plan: {error}", where="plan", fix="plan again") from error
@@ -202,12 +227,20 @@ def _tensor(document: Mapping[str, Any]) -> TensorPlan:
     )
 
 
+def _cache(document: Mapping[str, Any] | None) -> CachePlan | None:
+    return None if document is None else CachePlan(**{**document, "states": tuple(document["states"])})
+
+
 def make_plan(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality) -> Plan:
     """Settle everything about `bundle` on `target` (``vendor/soc``).
 
     Raises:
-        UsageError: a scheme that the chip does not take, with the tensor and what is legal.
+        UsageError: a scheme that the chip does not take, with the tensor and what is legal; or an integer cache that it
+            does not take, or of a model without one.
+        InputError: the channels of a cache don't fill bytes.
     """
+    from pocketport.compress.cache_planning import plan_cache
     from pocketport.compress.planning import plan_components
 
-    return Plan(target, recipe.name, plan_components(bundle, recipe, target, legality))
+    components = plan_components(bundle, recipe, target, legality)
+    return Plan(target, recipe.name, components, plan_cache(bundle, recipe, target, legality))

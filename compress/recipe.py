@@ -22,6 +22,7 @@ SUFFIX = ".yaml"
 
 ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
 RewriteName = Literal["awq", "equalize", "fold_gain", "reorder", "rotate", "smoothquant"]
+CacheName = Literal["float", "int8", "int4"]
 AlgorithmName = Literal["rtn", "mse", "hqq", "gptq", "importance", "kmeans", "adaround", "brecq", "sequential_mse"]
 
 
@@ -88,9 +89,15 @@ class Conditioning(_Section):
 
 
 class TargetSection(_Section):
-    """Rules for one vendor, or one ``vendor/soc``."""
+    """What holds for one vendor, or one ``vendor/soc``.
+
+    Attributes:
+        rules: that come after the common ones.
+        cache: what the key-value cache holds here; None: as for all targets.
+    """
 
     rules: list[Rule] = Field(default_factory=list)
+    cache: CacheName | None = None
 
 
 class Recipe(_Section):
@@ -102,7 +109,8 @@ class Recipe(_Section):
         description: one line on what it is for.
         conditioning: rewrites of the float graphs, in this order, for all targets.
         rules: for all targets.
-        targets: vendor or ``vendor/soc`` → rules that come after the common ones.
+        cache: what the key-value cache of a language model holds: floats, or integers of 8 or 4 bits.
+        targets: vendor or ``vendor/soc`` → what holds there.
     """
 
     version: Literal[1] = 1
@@ -110,13 +118,23 @@ class Recipe(_Section):
     description: str = ""
     conditioning: list[Conditioning] = Field(default_factory=list)
     rules: list[Rule] = Field(default_factory=list)
+    cache: CacheName = "float"
     targets: dict[str, TargetSection] = Field(default_factory=dict)
 
     def rules_for(self, target: str) -> Sequence[Rule]:
         """The common rules, then the vendor's, then those of the very chip (``vendor/soc``, an SDK is ignored)."""
+        return [*self.rules, *(rule for section in self._sections(target) for rule in section.rules)]
+
+    def cache_for(self, target: str) -> CacheName:
+        """What the key-value cache holds: the chip's own section comes before the vendor's, that before the recipe."""
+        own = [section.cache for section in self._sections(target) if section.cache is not None]
+        return own[-1] if own else self.cache
+
+    def _sections(self, target: str) -> Sequence[TargetSection]:
+        """The vendor's, then the very chip's."""
         identity = target.partition("@")[0]
         keys = dict.fromkeys((identity.partition("/")[0], identity))
-        return [*self.rules, *(rule for key in keys if key in self.targets for rule in self.targets[key].rules)]
+        return [self.targets[key] for key in keys if key in self.targets]
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

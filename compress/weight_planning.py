@@ -44,8 +44,8 @@ def plan_weights(
 
     Raises:
         UsageError: the recipe asks for a scheme that the format does not take, without a fall-back; or for schemes
-            under which no tensor at all would be quantized; or for conditioning, which changes graphs; or gives gptq
-            options that it does not have.
+            under which no tensor at all would be quantized; or for conditioning or an integer cache, which change graphs;
+            or gives gptq options that it does not have.
     """
     if recipe.conditioning:
         raise UsageError(
@@ -53,8 +53,13 @@ def plan_weights(
             where=f"recipe {recipe.name}, conditioning",
             fix="use the recipe for a --target, or take `conditioning` out of it",
         )
-    uses = find_uses(bundle)
-    rules = recipe.rules_for(f"{form.name}/{variant}" if variant else form.name)
+    uses, destination = find_uses(bundle), f"{form.name}/{variant}" if variant else form.name
+    rules, cache = recipe.rules_for(destination), recipe.cache_for(destination)
+    if cache != "float":
+        raise UsageError(
+            "a file of weights holds no key-value cache", where=f"recipe {recipe.name}, cache {cache}",
+            fix=f"write `cache: float` for {form.name} under its `targets:`, and set the engine's cache where it runs",
+        )  # fmt: skip
     names = sorted(source.tensors) if only is None else only
     plans = [_plan(name, source.tensors[name], uses.get(name, Use()), rules, form, variant) for name in names]
     wants = form.default_scheme not in FLOAT_SCHEMES and variant not in FLOAT_SCHEMES

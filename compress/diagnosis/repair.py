@@ -151,6 +151,6 @@ def _cheapest(trials: Sequence[Trial]) -> Trial | None:
 def with_rules(recipe: Recipe, target: str, rules: Sequence[Rule]) -> Recipe:
     """The recipe with more rules for one chip, behind all that it has for it."""
     identity = target.partition("@")[0]
-    own = recipe.targets.get(identity, TargetSection()).rules
-    sections = {**recipe.targets, identity: TargetSection(rules=[*own, *rules])}
+    own = recipe.targets.get(identity, TargetSection())
+    sections = {**recipe.targets, identity: own.model_copy(update={"rules": [*own.rules, *rules]})}
     return recipe.model_copy(update={"targets": sections})

@@ -182,7 +182,7 @@ def with_rules(base: Recipe, target: str, rules: Sequence[Rule]) -> Recipe:
     """The recipe with further rules for one chip alone, behind all others."""
     identity = target.partition("@")[0]
     own = base.targets.get(identity, TargetSection())
-    section = TargetSection(rules=[*own.rules, *rules])
+    section = own.model_copy(update={"rules": [*own.rules, *rules]})
     return base.model_copy(update={"targets": {**base.targets, identity: section}})
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.profiles.timeline.description import ModelDescription, Part
 from pocketport.profiles.timeline.handset import Handset
-from pocketport.profiles.timeline.setting import Scenario, Setting
+from pocketport.profiles.timeline.setting import FLOAT_BITS, Scenario, Setting
 from pocketport.profiles.units import format_quantity
 
+RANGE_BYTES = 8  # of the values of a token and head, where the cache holds integers: see `compress.integer_cache`
 FLOAT_WIDTHS = {"cpu": 2, "npu": 1}  # of activations, in 16-bit numbers
 
 
@@ -42,8 +43,16 @@ def weight_bytes(model: ModelDescription, part: Part, setting: Setting) -> int:
 
 def cache_bytes(model: ModelDescription, scenario: Scenario, setting: Setting) -> int:
     """The key-value cache, made as long as it will be needed before the first token."""
-    columns = max(setting.context, scenario.tokens + scenario.answer_tokens)
-    return model.parts["language"].cache_elements * columns * setting.cache_bits // 8
+    return column_bytes(model, setting) * max(setting.context, scenario.tokens + scenario.answer_tokens)
+
+
+def column_bytes(model: ModelDescription, setting: Setting) -> int:
+    """What the cache takes for one token, ranges of values included where it holds integers."""
+    language = model.parts["language"]
+    elements, ranges = language.cache_elements, 0
+    if setting.cache_bits < FLOAT_BITS and language.shape is not None:
+        ranges = RANGE_BYTES * elements // (2 * language.shape["head_size"])
+    return elements * setting.cache_bits // 8 + ranges
 
 
 def resident(

@@ -8,6 +8,7 @@ from pocketport.profiles.timeline.description import ImagePlan, Part
 
 Unit: TypeAlias = Literal["cpu", "npu"]
 CONTEXT = 4096  # tokens that llama.cpp's cache is made for in the paper's own instructions
+FLOAT_BITS = 16  # of a cache that holds no integers
 QUESTION_TOKENS, ANSWER_TOKENS = 32, 128
 
 
@@ -63,7 +64,7 @@ class Setting:
     configuration: str = "tuned"
     sequential: bool = True
     context: int = CONTEXT
-    cache_bits: int = 16
+    cache_bits: int = FLOAT_BITS
     shared_weights: bool = True
 
     def on(self, unit: Unit, *parts: Part) -> "Setting":

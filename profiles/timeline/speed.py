@@ -13,6 +13,7 @@ from pocketport.profiles.prediction.llm import ENCODINGS, LanguageShape, predict
 from pocketport.profiles.prediction.predictors import GraphPredictor, ModelFeatures
 from pocketport.profiles.timeline.description import FLOAT_SCHEMES, ModelDescription, Part, PartDescription
 from pocketport.profiles.timeline.handset import Handset, find_configuration
+from pocketport.profiles.timeline.residence import column_bytes
 from pocketport.profiles.timeline.setting import Scenario, Setting
 
 STORAGE_SPREAD = 4.0  # files are read at a quarter of the standard's rate at worst
@@ -67,8 +68,7 @@ def decode(model: ModelDescription, handset: Handset, scenario: Scenario, settin
     if bandwidth is None:
         raise UsageError("its DRAM's bandwidth is not known", where=handset.name, fix="add dram_gbps to its profile")
     attended = scenario.tokens + scenario.answer_tokens / 2
-    cache = language.cache_elements * attended * setting.cache_bits / 8
-    read = language.streamed_bytes(setting.schemes["language"]) + cache
+    read = language.streamed_bytes(setting.schemes["language"]) + column_bytes(model, setting) * attended
     ms = read / (how.bandwidth_share.value * bandwidth.value) / 1e6
     detail = f"{read / 1e9:.2f} GB at {how.bandwidth_share.value:.2g} of {bandwidth.value} GB/s; {how.name}"
     return _ms("decode", ms, ms / how.spread.value, ms * how.spread.value, detail)

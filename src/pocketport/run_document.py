@@ -166,6 +166,14 @@ class ProfileRecord(_Record):
     memory: list[MemoryPoint] = Field(default_factory=list)
 
 
+class CacheRecord(_Record):
+    """The key-value cache of a language model whose recipe has it in integers: ``int8`` or ``int4``, ranges included."""
+
+    name: str
+    bytes: int
+    float_bytes: int
+
+
 class TargetRecord(_Record):
     """Everything about one target. `status` is ``ok``, ``failed`` (nothing usable) or ``partial``."""
 
@@ -173,6 +181,7 @@ class TargetRecord(_Record):
     status: Literal["ok", "partial", "failed"]
     diagnostics: list[DiagnosticRecord] = Field(default_factory=list)
     components: list[ComponentRecord] = Field(default_factory=list)
+    cache: CacheRecord | None = None
     task: TaskRecord | None = None
     profile: ProfileRecord | None = None
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pocketport.calibration.storage import read_npz
+from pocketport.compress.float_cache import CacheConversion
 from pocketport.compress.graph import load_graph, static_shape
 from pocketport.data import Feeds
 from pocketport.errors import InputError, UsageError
@@ -68,7 +69,8 @@ def tune_run(
         artifacts = {a.kind: opened_artifact(a, directory).path for a in component.artifacts}
         paths |= {(component.name, a.kind): a.path for a in component.artifacts}
         pivot = directory / folder_of(record.id) / "pivot" / "bundle" / f"{component.name}.onnx"
-        jobs.append(TuneJob(component.name, artifacts, pivot, load_held_out(held_out, component.name).feeds[0]))
+        feeds = CacheConversion.of(load_graph(pivot)).stored(load_held_out(held_out, component.name).feeds[0])
+        jobs.append(TuneJob(component.name, artifacts, pivot, feeds))
     found = _tuned(jobs, Target.parse(record.id), seconds, progress)
     for name, chosen in found.components.items():
         chosen.artifact = paths[name, chosen.kind]

@@ -8,11 +8,14 @@ import pytest
 from decoder_models import save_decoder
 from small_models import cnn_bundle
 
+from pocketport.calibration.capture import calibrate
+from pocketport.calibration.statistics import ChannelRange, Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.session import DecoderSession
 from pocketport.compress.families.registry import Lengths, family_of, host_of
+from pocketport.compress.float_cache import CacheConversion, with_float_ends
 from pocketport.compress.integer_cache import KeyRanges, key_ranges, with_integer_cache
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
@@ -27,15 +30,18 @@ class Model:
         self.bundle: ModelBundle = family_of(source).load(source, name, Lengths(prompt=PROMPT, cache=CACHE))
         self.host: DecoderHost = host_of(self.bundle)
         self.rng = np.random.default_rng(0)
-        self.ranges: KeyRanges = key_ranges(self.bundle, self.feeds())
+        graphs = {c.name: c.graph for c in self.bundle}
+        self.ranges: KeyRanges = key_ranges(calibrate(graphs, (("prefill", f) for f in self.feeds())))
 
     def tokens(self, count: int) -> list[int]:
         return [int(t) for t in self.rng.integers(0, self.host.config.vocab_size, count)]
 
     def feeds(self) -> Iterator[dict[str, np.ndarray]]:
         embed = OrtExecutor(self.bundle["embed"].graph)
+        rng = np.random.default_rng(0)
         for _ in range(4):
-            embeds = np.array(embed.run({"input_ids": self.host.prompt_ids(self.tokens(LENGTH))})["embeds"])
+            tokens = [int(t) for t in rng.integers(0, self.host.config.vocab_size, LENGTH)]
+            embeds = np.array(embed.run({"input_ids": self.host.prompt_ids(tokens)})["embeds"])
             yield self.host.prefill_feeds(embeds, LENGTH)
 
 
@@ -48,7 +54,7 @@ def restored(name: str, x: np.ndarray, ranges: KeyRanges, bits: int) -> np.ndarr
     """What a column is after rounding: keys by channel, values by token, between least and greatest."""
     levels = 2**bits - 1
     if name.startswith("key_"):
-        low, high = (r[None, :, None] for r in ranges[name])
+        low, high = ranges[name].low[:, None], ranges[name].high[:, None]
     elif name.startswith("value_"):
         low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     else:
@@ -58,19 +64,38 @@ def restored(name: str, x: np.ndarray, ranges: KeyRanges, bits: int) -> np.ndarr
 
 
 class Rounded:
-    """A float graph whose keys and values are rounded when they come out."""
+    """A float graph whose keys and values are rounded when they come out, and when they go in."""
 
     def __init__(self, executor: OrtExecutor, ranges: KeyRanges, bits: int) -> None:
         self.executor, self.ranges, self.bits = executor, ranges, bits
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = self.executor.run(feeds)
-        return {n: restored(n.removeprefix("present_"), v, self.ranges, self.bits) for n, v in results.items()}
+        return self.rounded(self.executor.run(self.rounded(feeds)))
+
+    def rounded(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = {n: n.removeprefix("present_").removeprefix("past_") for n in arrays}
+        return {n: restored(names[n], v, self.ranges, self.bits) for n, v in arrays.items()}
 
 
 def logits(session: DecoderSession, tokens: list[int]) -> np.ndarray:
     first = session.start(session.embed(tokens[:LENGTH]), LENGTH)
     return np.concatenate([first, *(session.step(t) for t in tokens[LENGTH:])])
+
+
+def decode_feeds(model: Model, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """Of the float chain."""
+    calls: list[dict[str, np.ndarray]] = []
+
+    def observe(component: str, feeds: dict[str, np.ndarray], results: dict[str, np.ndarray]) -> None:
+        if component == "decode":
+            calls.append({n: np.array(v) for n, v in feeds.items()})
+
+    executors = {c.name: OrtExecutor(c.graph) for c in model.bundle}
+    session = DecoderSession(executors, model.host, observe)
+    session.start(session.embed(model.tokens(LENGTH)), LENGTH)
+    for token in model.tokens(steps):
+        session.step(token)
+    return iter(calls)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -90,6 +115,38 @@ def test_the_graphs_compute_what_a_rounded_float_cache_gives(model: Model, bits:
         assert stored[f"present_{name}"].dtype == (np.uint8 if name.startswith(("key_", "value_")) else np.float32)
 
 
+def test_ranges_of_keys_leave_padding_out_and_take_decoded_tokens_in(model: Model) -> None:
+    feeds = [("prefill", next(model.feeds())), *((("decode", f)) for f in decode_feeds(model, 2))]
+    executors = {n: OrtExecutor(model.bundle[n].graph) for n in ("prefill", "decode")}
+    found = key_ranges(calibrate({n: model.bundle[n].graph for n in executors}, feeds))
+    assert found.keys() == {n for n in model.host.config.state_names() if n.startswith("key_")}
+    for name, extremes in found.items():
+        runs = [executors[n].run(f)[f"present_{name}"][0] for n, f in feeds]
+        tokens = np.concatenate([runs[0][:, PROMPT - LENGTH :], *runs[1:]], axis=1)
+        np.testing.assert_array_equal(extremes.low, tokens.min(1))
+        np.testing.assert_array_equal(extremes.high, tokens.max(1))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_float_ends_round_as_the_host_would(model: Model, bits: int) -> None:
+    """The graph with float ends, and the conversion of feeds and results, against the float graph rounded in numpy."""
+    made = with_integer_cache(model.bundle, model.ranges, bits)
+    for name, feeds in (("prefill", next(model.feeds())), *(("decode", f) for f in decode_feeds(model, 1))):
+        graph, plain = made[name].graph, OrtExecutor(model.bundle[name].graph)
+        expected = Rounded(plain, model.ranges, bits).run(feeds)
+        conversion = CacheConversion.of(graph)
+        converted = conversion.restored(OrtExecutor(graph).run(conversion.stored(feeds)))
+        ended = OrtExecutor(with_float_ends(graph)).run(feeds)
+        assert conversion.bits == bits and expected.keys() == converted.keys() == ended.keys()
+        for key, value in expected.items():
+            scale = 2e-3 * np.abs(value).max()
+            step = 0 if key == "logits" else np.abs(value).max() / 2 ** (bits - 2)  # one may round to the next integer
+            for other in (converted[key], ended[key]):
+                assert np.mean(np.abs(other - value) > scale) < 1e-2 and np.abs(other - value).max() <= scale + step
+    graph = model.bundle["decode"].graph
+    assert with_float_ends(graph) is graph and CacheConversion.of(graph).stored(feeds).keys() == feeds.keys()
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_memory_counts_its_bytes(model: Model, bits: int) -> None:
     config, made = model.host.config, with_integer_cache(model.bundle, model.ranges, bits)
@@ -107,7 +164,7 @@ def test_a_wide_channel_costs_the_others_nothing(model: Model) -> None:
     rng = np.random.default_rng(3)
     keys = rng.standard_normal((1, 2, 64, 32)).astype(np.float32)
     keys[..., 5] += 40
-    ranges = {"key_0": (keys[0].min(1), keys[0].max(1))}
+    ranges = {"key_0": ChannelRange(keys[0].min(1), keys[0].max(1))}
     by_channel = np.square(restored("key_0", keys, ranges, 4) - keys).mean()
     by_token = np.square(restored("value_0", keys, ranges, 4) - keys).mean()
     assert by_channel < by_token / 20
@@ -120,5 +177,5 @@ def test_what_can_not_be_done_is_an_error(model: Model) -> None:
         with_integer_cache(cnn_bundle()[0], {}, 8)
     with pytest.raises(InputError, match="no range"):
         with_integer_cache(model.bundle, {}, 8)
-    with pytest.raises(UsageError, match="no calibration samples"):
-        key_ranges(model.bundle, [])
+    with pytest.raises(UsageError, match="saw no keys"):
+        key_ranges(Statistics())

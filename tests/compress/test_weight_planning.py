@@ -84,6 +84,13 @@ def test_what_a_format_refuses_is_an_error_unless_a_fallback_is_named(reference:
     assert {p.scheme for p in plans} == {"w8cfp16", "source"}
 
 
+def test_an_integer_cache_is_no_matter_of_weights(reference: tuple[Source, ModelBundle]) -> None:
+    mine = Recipe.model_validate({"name": "mine", "cache": "int8", "targets": {"plain": {"cache": "float"}}})
+    assert plan_weights(*reference, mine, Plain(), "")
+    with pytest.raises(UsageError, match="holds no key-value cache"):
+        plan_weights(*reference, Recipe(name="mine", cache="int4"), Plain(), "")
+
+
 def test_a_rule_says_whether_zero_points_vary(reference: tuple[Source, ModelBundle]) -> None:
     rules = (Rule(symmetric=False), Rule(name="*layers.0.*", symmetric=True))
     plans = {p.tensor: p for p in plan_weights(*reference, recipe(*rules), Plain(), "")}

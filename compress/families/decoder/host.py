@@ -163,8 +163,8 @@ class DecoderHost:
         padding = self.prompt - length
         offset = 0 if positions is None else int(positions.max()) + 1 - length
         state = DecoderState(padding, self.prompt, offset)
-        for name, present in _present(results):
-            dtype = present.dtype if present.dtype.kind in "iu" else np.dtype(np.float32)
+        for name, present in present_states(results):
+            dtype = stored_dtype(present)
             if name.startswith(COLUMNS):
                 past = np.zeros((*present.shape[:2], self.cache, present.shape[3]), dtype)
                 past[:, :, padding : self.prompt] = present[:, :, padding:]
@@ -197,7 +197,7 @@ class DecoderHost:
 
     def store(self, results: Mapping[str, NDArray[Any]], state: DecoderState) -> None:
         """Write what ``decode`` gave into the cache: a column of keys and values, other states whole."""
-        for name, present in _present(results):
+        for name, present in present_states(results):
             past = state.cache[f"past_{name}"]
             if name.startswith(COLUMNS):
                 past[:, :, state.column] = present[:, :, 0]
@@ -206,9 +206,14 @@ class DecoderHost:
         state.column += 1
 
 
-def _present(results: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
+def present_states(results: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
     """The states that a graph gave, ``present_`` taken off their names."""
     return [(name.removeprefix("present_"), v) for name, v in results.items() if name.startswith("present_")]
+
+
+def stored_dtype(present: NDArray[Any]) -> np.dtype[Any]:
+    """What a cache holds of a state that a graph gave: integers as they are, else float32."""
+    return present.dtype if present.dtype.kind in "iu" else np.dtype(np.float32)
 
 
 def prompt_rows(component: str, feeds: Mapping[str, NDArray[Any]], outputs: Iterable[str]) -> Rows:

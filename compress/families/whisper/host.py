@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.compress.executor import Arrays
-from pocketport.compress.families.decoder.host import MASKED
+from pocketport.compress.families.decoder.host import MASKED, present_states, stored_dtype
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.whisper.config import Generation, WhisperConfig
 from pocketport.compress.families.whisper.features import LogMel
@@ -26,13 +26,14 @@ class WhisperState:
         padding: columns at the left of the prompt that hold nothing.
         column: the next free column of the cache.
         cross: `cross_key_i`, `cross_value_i`, as the encoder gave them.
-        cache: `past_key_i`, `past_value_i` [1,heads,C,d].
+        cache: `past_key_i`, `past_value_i` [1,heads,C,d], float32 (integers and their ranges where the graphs have
+            those, see `integer_cache`).
     """
 
     padding: int
     column: int
     cross: Arrays
-    cache: dict[str, FloatArray] = field(default_factory=dict)
+    cache: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,9 @@ class WhisperHost:
     def started(self, results: Arrays, length: int, cross: Arrays) -> WhisperState:
         """The state behind a prefill that gave `results`; the rest as in `prefill_feeds`."""
         state = WhisperState(self.prompt - length, self.prompt, _cross(cross))
-        shape = (1, self.config.decoder_attention_heads, self.cache, self.config.head)
-        for name in self._states():
-            past = np.zeros(shape, np.float32)
-            past[:, :, state.padding : self.prompt] = results[f"present_{name}"][:, :, state.padding :]
+        for name, present in present_states(results):
+            past = np.zeros((*present.shape[:2], self.cache, present.shape[3]), stored_dtype(present))
+            past[:, :, state.padding : self.prompt] = present[:, :, state.padding :]
             state.cache[f"past_{name}"] = past
         return state
 
@@ -129,8 +129,8 @@ class WhisperHost:
 
     def store(self, results: Arrays, state: WhisperState) -> None:
         """Write the column that ``decode`` gave into the cache."""
-        for name in self._states():
-            state.cache[f"past_{name}"][:, :, state.column] = results[f"present_{name}"][:, :, 0]
+        for name, present in present_states(results):
+            state.cache[f"past_{name}"][:, :, state.column] = present[:, :, 0]
         state.column += 1
 
     def choose(self, logits: FloatArray, *, first: bool) -> int:
@@ -144,9 +144,6 @@ class WhisperHost:
         """The likeliest language's token, by the logits [1,V] behind the start token alone."""
         tokens = list(self.generation.lang_to_id.values())
         return tokens[int(np.asarray(logits)[0, tokens].argmax())]
-
-    def _states(self) -> list[str]:
-        return [f"{kind}_{i}" for i in range(self.config.decoder_layers) for kind in ("key", "value")]
 
 
 def _cross(results: Arrays) -> dict[str, NDArray[Any]]:

@@ -130,6 +130,9 @@ def _print_target(text: str, plan: Plan) -> None:
             _size(component.bytes_before), _size(component.bytes_after),
         )  # fmt: skip
     out.print(shown)
+    if plan.cache is not None:
+        before, after = _size(plan.cache.bytes_before), _size(plan.cache.bytes_after)
+        out.print(f"key-value cache: {plan.cache.name}, {after} ({before} in float32): {plan.cache.why}")
 
 
 def _document(

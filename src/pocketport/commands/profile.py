@@ -11,6 +11,7 @@ from pocketport.commands.stages import continue_run
 from pocketport.commands.timeline import (
     AnswerTokens,
     BudgetFile,
+    CacheBits,
     Encoded,
     Engine,
     Image,
@@ -47,6 +48,7 @@ def profile(
     weights: Encoded = None,
     engine: Engine = "tuned",
     resident: Resident = False,
+    cache_bits: CacheBits = 16,
     budget: BudgetFile = None,
     run: ScoresOf = None,
     cache: Cache = None,
@@ -65,7 +67,8 @@ def profile(
     if image is not None or budget is not None or source in preset_names():
         follow_request(
             source, device, image=image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, on=on or (),
-            weights=weights or (), engine=engine, resident=resident, budget=budget, run=run, json_output=json_output,
+            weights=weights or (), engine=engine, resident=resident, cache_bits=cache_bits, budget=budget, run=run,
+            json_output=json_output,
         )  # fmt: skip
         return
     report = predict_latency(

@@ -16,7 +16,14 @@ from pocketport.profiles.measurement import Measurement, Provenance
 from pocketport.profiles.timeline.describe import describe, plan_image
 from pocketport.profiles.timeline.description import PARTS, ModelDescription, Part
 from pocketport.profiles.timeline.handset import Handset, find_configuration, find_handset
-from pocketport.profiles.timeline.setting import ANSWER_TOKENS, QUESTION_TOKENS, Scenario, Setting, Unit
+from pocketport.profiles.timeline.setting import (
+    ANSWER_TOKENS,
+    FLOAT_BITS,
+    QUESTION_TOKENS,
+    Scenario,
+    Setting,
+    Unit,
+)
 from pocketport.profiles.timeline.timeline import Phase, Timeline, timeline
 from pocketport.profiles.timeline.verdict import RequestVerdict, judge
 from pocketport.profiles.units import format_quantity
@@ -40,6 +47,7 @@ Encoded = Annotated[
 ]
 Engine = Annotated[str, typer.Option("--engine", help="llama.cpp's set-up: generic, native or tuned.")]
 Resident = Annotated[bool, typer.Option("--resident", help="Load everything at once, release nothing.")]
+CacheBits = Annotated[int, typer.Option("--cache-bits", help="Of a number in the key-value cache: 16, 8 or 4.")]
 BudgetFile = Annotated[
     Path | None, typer.Option("--budget", help="budget.yaml with scenarios: hold every one of them against its limits.")
 ]
@@ -50,6 +58,7 @@ ScoresOf = Annotated[
     ),
 ]
 UNITS = ("cpu", "npu")
+WIDTHS = (16, 8, 4)  # of a number in the cache
 WIDTH = 32  # characters of a bar as long as the request
 
 
@@ -64,6 +73,7 @@ def follow_request(
     weights: Sequence[str] = (),
     engine: str = "tuned",
     resident: bool = False,
+    cache_bits: int = FLOAT_BITS,
     budget: Path | None = None,
     run: Path | None = None,
     json_output: bool = False,
@@ -77,7 +87,9 @@ def follow_request(
     if run is not None and budget is None:
         raise UsageError("only a budget asks for scores", where="--run", fix="give --budget too")
     handset, model = find_handset(device), describe(source)
-    setting = chosen_setting(on, weights, engine, resident)
+    setting = replace(chosen_setting(on, weights, engine, resident), cache_bits=cache_bits)
+    if cache_bits not in WIDTHS:
+        raise UsageError(f"{cache_bits} bits", where="--cache-bits", fix="give 16, 8 or 4")
     if budget is None:
         scenario = planned(source, image, prompt_tokens, answer_tokens)
         followed = timeline(model, handset, scenario, setting)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pocketport.calibration.encodings import EncodingTable
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.float_cache import with_float_ends
 from pocketport.compress.plan import Plan
 from pocketport.errors import UsageError
 from pocketport.pipeline import folder_of
@@ -26,7 +27,7 @@ class OpenedTarget:
     Attributes:
         record: of the run's document.
         plan: by which the pivot was made.
-        pivot: the quantized bundle.
+        pivot: the quantized bundle; an integer cache is rounded in its graphs, which take and give floats.
         encodings: of all its tensors.
     """
 
@@ -44,7 +45,9 @@ class OpenedTarget:
                 "the run has no pivot for it", where=f"{directory}, {record.id}", fix="port the model again"
             )
         made = StageResult("quantize", "", folder, "", 0.0, cached=True)
-        return cls(record, load_plan(made), load_pivot(made), EncodingTable.load(folder / "encodings.npz"))
+        pivot = load_pivot(made)
+        pivot = pivot.with_graphs({c.name: with_float_ends(c.graph) for c in pivot})
+        return cls(record, load_plan(made), pivot, EncodingTable.load(folder / "encodings.npz"))
 
 
 @dataclass

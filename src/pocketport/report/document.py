@@ -22,6 +22,7 @@ from pocketport.report.html import shown_indices, write_report
 from pocketport.report.requests import request_figures
 from pocketport.run_document import (
     ArtifactRecord,
+    CacheRecord,
     CheckRecord,
     ComponentRecord,
     ConditioningRecord,
@@ -157,8 +158,11 @@ def _target(run: Run, one: TargetRun, metric: str) -> TargetRecord:
     task = None
     if "task" in one.stages and run.float_task is not None:
         task = task_record(one.target, metric, run.float_task, one.stages["task"], one.compiled())
+    cache = None
+    if plan.cache is not None:
+        cache = CacheRecord(name=plan.cache.name, bytes=plan.cache.bytes_after, float_bytes=plan.cache.bytes_before)
     return TargetRecord(
-        id=one.target, status=_status(one, len(components)), components=components, task=task, profile=profile,
+        id=one.target, status=_status(one, len(components)), components=components, cache=cache, task=task, profile=profile,
         diagnostics=[DiagnosticRecord.model_validate(d.to_json()) for d in dict.fromkeys(diagnostics)],
     )  # fmt: skip
 

@@ -80,11 +80,24 @@ def score(target: TargetRecord) -> Cell:
     return Cell(text, f"n = {task.n}", task.provenance, task.engine)
 
 
+def cache(target: TargetRecord) -> Cell:
+    """Bytes of a key-value cache in integers."""
+    found = target.cache
+    if found is None:
+        return Cell("–")
+    return Cell(
+        format_quantity(found.bytes, "bytes"), f"{found.name}, float32 {format_quantity(found.float_bytes, 'bytes')}"
+    )
+
+
 def figure_rows(document: RunDocument) -> tuple[list[str], list[tuple[TargetRecord, list[Cell]]]]:
     """Column titles and a row of cells a target."""
     names = shown_names(document)
     metric = next((t.task.metric.replace("_", " ") for t in document.targets if t.task), "score")
     columns = ["artifacts", "NPU ops", "least SQNR", f"{metric}: float → here", *(TITLES[n] for n in names)]
+    cached = any(t.cache for t in document.targets)
+    if cached:
+        columns.append("key-value cache")
     rows = []
     for target in document.targets:
         by_name = {m.name: m for m in target.profile.measurements} if target.profile else {}
@@ -95,6 +108,8 @@ def figure_rows(document: RunDocument) -> tuple[list[str], list[tuple[TargetReco
             score(target),
         ]
         cells += [show_measurement(by_name[n]) if n in by_name else Cell("–") for n in names]
+        if cached:
+            cells.append(cache(target))
         rows.append((target, cells))
     return columns, rows
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.float_cache import CacheConversion
 from pocketport.data import Feeds
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError
@@ -71,7 +72,7 @@ def profile_target(
         pivot = load_pivot(quantized)
         diagnostics: list[Diagnostic] = []
         if isinstance(backend, MeasuringBackend):
-            device, figures = _measured(parsed, held_out, compiled)
+            device, figures = _measured(parsed, held_out, pivot, compiled)
         else:
             device, figures = _predicted(parsed, backend, pivot, quantized, diagnostics)
         latencies = {n: m for n in bundle.components for m in figures if m.name == f"{n}_latency"}
@@ -115,11 +116,11 @@ def _request_shape(task: StageResult | None) -> tuple[int, int]:
 
 
 def _measured(
-    target: Target, held_out: StageResult, compiled: Mapping[str, StageResult]
+    target: Target, held_out: StageResult, pivot: ModelBundle, compiled: Mapping[str, StageResult]
 ) -> tuple[str, list[Measurement]]:
     figures: list[Measurement] = []
     for name, result in compiled.items():
-        feeds = load_held_out(held_out, name).feeds[0]
+        feeds = CacheConversion.of(pivot[name].graph).stored(load_held_out(held_out, name).feeds[0])
         artifact = primary_artifact(result)
         label = f"{target}: measure {name}"
         figures += call_in_worker(
@@ -127,7 +128,7 @@ def _measured(
             target,
             name,
             artifact,
-            dict(feeds),
+            feeds,
             label=label,
             limits=LIMITS,
         )

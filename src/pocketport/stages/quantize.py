@@ -8,6 +8,7 @@ from pocketport.compress.blockwise.estimate import Estimate
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.compare import compare_graphs
 from pocketport.compress.evidence import check_evidence
+from pocketport.compress.float_cache import with_float_ends
 from pocketport.compress.graph import hollowed
 from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.plan import Plan, make_plan
@@ -98,7 +99,7 @@ def _layer_errors(bundle: ModelBundle, pivot: ModelBundle, held_out: StageResult
     errors = {}
     for component in bundle:
         feeds = load_held_out(held_out, component.name).feeds[:1]
-        compared = compare_graphs(component.graph, pivot[component.name].graph, feeds)
+        compared = compare_graphs(component.graph, with_float_ends(pivot[component.name].graph), feeds)
         errors[component.name] = [(e.tensor, round(e.cumulative_db, 2)) for e in compared][:MOST_TENSORS]
     return errors
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.executor import Arrays, OrtExecutor
 from pocketport.compress.families.registry import family_named
+from pocketport.compress.float_cache import with_float_ends
 from pocketport.compress.input_scaling import Numbers
 from pocketport.compress.mixed_precision.outputs import output_gradient
 from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder, Sensitivities
@@ -189,7 +190,7 @@ class TargetSearch:
             if component.name not in self.found.components:
                 continue
             known = load_held_out(held_out, component.name)
-            executor = OrtExecutor(component.graph)
+            executor = OrtExecutor(with_float_ends(component.graph))
             results = [executor.run(feeds) for feeds in known.feeds]
             for name in known.outputs[0]:
                 expected = known.used(known.outputs, name)

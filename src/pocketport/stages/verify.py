@@ -9,6 +9,8 @@ import numpy as np
 
 from pocketport.calibration.metrics import EXACT_DB, sqnr_db
 from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.float_cache import CacheConversion
+from pocketport.compress.graph import load_graph
 from pocketport.errors import VerificationError
 from pocketport.files import write_json
 from pocketport.remote import remote_executors
@@ -53,10 +55,11 @@ def verify_component(
 
 def _verify_artifact(target: Target, component: str, artifact: Artifact, pivot: Path, samples: HeldOut) -> VerifyRecord:
     engine, provenance = backend_for(target).engines[artifact.kind]
-    quantized = OrtExecutor(pivot)
+    quantized, cache = OrtExecutor(pivot), CacheConversion.of(load_graph(pivot))
+    feeds = [cache.stored(f) for f in samples.feeds]
     with remote_executors(target, {component: artifact}, {component: pivot}, limits=LIMITS) as executors:
-        results = [executors[component].run(f) for f in samples.feeds]
-    simulated = [quantized.run(f) for f in samples.feeds]
+        results = [cache.restored(executors[component].run(f)) for f in feeds]
+    simulated = [cache.restored(quantized.run(f)) for f in feeds]
     outputs, against_pivot = {}, []
     for key in samples.outputs[0]:
         where = f"{target} {component} {artifact.kind}, output {key}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from whisper_models import AUDIO, CONFIG, GENERATION, save_whisper
 
+from pocketport.calibration.capture import calibrate
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.registry import Lengths
 from pocketport.compress.families.whisper.config import Generation, WhisperConfig
@@ -18,6 +19,7 @@ from pocketport.compress.families.whisper.load import load_whisper
 from pocketport.compress.families.whisper.parity import cut_out
 from pocketport.compress.families.whisper.runner import WhisperRunner, calibration_arrays
 from pocketport.compress.ingest import ingest
+from pocketport.compress.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.parity import check_parity
 from pocketport.compress.sources.open import open_source
 from pocketport.data import load_data
@@ -176,6 +178,35 @@ def test_answers_are_those_of_generate(tmp_path: Path, options: dict[str, Any]) 
             assert [prompt for prompt in prompts if prompt[0] == 101] == [forced]
             answers.add(tuple(expected))
     assert len(answers) >= 3 and all(len(set(answer)) > 2 for answer in answers)
+
+
+@pytest.mark.parametrize(("bits", "noise"), [(8, 0.01), (4, 0.3)])
+def test_a_cache_of_integers(saved: Path, bits: int, noise: float) -> None:
+    """The host copies whatever the graphs give."""
+    bundle = ingest(saved)
+    graphs = {c.name: c.graph for c in bundle}
+
+    def transcribed(own: dict[str, Any]) -> tuple[list[int], list[tuple[str, Any]], list[Any]]:
+        calls: list[tuple[str, Any]] = []
+        logits: list[Any] = []
+
+        def observe(component: str, feeds: Any, results: Any) -> None:
+            calls.append((component, {n: np.array(v) for n, v in feeds.items()}))
+            if component in ("prefill", "decode"):
+                logits.append(results["logits"])
+
+        runner = WhisperRunner({n: OrtExecutor(g) for n, g in own.items()}, bundle.config, observe)
+        return runner.transcribe(sound(0.7), language="en", max_new_tokens=6), calls, logits
+
+    tokens, calls, logits = transcribed(graphs)
+    made = with_integer_cache(bundle, key_ranges(calibrate(graphs, calls)), bits)
+    rounded, integers, others = transcribed({c.name: c.graph for c in made})
+    before, after = (next(f for n, f in c if n == "decode") for c in (calls, integers))
+    assert after["past_key_0"].dtype == np.uint8 and after["past_value_range_1"].dtype == np.float32
+    assert after["past_key_0"].shape[-1] == before["past_key_0"].shape[-1] * bits // 8
+    np.testing.assert_array_equal(logits[0], others[0], "prefill sees no cache")
+    assert 0 < np.square(others[1] - logits[1]).mean() < noise * np.square(logits[1]).mean()
+    assert bits == 4 or rounded == tokens
 
 
 def test_forced_tokens() -> None:

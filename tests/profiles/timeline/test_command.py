@@ -36,6 +36,17 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "plan_image", lambda source, size: IMAGE)
 
 
+def test_a_cache_of_fewer_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for bits in (16, 4):
+        command.follow_request("m", "hand", image=None, cache_bits=bits, json_output=True)
+        found.append(json.loads(capsys.readouterr().out))
+    caches = [f["phases"][-1]["memory"]["cache"] for f in found]
+    assert caches[1] * 4 == caches[0] == 50_000 * 4096 * 2
+    with pytest.raises(UsageError, match="3 bits"):
+        command.follow_request("m", "hand", image=None, cache_bits=3)
+
+
 def test_json_has_phases_that_follow_one_another(capsys: pytest.CaptureFixture[str]) -> None:
     command.follow_request("m", "hand", image="10x10", prompt_tokens=20, answer_tokens=10, json_output=True)
     told = json.loads(capsys.readouterr().out)

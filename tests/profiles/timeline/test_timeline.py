@@ -120,6 +120,10 @@ def test_bytes_by_scheme() -> None:
 def test_cache_and_buffers() -> None:
     setting = Setting(context=1000, cache_bits=8).encoded("fp16", "language")
     assert cache_bytes(MODEL, ASKED, setting) == 50_000 * 1000
+    headed = MODEL.model_copy(update={"parts": {"language": part(1, cache_elements=50_000, shape={"head_size": 50})}})
+    assert cache_bytes(headed, ASKED, setting) == (50_000 + 8 * 500) * 1000, "500 heads of values have a range"
+    assert cache_bytes(headed, ASKED, replace(setting, cache_bits=4)) == (25_000 + 8 * 500) * 1000
+    assert cache_bytes(headed, ASKED, replace(setting, cache_bits=16)) == 100_000 * 1000
     buffered = MODEL.model_copy(
         update={"parts": {"language": part(1, arena_bytes=100, io_bytes=10, step_arena_bytes=3, cache_elements=0)}}
     )

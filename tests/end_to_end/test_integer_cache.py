@@ -1,0 +1,76 @@
+"""The reference model to x86 with an integer cache: the answers are those of the functions, the document says it."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from pocketport.compress.apply import apply_plan
+from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.integer_cache import key_ranges, with_integer_cache
+from pocketport.compress.plan import make_plan
+from pocketport.compress.recipe import load_recipe
+from pocketport.debugging.opened import open_run
+from pocketport.pipeline import run_until
+from pocketport.report.document import finish_run
+from pocketport.request import Request
+from pocketport.run_document import json_schema
+from pocketport.running import open_model
+from pocketport.stages.calibrate import load_statistics
+from pocketport.stages.context import Context
+from pocketport.stages.ingest import load_bundle
+from pocketport.stages.verify import load_answers
+from pocketport.store import Store
+from pocketport.targets.contract import Target
+from pocketport.targets.registry import backend_for
+from pocketport.tasks import choose_task
+
+SAMPLES = 6
+FLOAT_BYTES = 1_048_576
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size", "least_db"), [("int8", 278_528, 18), ("int4", 147_456, 12)])
+def test_the_reference_on_x86(tmp_path: Path, name: str, size: int, least_db: float) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"cache: {name}", encoding="utf-8")
+    request = Request(
+        source="reference", targets=["x86"], recipe=str(recipe), calibration_samples=4, task_samples=SAMPLES
+    )
+    context = Context(request, Store(tmp_path / "store"), tmp_path / "out")
+    context.out.mkdir()
+    run = run_until(context, "profile")
+    document = finish_run(run)
+    jsonschema.validate(json.loads((context.out / "run.json").read_text()), json_schema())
+    record = document.targets[0]
+    assert record.status == "ok" and record.cache is not None and record.task is not None and record.profile is not None
+    assert (record.cache.name, record.cache.bytes, record.cache.float_bytes) == (name, size, FLOAT_BYTES)
+    assert "key-value cache" in (context.out / "report.html").read_text(encoding="utf-8")
+
+    verified = [v for c in record.components if c.name in ("prefill", "decode") for v in (c.verify, *c.verify_others)]
+    assert all(v is not None and v.pivot_db > 40 and v.sqnr_db > least_db for v in verified)
+    outputs = {v.name: v for v in load_bundle(run.conditioned)["decode"].graph.graph.outputs}
+    assert all(set(v.outputs) == set(outputs) for v in verified[-1:] if v is not None), (
+        "compared as the float graph has them"
+    )
+
+    # The same by functions: the float cache's pivot, then its graphs rewritten.
+    assert run.calibrated is not None
+    bundle, statistics = load_bundle(run.conditioned), load_statistics(run.calibrated)
+    target = Target.parse("x86")
+    plan = make_plan(bundle, load_recipe("default"), "x86", backend_for(target).legality(target))
+    pivot, _ = apply_plan(bundle, plan, statistics)
+    rewritten = with_integer_cache(pivot, key_ranges(statistics), int(name[-1]))
+    answers = choose_task(bundle, request).evaluate({c.name: OrtExecutor(c.graph) for c in rewritten}, SAMPLES)
+    ported = load_answers(run.targets["x86"].stages["task"])
+    assert [a.text for a in ported] == [a.text for a in answers]
+    assert abs(record.task.value - record.task.float_value) <= 1 / SAMPLES
+
+    with open_model(context.out) as model:
+        again = choose_task(bundle, request).evaluate(model.executors, 2)
+    assert [a.text for a in again] == [a.text for a in ported[:2]]
+    opened = open_run(context, document, None).targets["x86"]
+    assert opened.plan.cache is not None and opened.plan.cache.bytes_after == size
+    floats = {v.name: v.dtype for v in opened.pivot["decode"].graph.graph.outputs}
+    assert floats == {name: v.dtype for name, v in outputs.items()}
