@@ -15,22 +15,23 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
-from pocketport.compress.blockwise.drift import Drift
-from pocketport.compress.blockwise.gptq import Hessian, solve
+from pocketport.compress.blockwise.damping import Sharer, searched_damping
+from pocketport.compress.blockwise.drift import target
+from pocketport.compress.blockwise.gptq import solve
 from pocketport.compress.blockwise.grids import Form
 from pocketport.compress.blockwise.journal import Journal
 from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import as_weight, pack_ggml
 from pocketport.compress.blockwise.samples import Samples, float_chain, taken_in
 from pocketport.compress.blockwise.segments import Segment, Stage, segments, stages
+from pocketport.compress.blockwise.sums import Sums
 from pocketport.compress.blockwise.timing import Timing
 from pocketport.compress.executor import Arrays
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.quantized_weights import Quantized
 from pocketport.compress.structure import is_constant, weight_operand
 from pocketport.compress.torch_executor import Values, WeightCache, last_uses, run_nodes
-
-ROWS = 2048  # of inputs that a Hessian takes in at once
+from pocketport.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def calibrate(
         timing: takes the seconds.
 
     Raises:
-        UsageError: there are no samples.
+        UsageError: there are no samples, or too few for a damping search.
         InputError: an op can't be run in torch.
         VerificationError: a Hessian is not positive definite.
     """
@@ -77,6 +78,7 @@ def calibrate(
         timing.start("samples")
         with timing.phase("load"):
             samples, varying = taken_in(graph, feeds, activations, settings.device)
+            _check_search(plans, samples.count)
             exact = float_chain(samples) if any(_options(plan).propagation for plan in plans) else None
         cuts = segments(varying)
         while not _uses(cuts[-1].nodes, wanted):
@@ -125,8 +127,21 @@ def _residual(node: ir.Node) -> str:
     return (others[0].name or "") if others and others[0].shape == product.shape else ""
 
 
+def _form(plan: WeightPlan) -> Form:
+    return Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
+
+
 def _options(plan: WeightPlan) -> GptqOptions:
     return GptqOptions.of(plan.options if plan.algorithm == "gptq" else {})
+
+
+def _check_search(plans: Sequence[WeightPlan], samples: int) -> None:
+    every = max(_options(plan).damping_search for plan in plans)
+    if samples < every:
+        raise UsageError(
+            f"damping_search: {every} holds out every {every}th calibration sample, and there are {samples}",
+            where="recipe, algorithm_options", fix=f"give at least {every} samples, or a damping in its place",
+        )  # fmt: skip
 
 
 def _resumed(journal: Journal, parts: Sequence[str], samples: Samples, settings: Settings) -> int:
@@ -174,14 +189,14 @@ class _Layer:
                     quantized[use.plan.tensor] = pack_ggml(use.plan, stored, importance.cpu())
         return quantized
 
-    def _forward(self, stage: Stage) -> "_Sums | None":
+    def _forward(self, stage: Stage) -> Sums | None:
         """All samples through a stage; what is summed over the activation that it observes."""
-        sums: _Sums | None = None
-        waiting: list[list[Tensor]] = []
+        sums: Sums | None = None
         extra = {stage.observed, *stage.watched} - {""}
         uses = last_uses(stage.nodes, set(stage.kept) | extra | self.samples.shared.keys())
         residuals = {use.residual for use in self.uses[stage.observed]} & stage.kept if stage.observed else set()
         names = [stage.observed, *sorted(residuals if self.exact else ())]
+        every = _options(self.uses[stage.observed][0].plan).damping_search if stage.observed else 0
         for sample in range(self.samples.count):
             chains = [self._advanced(self.samples, self.weights, stage, sample, uses)]
             for name in stage.watched:
@@ -190,14 +205,14 @@ class _Layer:
             if self.exact is not None:
                 chains.append(self._advanced(self.exact, self.exact_weights, stage, sample, uses))
             if stage.observed:
-                waiting.append([self.samples.weighted(values[name], sample)[0] for values in chains for name in names])
-                if sum(len(rows[0]) for rows in waiting) >= ROWS or sample + 1 == self.samples.count:
-                    with self.timing.phase("hessian"):
-                        sums = sums or _Sums(
-                            names, waiting[0][0].shape[1], self.exact is not None, self.settings.device
-                        )
-                        sums.add([torch.cat(part) for part in zip(*waiting, strict=True)])
-                        waiting.clear()
+                rows = [self.samples.weighted(values[name], sample)[0] for values in chains for name in names]
+                exact, device = self.exact is not None, self.settings.device
+                with self.timing.phase("hessian"):
+                    sums = sums or Sums(names, rows[0].shape[1], exact, device, split=every > 0)
+                    (sums.held if sums.held is not None and sample % every == every - 1 else sums).add(rows)
+        if sums is not None:
+            with self.timing.phase("hessian"):
+                sums.finish()
         return sums
 
     def _advanced(
@@ -217,45 +232,32 @@ class _Layer:
         squares = rows.square().sum(0)
         self.squares[name] = squares if name not in self.squares else self.squares[name] + squares
 
-    def _solved(self, observed: str, sums: "_Sums") -> dict[str, Quantized]:
+    def _solved(self, observed: str, sums: Sums) -> dict[str, Quantized]:
         """All weights that meet one activation; they take their new values."""
         uses = self.uses[observed]
         options = [_options(use.plan) for use in uses]
+        damping = options[0].damping
+        if sums.held is not None:
+            with self.timing.phase("damping"):
+                damping = searched_damping(
+                    sums,
+                    [
+                        Sharer(self.weights.get(use.value), _form(use.plan), use.residual, wanted.propagation)
+                        for use, wanted in zip(uses, options, strict=True)
+                    ],
+                )
+                sums.merge_held()
         with self.timing.phase("factor"):
-            factor = sums.hessian.factor(options[0].damping, whole=any(o.sweeps for o in options))
+            factor = sums.hessian.factor(damping, whole=any(o.sweeps for o in options))
         quantized: dict[str, Quantized] = {}
         for use, wanted in zip(uses, options, strict=True):
-            form = Form.of(use.plan.scheme, use.plan.symmetric, use.plan.shape[-1])
+            form = _form(use.plan)
             with self.timing.phase("solve"):
                 weight = self.weights.get(use.value)
                 if sums.drift is not None and wanted.propagation:
-                    weight = sums.drift.target(weight, use.residual, factor, wanted.propagation)
+                    missing = sums.drift.missing(weight, use.residual)
+                    weight = target(weight, missing, factor, wanted.propagation)
                 integers, grid = solve(weight, factor, form, wanted.sweeps)
                 self.weights.replace(use.plan.tensor, grid.dequantized(integers))
             quantized[use.plan.tensor] = as_weight(integers, grid, form)
         return quantized
-
-
-class _Sums:
-    """The Hessian of an activation and, beside a float chain, its drift.
-
-    Args:
-        names: of the activation and of the residuals.
-        columns: of the activation.
-        exact: whether there is a float chain.
-        device: where the sums lie.
-    """
-
-    def __init__(self, names: Sequence[str], columns: int, exact: bool, device: torch.device) -> None:
-        self.hessian = Hessian(columns, device)
-        self.drift = Drift(columns, device) if exact else None
-        self._names = names
-
-    def add(self, values: Sequence[Tensor]) -> None:
-        """Take in rows of each name, of the quantized chain and then of the float one."""
-        self.hessian.add(values[0])
-        if self.drift is not None:
-            exact = values[len(self._names) :]
-            self.drift.add(values[0], exact[0])
-            for name, residual, wanted in zip(self._names[1:], values[1 : len(self._names)], exact[1:], strict=True):
-                self.drift.add_residual(name, values[0], residual, wanted)

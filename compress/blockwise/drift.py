@@ -34,16 +34,31 @@ class Drift:
         drifted = (exact - residual).T @ rows
         self._residuals[name] = self._residuals[name].add_(drifted) if name in self._residuals else drifted
 
-    def target(self, weight: Tensor, residual: str, factor: Factor, share: float) -> Tensor:
-        """What is to be rounded in the place of a weight [N, K].
+    def merge(self, other: "Drift") -> None:
+        """Take over another one's sums."""
+        self._inputs += other._inputs
+        for name, sums in other._residuals.items():
+            self._residuals[name] += sums
+
+    def missing(self, weight: Tensor, residual: str, rows: slice = slice(None)) -> Tensor:
+        """Σ (x̃ Wᵀ + r̃ − r − x Wᵀ)ᵀ x: what the outputs of a weight [N, K] lack, over the rows x, [n, K].
 
         Args:
             weight: of the float model.
             residual: the one that its outputs are added to, "" for none.
-            factor: of the damped Hessian of x.
-            share: of the drift that is made up for, 0 … 1: all of it fits the calibration data best, not the text to come.
+            rows: of the weight that are wanted.
         """
-        wanted = weight @ self._inputs
-        if residual in self._residuals:
-            wanted += self._residuals[residual]
-        return weight + share * factor.applied(wanted[None])[0]
+        lacking = weight[rows] @ self._inputs
+        return lacking.add_(self._residuals[residual][rows]) if residual in self._residuals else lacking
+
+
+def target(weight: Tensor, missing: Tensor, factor: Factor, share: float) -> Tensor:
+    """What is to be rounded in the place of a weight [N, K].
+
+    Args:
+        weight: of the float model.
+        missing: see `Drift.missing`.
+        factor: of the damped Hessian of x.
+        share: of the drift that is made up for, 0 … 1: all of it fits the calibration data best, not the text to come.
+    """
+    return weight + share * factor.applied(missing[None])[0]

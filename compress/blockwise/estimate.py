@@ -7,6 +7,8 @@ from math import prod
 
 import torch
 
+from pocketport.compress.blockwise.damping import CANDIDATES
+from pocketport.compress.blockwise.damping import ROWS as TRIAL_ROWS
 from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid
 from pocketport.compress.blockwise.options import GptqOptions
@@ -26,6 +28,7 @@ HESSIAN_COPIES = 4  # sums, reordered, factor, inverse
 DISTILLATION_FLOPS = (
     10  # of each weight a token: float and quantized forwards, forwards again, and two products backwards
 )
+TRIAL_FLOPS = 3  # of N·K² a weight that is rounded on trial: rounding, and its error
 SWEEP_FLOPS = 11  # of N·K² a weight: four products to fit scales, one and a half to descend
 
 
@@ -62,13 +65,16 @@ def estimate(plans: Sequence[WeightPlan], tokens: int, memory_limit: int) -> Est
         seconds += prod(plan.shape) / speeds.get(plan.algorithm, speeds["mse"])
     for plan in (*gptq, *watched):
         seconds += chains * 2.0 * prod(plan.shape) * tokens / speeds["flops"]
-    for columns in _inputs(gptq):
-        flops = (2 * chains - 1) * columns**2 * tokens + FACTOR_FLOPS * columns**3
+    for plan in _inputs(gptq):
+        columns = plan.shape[-1]
+        flops = (2 * chains - 1) * columns**2 * tokens + (1 + _trials(plan)) * FACTOR_FLOPS * columns**3
         seconds += flops / speeds["flops"]
     for plan in gptq:
         n, k = plan.shape
         options = GptqOptions.of(plan.options)
         seconds += (1 + SWEEP_FLOPS * options.sweeps) * n * k * k / speeds["flops"] + n * k / speeds["mse"]
+        tried = _trials(plan) * min(n, TRIAL_ROWS)
+        seconds += TRIAL_FLOPS * tried * k * k / speeds["flops"] + tried * k / speeds["mse"]
         seconds += DISTILLATION_FLOPS * options.distillation * n * k * tokens / speeds["flops"]
     return Estimate(seconds, _peak(plans, gptq, watched, tokens, memory_limit), _basis(speeds))
 
@@ -87,6 +93,7 @@ def _working_bytes(plans: Sequence[WeightPlan]) -> int:
     gptq = [p for p in plans if p.algorithm == "gptq"]
     chains = _chains(plans)
     copies = HESSIAN_COPIES + chains - 1 + any(GptqOptions.of(p.options).sweeps for p in gptq)
+    copies += (1 + chains) * any(_trials(p) for p in gptq)
     largest = max((4 * prod(p.shape) for p in plans), default=0)
     hessian = 4 * max((p.shape[-1] for p in gptq), default=0) ** 2
     return chains * max(layers.values(), default=0) + 3 * largest + copies * hessian
@@ -109,9 +116,14 @@ def _peak(
     return BASE_BYTES + max(held, free)
 
 
-def _inputs(gptq: Sequence[WeightPlan]) -> list[int]:
-    """The width of every activation that has a Hessian."""
-    return list({(p.component, p.activation): p.shape[-1] for p in gptq}.values())
+def _inputs(gptq: Sequence[WeightPlan]) -> list[WeightPlan]:
+    """A weight of every activation that has a Hessian."""
+    return list({(p.component, p.activation): p for p in gptq}.values())
+
+
+def _trials(plan: WeightPlan) -> int:
+    """Dampings that are tried."""
+    return len(CANDIDATES) if GptqOptions.of(plan.options).damping_search else 0
 
 
 def _measured(algorithms: set[str]) -> dict[str, float]:

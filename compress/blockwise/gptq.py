@@ -37,6 +37,19 @@ class Hessian:
             stop = min(start + RANK_BLOCK, columns)
             self._sum[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
 
+    def merge(self, other: "Hessian") -> None:
+        """Take over another one's sums."""
+        self._sum += other._sum
+
+    def copy(self) -> "Hessian":
+        """The same sums once more."""
+        return Hessian(len(self._sum), self._sum.device, self._sum.clone())
+
+    def quadratic(self, matrix: Tensor) -> float:
+        """tr(M H Mᵀ) of a matrix [N, K]."""
+        below = torch.linalg.vecdot(matrix @ self._sum.tril(-1), matrix)
+        return float((2 * below + matrix.square() @ self._sum.diagonal()).double().sum())
+
     def diagonal(self) -> Tensor:
         """Σ x², [K]."""
         return self._sum.diagonal().clone()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketport.compress.blockwise.drift import Drift
+from pocketport.compress.blockwise.drift import Drift, target
 from pocketport.compress.blockwise.gptq import Hessian
 
 ROWS, COLUMNS, SAMPLES, DAMPING = 5, 48, 400, 0.02
@@ -30,7 +30,7 @@ def test_the_target_is_the_least_squares_solution(residual: str) -> None:
         drift.add(drifted[rows], exact[rows])
         drift.add_residual("stream", drifted[rows], changed[rows], kept[rows])
     ridge = DAMPING * float(hessian.diagonal().mean())
-    found = drift.target(weight, residual, hessian.factor(DAMPING), 1.0)
+    found = target(weight, drift.missing(weight, residual), hessian.factor(DAMPING), 1.0)
 
     wanted = (exact @ weight.T + (kept - changed if residual else 0)).double().numpy()
     # Damping is a ridge towards the weight as it was.
@@ -46,6 +46,6 @@ def test_half_of_it_lies_half_way_and_none_of_it_at_the_weight() -> None:
     hessian.add(drifted)
     drift.add(drifted, exact)
     factor = hessian.factor(DAMPING)
-    none, half, whole = (drift.target(weight, "", factor, share) for share in (0.0, 0.5, 1.0))
+    none, half, whole = (target(weight, drift.missing(weight, ""), factor, share) for share in (0.0, 0.5, 1.0))
     assert torch.equal(none, weight)
     torch.testing.assert_close(half, (none + whole) / 2)

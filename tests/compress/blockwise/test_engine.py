@@ -9,7 +9,7 @@ import pytest
 import torch
 from decoder_models import save_decoder
 
-from pocketport.compress.blockwise import calibrated, engine
+from pocketport.compress.blockwise import calibrated, engine, estimate
 from pocketport.compress.blockwise.engine import quantize_weights
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executor import Arrays, OrtExecutor
@@ -27,6 +27,7 @@ from pocketport.files import sha256_path
 
 TOKENS, COUNT = 24, 12
 REFINED = {"propagation": 0.5, "sweeps": 2}
+SEARCHED = {"propagation": 0.5, "damping_search": 3}
 
 
 class Model:
@@ -135,10 +136,23 @@ def test_threads_do_not_change_a_bit(model: Model, whole: Path, tmp_path: Path) 
             torch.set_num_threads(count)
             model.quantize(tmp_path / str(count))
             model.quantize(tmp_path / f"{count}-refined", options=REFINED)
+            model.quantize(tmp_path / f"{count}-searched", options=SEARCHED)
             assert sha256_path(tmp_path / str(count)) == sha256_path(whole)
-        assert sha256_path(tmp_path / "1-refined") == sha256_path(tmp_path / "2-refined")
+        for name in ("refined", "searched"):
+            assert sha256_path(tmp_path / f"1-{name}") == sha256_path(tmp_path / f"2-{name}")
     finally:
         torch.set_num_threads(threads)
+
+
+def test_searching_a_damping_takes_enough_samples_and_longer(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="holds out every 13th calibration sample, and there are 12"):
+        model.quantize(tmp_path, options={"damping_search": COUNT + 1})
+    monkeypatch.setattr(estimate, "_measured", lambda algorithms: {"mse": 1e8, "flops": 1e11})
+    plain, searched = (model.plans("gptq", options) for options in (REFINED, {**REFINED, "damping_search": 3}))
+    assert estimate.activation_budget(searched, 1 << 34) < estimate.activation_budget(plain, 1 << 34)
+    assert estimate.estimate(searched, 1 << 14, 1 << 34).seconds > estimate.estimate(plain, 1 << 14, 1 << 34).seconds
 
 
 class Killed(BaseException):
