@@ -1,8 +1,8 @@
 """Pocketport itself, called as the peers of `vision_weights.py` are.
 
 ``python pocketport_static.py MODEL CALIBRATION.npz OUT OPTIONS``: OPTIONS is JSON with `bits` of the weights, `operators`
-(empty: all activations become integers), `scaled` (whether inputs of layers may be scaled by channel) and `rule`, the keys of
-a recipe's rule. Prints the seconds without imports as JSON.
+(empty: all activations become integers), `scaled` (whether inputs of layers may be scaled by channel), `rule`, the keys of
+a recipe's rule, and perhaps `conditioning`, names of rewrites. Prints the seconds without imports as JSON.
 """
 
 import json
@@ -15,10 +15,11 @@ import numpy as np
 from pocketport.calibration.capture import calibrate
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import Component, ModelBundle
+from pocketport.compress.conditioning.condition import condition
 from pocketport.compress.graph import load_graph, save_graph
 from pocketport.compress.legality import ActivationRule, Legality, WeightRule
 from pocketport.compress.plan import make_plan
-from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.recipe import Conditioning, Recipe, Rule
 
 MAIN = "main"
 
@@ -42,6 +43,8 @@ def main() -> None:
     arrays = dict(np.load(calibration))
     count = len(next(iter(arrays.values())))
     feeds = [(MAIN, {name: array[i] for name, array in arrays.items()}) for i in range(count)]
+    steps = [Conditioning.model_validate({"rewrite": name}) for name in options.get("conditioning", [])]
+    bundle, _ = condition(bundle, steps, lambda _: iter(feeds), chained=False)
     recipe = Recipe(name="benchmark", rules=[Rule(**options["rule"])])
     plan = make_plan(bundle, recipe, "x86", legality(options["bits"], options["operators"], scaled=options["scaled"]))
     statistics = calibrate({MAIN: bundle[MAIN].graph}, feeds, hessians=plan.hessians(), only=plan.selection())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from pocketport.compress.conditioning.awq import Awq
 from pocketport.compress.conditioning.base import Rewrite
+from pocketport.compress.conditioning.center_values import CenterValues
 from pocketport.compress.conditioning.equalize import Equalize
 from pocketport.compress.conditioning.fold_gain import FoldGain
 from pocketport.compress.conditioning.reorder import Reorder
@@ -15,7 +16,8 @@ from pocketport.suggest import nearest
 __all__ = ["REWRITES", "Rewrite", "make_rewrite"]
 
 REWRITES: Mapping[str, Callable[..., Rewrite]] = {
-    "awq": Awq, "equalize": Equalize, "fold_gain": FoldGain, "reorder": Reorder, "rotate": Rotate, "smoothquant": SmoothQuant,
+    "awq": Awq, "center_values": CenterValues, "equalize": Equalize, "fold_gain": FoldGain, "reorder": Reorder, "rotate": Rotate,
+    "smoothquant": SmoothQuant,
 }  # fmt: skip
 
 

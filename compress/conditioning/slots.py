@@ -57,6 +57,11 @@ class Slot:
         spread = factors[self.channels]
         self._edit(lambda x: x * spread, np.broadcast_shapes(constant_shape(self.value), spread.shape))
 
+    def shift(self, offsets: Numbers) -> None:
+        """Add to each element the offset of its channel, `offsets` [width]."""
+        spread = offsets[self.channels]
+        self._edit(lambda x: x + spread, np.broadcast_shapes(constant_shape(self.value), spread.shape))
+
     def fill(self, number: float) -> None:
         """Give every element this number."""
         self._edit(lambda x: np.full(x.shape, number), constant_shape(self.value))

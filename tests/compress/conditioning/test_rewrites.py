@@ -289,3 +289,53 @@ def test_statistics_leave_padding_out_and_sample_evenly() -> None:
 def test_a_component_that_no_sample_runs() -> None:
     with pytest.raises(UsageError, match="no calibration sample ran main/norm"):
         observe({"main": block()}, iter(()), {"main": ["norm"]})
+
+
+def with_mean_values(seed: int = 0) -> tuple[ModelBundle, Feeds]:
+    """A block whose values have a mean, larger than what they differ by."""
+    bundle = bundle_of(main=block(weights=seed))
+    bias = bundle["main"].graph.graph.initializers["v_proj.bias"]
+    bias.const_value = ir.Tensor((np.linspace(-6, 6, WIDTH)).astype(np.float32), name=bias.name)
+    rng = np.random.default_rng(seed)
+    return bundle, [("main", block_feeds(rng)) for _ in range(12)]
+
+
+def test_centered_values_have_no_mean_and_the_output_is_what_it_was() -> None:
+    bundle, feeds = with_mean_values()
+    after = conditioned(bundle, feeds, "center_values")
+    before, values = (outputs(b, feeds, "v_proj").reshape(-1, WIDTH) for b in (bundle, after))
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(before - before.mean(0), values, atol=1e-4)
+    moved = weight(bundle, "o_proj.bias") + weight(bundle, "o_proj.weight") @ before.mean(0)
+    np.testing.assert_allclose(weight(after, "o_proj.bias"), moved, atol=1e-4)
+    assert sqnr_db(outputs(bundle, feeds, "o_proj"), outputs(after, feeds, "o_proj")) > 100
+    np.testing.assert_array_equal(weight(after, "v_proj.weight"), weight(bundle, "v_proj.weight"))
+
+
+def test_centered_values_lose_less_where_probabilities_are_8_bits() -> None:
+    bundle, feeds = with_mean_values()
+    expected = outputs(bundle, feeds, "o_proj")
+    recipe = Recipe.model_validate(
+        {"name": "r", "rules": [{"scheme": "w8a8", "algorithm": "rtn", "observer": "min_max"}]}
+    )
+
+    def probabilities_rounded(model: ModelBundle) -> float:
+        plan = make_plan(model, recipe, "small", legality(integer_ops=["MatMul"]))
+        graphs = {component.name: component.graph for component in model}
+        return sqnr_db(expected, outputs(apply_plan(model, plan, calibrate(graphs, feeds))[0], feeds, "o_proj"))
+
+    assert probabilities_rounded(conditioned(bundle, feeds, "center_values")) > probabilities_rounded(bundle) + 3
+
+
+def test_values_without_a_bias_or_in_a_cache_are_left_alone() -> None:
+    bundle, feeds = with_mean_values()
+    graph = bundle["main"].graph
+    node = next(n for n in graph.graph if n.outputs[0].name == "o_proj")
+    node.resize_inputs(2)
+    with pytest.raises(VerificationError, match="o_proj has no constant bias"):
+        conditioned(bundle, feeds, "center_values")
+    other, _ = with_mean_values(1)
+    values = next(v for n in other["main"].graph.graph for v in n.outputs if v.name == "v.split")
+    other["main"].graph.graph.outputs.append(values)
+    with pytest.raises(VerificationError, match="v.split is the model"):
+        conditioned(other, feeds, "center_values")
