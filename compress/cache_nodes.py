@@ -11,6 +11,7 @@ from pocketport.compress.graph import constant
 
 KEY, VALUE, RANGE = "key_", "value_", "value_range_"
 LEAST_STEP = 1e-6  # where all numbers of a range are the same
+ROOM = {8: 0.25, 4: 0.0}  # of a channel's range on either side, for keys beyond what calibration saw: 8 bits can spare it
 
 
 class CacheNodes:
@@ -31,7 +32,8 @@ class CacheNodes:
 
     def set_channels(self, state: str, extremes: ChannelRange) -> None:
         """Make least and step of every channel of ``key_i`` constants of the graph, float32 [kv, 1, d] each."""
-        low, high = extremes.low[:, None], extremes.high[:, None]
+        room = ROOM[self._bits] * (extremes.high - extremes.low)
+        low, high = (extremes.low - room)[:, None], (extremes.high + room)[:, None]
         self._constant(f"{state}/least", low.astype(np.float32))
         step = np.maximum((high - low) / (2**self._bits - 1), LEAST_STEP)
         self._constant(f"{state}/step", step.astype(np.float32))

@@ -67,7 +67,8 @@ def corrected_biases(reference: ir.Model, pivot: ir.Model) -> dict[str, str]:
 class SwitchedGraph:
     """A pivot with one more input, bool [switches]: where false, the tensors of that switch stay float.
 
-    All on is the pivot, all off the float graph, bit for bit but for onnxruntime's choice of kernels.
+    All on is the pivot, all off the float graph, bit for bit but for onnxruntime's choice of kernels; an integer cache is
+    rounded either way.
 
     Args:
         reference: the float graph.

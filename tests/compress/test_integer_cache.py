@@ -55,6 +55,8 @@ def restored(name: str, x: np.ndarray, ranges: KeyRanges, bits: int) -> np.ndarr
     levels = 2**bits - 1
     if name.startswith("key_"):
         low, high = ranges[name].low[:, None], ranges[name].high[:, None]
+        room = np.float32(0.25 if bits == 8 else 0) * (high - low)
+        low, high = low - room, high + room
     elif name.startswith("value_"):
         low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     else:

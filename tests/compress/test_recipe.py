@@ -43,7 +43,7 @@ def test_an_empty_file_is_a_recipe_of_defaults(tmp_path: Path) -> None:
         ("targets: {x86: {rules: [{algoritm: rtn}]}}", "algoritm", "did you mean algorithm"),
         ("rules: [{algorithm: gptqq}]", "rules.0.algorithm", "did you mean gptq"),
         ("rules: [{observer: minmax}]", "rules.0.observer", "did you mean min_max"),
-        ("cache: int3", "cache", "use int8 or int4"),
+        ("cache: int3", "cache", "did you mean int8"),
         ("targets: {x86: {cach: int8}}", "targets.x86.cach", "did you mean cache"),
         ("rules: [{scheme: w9a9}]", "rules.0.scheme", "correct"),
         ("version: 2", "version", "use 1"),
