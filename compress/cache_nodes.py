@@ -11,7 +11,7 @@ from pocketport.compress.graph import constant
 
 KEY, VALUE, RANGE = "key_", "value_", "value_range_"
 LEAST_STEP = 1e-6  # where all numbers of a range are the same
-ROOM = {8: 0.25, 4: 0.0}  # of a channel's range on either side, for keys beyond what calibration saw: 8 bits can spare it
+ROOM = {8: 0.25, 4: 0.0}  # of a channel's range on either side, for keys that calibration did not see
 
 
 class CacheNodes:
