@@ -19,13 +19,14 @@ from pocketport.calibration.capture import calibrate
 from pocketport.commands.console import BarProgress, out, table
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.conditioning.condition import condition
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.ingest import REFERENCE, ingest
 from pocketport.compress.legality import ActivationRule, Legality, WeightRule
 from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_weights
 from pocketport.compress.plan import make_plan
 from pocketport.compress.quantized_weights import QuantizedWeights
-from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.recipe import Conditioning, Recipe, RewriteName, Rule
 from pocketport.data import load_data
 from pocketport.files import write_json, write_text
 from pocketport.request import Request
@@ -48,21 +49,25 @@ class Setting:
         vision: scheme of ``vision`` and ``connector``.
         language: scheme of the language model.
         recipe: of the language model's weights where its activations stay float: a shipped one's name.
+        rewrite: that conditions vision and connector.
     """
 
     vision: str
     language: str
     recipe: str = ""
+    rewrite: RewriteName | None = None
 
 
 SETTINGS = {
     "vision-w8a16": Setting("w8a16", "float"),
     "vision-w8a8": Setting("w8a8", "float"),
+    "vision-w8a8-centered": Setting("w8a8", "float", rewrite="center_values"),
     "w8a8": Setting("w8a8", "w8a8"),
     "w4a16": Setting("w8a16", "w4b32a16"),
     "w4a8": Setting("w8a8", "w4b32a8"),
     "w4": Setting("w8a16", "w4b64fp16", "gptq"),
     "w4-vision-w8a8": Setting("w8a8", "w4b64fp16", "gptq"),
+    "w4-vision-w8a8-centered": Setting("w8a8", "w4b64fp16", "gptq", "center_values"),
     "w4-rtn": Setting("w8a16", "w4b64fp16", "rtn"),
     "w3": Setting("w8a16", "w3b64fp16", "gptq"),
     "w3-rtn": Setting("w8a16", "w3b64fp16", "rtn"),
@@ -92,6 +97,9 @@ def quantized(setting: Setting, bundle: ModelBundle, request: Request, work: Pat
     if not setting.recipe:
         schemes |= dict.fromkeys(LANGUAGE, setting.language)
     rules = [Rule(component=name, scheme=scheme) for name, scheme in schemes.items()]
+    if setting.rewrite:
+        steps = [Conditioning(rewrite=setting.rewrite, component="[vc]*")]
+        bundle, _ = condition(bundle, steps, lambda b: load_data(b, request).calibration(), chained=True)
     plan = make_plan(bundle, Recipe(name="bits", rules=rules), "none/none", without_limits(bundle))
     statistics = calibrate(
         {c.name: c.graph for c in bundle}, load_data(bundle, request).calibration(), hessians=plan.hessians()
@@ -128,7 +136,7 @@ def markdown(rows: Mapping[str, float], baseline: float, samples: int) -> str:
         one = SETTINGS[name]
         rounding = one.recipe or ("" if one.language == "float" else "the plan")
         lines.append(
-            f"| {one.language} | {rounding} | {one.vision} | {100 * value:.1f} % | {100 * (baseline - value):+.1f} |"
+            f"| {one.language} | {rounding} | {one.vision}{f', `{one.rewrite}`' if one.rewrite else ''} | {100 * value:.1f} % | {100 * (baseline - value):+.1f} |"
         )
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import json
 import sys
 
 import numpy as np
+import torch
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
@@ -46,6 +47,8 @@ def modifiers(options: dict) -> list:
         return [GPTQModifier(**common)]
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
+    if not torch.accelerator.is_available():  # it pins memory for one all the same
+        torch.Tensor.pin_memory = lambda self, *_: self
     return [AWQModifier(), QuantizationModifier(**common)]
 
 
