@@ -26,8 +26,8 @@ from pocketport.compress.weight_planning import CALIBRATED_COMPONENT, Use, find_
 from pocketport.errors import UsageError
 
 SCHEMES = (
-    "w2b32fp16", "w3b64fp16", "w3b32fp16", "w4b128fp16", "w4b64fp16", "w4b32fp16", "w8b128fp16", "w8b64fp16", "w8b32fp16",
-    "q4_0", "q5_0", "q6_k", "q8_0", "q4_k", "q5_k", "iq4_xs",
+    "w2cfp16", "w2b64fp16", "w2b32fp16", "w3cfp16", "w3b64fp16", "w3b32fp16", "w4cfp16", "w4b128fp16", "w4b64fp16", "w4b32fp16",
+    "w8cfp16", "w8b128fp16", "w8b64fp16", "w8b32fp16", "q4_0", "q5_0", "q6_k", "q8_0", "q4_k", "q5_k", "iq4_xs",
 )  # fmt: skip
 """What is tried where the user names nothing: of these what the format takes."""
 

@@ -24,6 +24,7 @@ from pocketport.compress.weights import quantize_weight
 from pocketport.errors import InputError, UsageError
 
 STEP = "decode"  # the component that runs once a token
+TABLE_CHANNELS = 16  # that share one of a palette's tables, where there may be several
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Weight:
         node: the node that computes with it.
         value: the constant's name.
         inputs: its input dimension, which blocks cut.
+        outputs: its output channels, which palettes group.
         turned: it lies as [K, N].
         shape: as it lies.
     """
@@ -43,6 +45,7 @@ class Weight:
     node: str
     value: str
     inputs: int
+    outputs: int
     turned: bool
     shape: tuple[int, ...]
 
@@ -135,6 +138,9 @@ def target_layers(
 ) -> TargetLayers:
     """Plan the bundle once for each width and granularity of weights; activations keep what the base recipe says.
 
+    Palettes have one table, or one for every `TABLE_CHANNELS`; without names, those that the base recipe's algorithm does
+    not make are left out.
+
     Args:
         bundle: float graphs.
         base: whose rules come first.
@@ -155,7 +161,12 @@ def target_layers(
     for form in _forms(legality):
         rules = _rules(weights, planned, form, schemes)
         if rules:
-            made = make_plan(bundle, with_rules(base, target, list(rules.values())), target, legality)
+            try:
+                made = make_plan(bundle, with_rules(base, target, list(rules.values())), target, legality)
+            except UsageError:
+                if schemes is not None or form.granularity is not Granularity.PALETTE:
+                    raise
+                continue
             whole |= dict.fromkeys((str(rule.scheme) for rule in rules.values()), made)
             _add(plans, made, rules)
     if unknown := set(schemes or ()) - plans.keys():
@@ -200,7 +211,7 @@ def _weights(bundle: ModelBundle) -> Iterator[Weight]:
                 shape = dimensions(tensor)
                 yield Weight(
                     component.name, node.name or "", operand.value.name or "", shape[operand.input_axis],
-                    operand.channel_axis != 0, shape,
+                    shape[operand.channel_axis], operand.channel_axis != 0, shape,
                 )  # fmt: skip
 
 
@@ -211,6 +222,11 @@ def _forms(legality: Legality) -> Iterator[Scheme]:
             yield Scheme(int(bits))
         if Granularity.BLOCK in rule.granularities:
             yield from (Scheme(int(bits), Granularity.BLOCK, block) for block in rule.blocks)
+    if legality.palettes is not None:
+        for width in legality.palettes.bits:
+            yield Scheme(width, Granularity.PALETTE)
+            if legality.palettes.grouped:
+                yield Scheme(width, Granularity.PALETTE, group=TABLE_CHANNELS)
 
 
 def _rules(
@@ -221,7 +237,7 @@ def _rules(
     for weight in weights:
         own = Scheme.parse(planned[_key(weight)].scheme)
         scheme = str(replace(form, activation_bits=own.activation_bits, float_bits=own.float_bits))
-        fits = not form.block or weight.inputs % form.block == 0
+        fits = not weight.inputs % (form.block or 1) and not weight.outputs % (form.group or 1)
         if fits and (schemes is None or scheme in schemes):
             rules[_key(weight)] = Rule(component=weight.component, name=literal(weight.node), scheme=scheme)
     return rules
@@ -231,7 +247,8 @@ def _add(plans: dict[str, dict[str, TensorPlan]], plan: Plan, rules: Mapping[str
     for component in plan:
         for tensor in component.tensors:
             key = f"{component.component}/{tensor.tensor}"
-            if key in rules and tensor.kind is TensorKind.WEIGHT:
+            # A palette that would be larger than float16 stays float.
+            if key in rules and tensor.kind is TensorKind.WEIGHT and tensor.quantized:
                 plans.setdefault(str(rules[key].scheme), {})[key] = tensor
 
 

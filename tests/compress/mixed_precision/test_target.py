@@ -130,3 +130,26 @@ def test_random_signs_measure_noise_over_signal() -> None:
     found = [float((output_gradient(output, generator) * noise).sum() ** 2) for _ in range(4000)]
     expected = float(noise.square().sum() / output.square().sum())
     assert np.mean(found) == pytest.approx(expected, rel=0.1)
+
+
+def test_palettes_are_tried_where_the_target_takes_them() -> None:
+    bundle, _ = cached_bundle()
+    takes = legality(palettes={"bits": [2, 4], "grouped": True})
+    found = target_layers(bundle, BASE, TARGET, takes, None)
+    plain = target_layers(bundle, BASE, TARGET, legality(), None)
+    assert found.plans.keys() - plain.plans.keys() == {"w2pa16", "w4pa16", "w2p16a16", "w4p16a16"}
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    schemes = ("w4a16", "w2p16a16", "w4p16a16")
+    made = found.rounded("prefill/q_proj.weight", schemes, weight, Inputs(torch.eye(WIDTH), 1), {})
+    scaled, coarse, fine = made
+    assert all(len(channels.unique()) <= 4 for channels in coarse.split(16))
+    assert (fine - weight).square().sum() < (scaled - weight).square().sum() < (coarse - weight).square().sum()
+    rules = [Rule(component="prefill", name="q_proj", scheme="w2p16a16"), Rule(name="k_proj", scheme="w4pa16")]
+    plan = make_plan(bundle, with_rules(BASE, TARGET, rules), TARGET, takes)
+    own = {t.node: t.bytes_after for t in plan["prefill"].tensors if t.kind is TensorKind.WEIGHT}
+    costs = {layer.name: layer.costs for layer in found.layers}
+    assert own["q_proj"] * 2 == costs["q_proj"]["w2p16a16"] and own["k_proj"] * 2 == costs["k_proj"]["w4pa16"]
+    mse = BASE.model_copy(update={"rules": [*BASE.rules, Rule(algorithm="mse")]})
+    assert target_layers(bundle, mse, TARGET, takes, None).plans.keys() == plain.plans.keys()
+    with pytest.raises(UsageError, match="'mse' is not for weights in w4pa16"):
+        target_layers(bundle, mse, TARGET, takes, ["w4pa16"])
