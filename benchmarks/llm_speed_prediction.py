@@ -160,8 +160,11 @@ def main() -> None:
         )
         ms = np.array([s.ms for s in every])
         values = fitted(every, phase)
-        for key in [("all", r, u) for r, u in sorted({s.key[1:] for s in every})] + sorted(values):
-            rows = np.array([key in (s.key, ("all", *s.key[1:])) for s in every]) & ~np.isnan(by_shape)
+        units = sorted({s.key[2] for s in every})
+        pooled = [("all", "all", u) for u in units] + [("all", r, u) for r, u in sorted({s.key[1:] for s in every})]
+        for key in pooled + sorted(values):
+            same = [key in (s.key, ("all", *s.key[1:]), ("all", "all", s.key[2])) for s in every]
+            rows = np.array(same) & ~np.isnan(by_shape)
             if rows.sum() < 4:
                 continue
             errors = [np.abs(out[rows] / ms[rows] - 1) for out in (by_one, by_model, by_shape)]
