@@ -26,7 +26,7 @@ from pocketport.compress.legality import ActivationRule, Legality, WeightRule
 from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_weights
 from pocketport.compress.plan import make_plan
 from pocketport.compress.quantized_weights import QuantizedWeights
-from pocketport.compress.recipe import Conditioning, Recipe, RewriteName, Rule
+from pocketport.compress.recipe import Conditioning, Recipe, Rule
 from pocketport.data import load_data
 from pocketport.files import write_json, write_text
 from pocketport.request import Request
@@ -36,6 +36,8 @@ from pocketport.store import Store
 from pocketport.tasks import choose_task
 from pocketport.tasks.base import mean_score
 
+VISION = ("vision", "connector")
+CAREFUL = {"algorithm": "gptq", "algorithm_options": {"sweeps": 2}}
 LANGUAGE = ("prefill", "decode")
 WEIGHT_DTYPES = {"8": "int8", "4": "int4"}
 BEGIN, END = "<!-- reference bits -->\n", "<!-- /reference bits -->\n"
@@ -49,25 +51,25 @@ class Setting:
         vision: scheme of ``vision`` and ``connector``.
         language: scheme of the language model.
         recipe: of the language model's weights where its activations stay float: a shipped one's name.
-        rewrite: that conditions vision and connector.
+        careful: the values of vision and connector are centered, and their weights rounded on samples.
     """
 
     vision: str
     language: str
     recipe: str = ""
-    rewrite: RewriteName | None = None
+    careful: bool = False
 
 
 SETTINGS = {
     "vision-w8a16": Setting("w8a16", "float"),
     "vision-w8a8": Setting("w8a8", "float"),
-    "vision-w8a8-centered": Setting("w8a8", "float", rewrite="center_values"),
+    "vision-w8a8-careful": Setting("w8a8", "float", careful=True),
     "w8a8": Setting("w8a8", "w8a8"),
     "w4a16": Setting("w8a16", "w4b32a16"),
     "w4a8": Setting("w8a8", "w4b32a8"),
     "w4": Setting("w8a16", "w4b64fp16", "gptq"),
     "w4-vision-w8a8": Setting("w8a8", "w4b64fp16", "gptq"),
-    "w4-vision-w8a8-centered": Setting("w8a8", "w4b64fp16", "gptq", "center_values"),
+    "w4-vision-w8a8-careful": Setting("w8a8", "w4b64fp16", "gptq", careful=True),
     "w4-rtn": Setting("w8a16", "w4b64fp16", "rtn"),
     "w3": Setting("w8a16", "w3b64fp16", "gptq"),
     "w3-rtn": Setting("w8a16", "w3b64fp16", "rtn"),
@@ -93,18 +95,18 @@ def without_limits(bundle: ModelBundle) -> Legality:
 
 def quantized(setting: Setting, bundle: ModelBundle, request: Request, work: Path) -> ModelBundle:
     """The bundle under a setting."""
-    schemes = {name: setting.vision for name in ("vision", "connector")}
+    schemes = {name: setting.vision for name in VISION}
     if not setting.recipe:
         schemes |= dict.fromkeys(LANGUAGE, setting.language)
     rules = [Rule(component=name, scheme=scheme) for name, scheme in schemes.items()]
-    if setting.rewrite:
-        steps = [Conditioning(rewrite=setting.rewrite, component="[vc]*")]
+    if setting.careful:
+        steps = [Conditioning(rewrite="center_values", component="[vc]*")]
         bundle, _ = condition(bundle, steps, lambda b: load_data(b, request).calibration(), chained=True)
+        rules = [r.model_copy(update=CAREFUL) if r.component in VISION else r for r in rules]
     plan = make_plan(bundle, Recipe(name="bits", rules=rules), "none/none", without_limits(bundle))
-    statistics = calibrate(
-        {c.name: c.graph for c in bundle}, load_data(bundle, request).calibration(), hessians=plan.hessians()
-    )
-    pivot, _ = apply_plan(bundle, plan, statistics)
+    data = load_data(bundle, request)
+    statistics = calibrate({c.name: c.graph for c in bundle}, data.calibration(), hessians=plan.hessians())
+    pivot, _ = apply_plan(bundle, plan, statistics, samples=data.calibration)
     return with_weights(pivot, Dequantized(rounded_weights(setting, request, work))) if setting.recipe else pivot
 
 
@@ -136,7 +138,7 @@ def markdown(rows: Mapping[str, float], baseline: float, samples: int) -> str:
         one = SETTINGS[name]
         rounding = one.recipe or ("" if one.language == "float" else "the plan")
         lines.append(
-            f"| {one.language} | {rounding} | {one.vision}{f', `{one.rewrite}`' if one.rewrite else ''} | {100 * value:.1f} % | {100 * (baseline - value):+.1f} |"
+            f"| {one.language} | {rounding} | {one.vision}{', careful' if one.careful else ''} | {100 * value:.1f} % | {100 * (baseline - value):+.1f} |"
         )
     return "\n".join(lines)
 

@@ -29,6 +29,9 @@ PLACEMENTS = {"products": PRODUCTS, "whole": []}
 OURS: dict[str, dict[str, Any]] = {
     "default": {"scaled": True, "rule": {}},
     "centered values": {"scaled": True, "rule": {}, "conditioning": ["center_values"]},
+    "centered values, GPTQ": {
+        "scaled": True, "rule": {"algorithm": "gptq", "algorithm_options": {"sweeps": 2}}, "conditioning": ["center_values"],
+    },
     "without scaled inputs": {"scaled": False, "rule": {}},
     "sequential GPTQ": {
         "scaled": True, "rule": {"algorithm": "gptq", "algorithm_options": {"propagation": 0.5, "sweeps": 2}},
