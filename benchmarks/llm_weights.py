@@ -54,6 +54,7 @@ OURS = {  # method → algorithm and options
     "gptq-refined": ("gptq", {"propagation": 0.5, "sweeps": 2}),
     "gptq-distilled": ("gptq", {"distillation": 1}),
     "gptq-refined-distilled": ("gptq", {"propagation": 0.5, "sweeps": 2, "distillation": 1}),
+    "gptq-all": ("gptq", {"propagation": 0.5, "sweeps": 2, "distillation": 1, "damping_search": 4}),
 }
 PEERS = {  # method → its script, and what it is told beside bits, groups and symmetry
     "gptqmodel": ("gptqmodel_gptq.py", {}),
