@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pocketport.profiles.prediction.features import KIND_OF, GraphFeatures, Kind, OpFeatures
+from pocketport.profiles.prediction.features import KIND_OF, GraphFeatures, Kind, OpFeatures, whole
 
 # These vanish: views, and what rides on its producer.
 FREE = frozenset({
@@ -115,4 +115,4 @@ def traced(model: nn.Module, inputs: Sequence[Tensor]) -> GraphFeatures:
     with torch.no_grad(), _Recorder(given) as recorder:
         out = model(*given)
     outputs = [x for x in _flat((out,)) if isinstance(x, Tensor)]
-    return GraphFeatures(tuple(recorder.ops), sum(x.numel() for x in (*given, *outputs)))
+    return whole(recorder.ops, [tuple(x.shape) for x in given], [tuple(x.shape) for x in outputs])

@@ -49,7 +49,7 @@ SHAPES = {
     "granite_4_0_micro": LanguageShape(40, 2560, 8192, 40, 8, 64, 100352), "ibm_granite_v3_1_8b_instruct": LanguageShape(40, 4096, 12800, 32, 8, 128, 49155),
     "ministral_3_3b_instruct_2512": LanguageShape(26, 3072, 9216, 32, 8, 128, 131072), "smollm2_1_7b_it": SMOLLM2, "smolvlm2_2_2b_instruct": SMOLLM2,
 }  # fmt: skip
-STARTS = {"decode": (15.0, 10.0, 0.1, 1.0), "prefill": (0.2, 0.5, 0.002)}
+STARTS = {"decode": (15.0, 10.0, 10.0, 0.1, 1.0), "prefill": (0.2, 0.5, 0.002)}
 POOLED, OWN = 2.0, 0.5  # spread of log coefficients around the starts, and of a device's around its runtime's
 NOISE = 0.05  # of one measurement: two of one shape, chip and context differ by 7 % (median)
 ROUNDS = 40

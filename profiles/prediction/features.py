@@ -13,6 +13,7 @@ from pocketport.compress.graph import inferred, shape_of
 from pocketport.errors import InputError
 from pocketport.profiles.cost import QDQ, folded_nodes
 from pocketport.profiles.macs import macs
+from pocketport.profiles.prediction.deployed import COLOURS, normalizes, shifted
 from pocketport.profiles.tensors import TensorSizes
 
 
@@ -165,7 +166,7 @@ def _shape(value: object) -> tuple[int, ...]:
 
 
 def graph_features(model: ir.Model) -> GraphFeatures:
-    """Features of a float or QDQ graph with static shapes, as `ingest` gives it.
+    """Features of a float or QDQ graph with static shapes, as `ingest` gives it, and of what its deployment adds (see `deployed`).
 
     Raises:
         InputError: a shape is not static.
@@ -174,14 +175,26 @@ def graph_features(model: ir.Model) -> GraphFeatures:
     sizes = TensorSizes(graph, 16)
     folded = frozenset(folded_nodes(graph, sizes))
     ops = tuple(_features(node, sizes) for node in _kept(graph, sizes, folded))
-    return GraphFeatures(ops, sum(math.prod(shape_of(v)) for v in (*graph.inputs, *graph.outputs)))
+    return whole(ops, [shape_of(v) for v in graph.inputs], [shape_of(v) for v in graph.outputs])
+
+
+def whole(
+    ops: Sequence[OpFeatures], inputs: Sequence[tuple[int, ...]], outputs: Sequence[tuple[int, ...]]
+) -> GraphFeatures:
+    """Features of a graph of `ops` with inputs and outputs of these shapes; pictures that a deployment normalizes are."""
+    listed = list(ops)
+    for shape in inputs:
+        reader = next((op for op in ops if shape in op.inputs), None)
+        if reader is not None and reader.op == "Conv" and normalizes(shape, outputs):
+            listed[:0] = [OpFeatures(op, Kind.ELEMENTWISE, 0, COLOURS, (shape,), shape) for op in ("Sub", "Div")]
+    return GraphFeatures(tuple(listed), sum(math.prod(shape) for shape in (*inputs, *outputs)))
 
 
 def _kept(graph: ir.Graph, sizes: TensorSizes, folded: frozenset[ir.Node]) -> Iterator[ir.Node]:
     for node in graph:
         if node.op_type in QDQ or sizes.is_constant(node.outputs[0]):
             continue
-        if _is_bias(node, sizes):
+        if _is_bias(node, sizes) or _is_shift(node):
             continue
         if node not in folded or (node.op_type == "BatchNormalization" and not _follows_product(node)):
             yield node
@@ -196,6 +209,12 @@ def _is_bias(node: ir.Node, sizes: TensorSizes) -> bool:
         if producer is not None and producer.op_type == "MatMul" and other is not None and sizes.is_constant(other):
             return sizes.is_constant(producer.inputs[1]) if producer.inputs[1] is not None else False
     return False
+
+
+def _is_shift(node: ir.Node) -> bool:
+    """The second half of a batch normalization that ingestion took apart."""
+    producer = node.inputs[0].producer() if node.op_type == "Add" and node.inputs[0] is not None else None
+    return producer is not None and shifted(producer) is node
 
 
 def _follows_product(node: ir.Node) -> bool:
@@ -227,7 +246,7 @@ def _features(node: ir.Node, sizes: TensorSizes) -> OpFeatures:
     if _is_swish(node):
         return OpFeatures("Swish", Kind.ACTIVATION, 0, 0, (output,), output)
     return OpFeatures(
-        op=node.op_type,
+        op=node.op_type if shifted(node) is None else "BatchNormalization",
         kind=_kind(node, sizes, groups),
         macs=macs(node),
         weights=weights,

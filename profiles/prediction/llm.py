@@ -2,7 +2,7 @@
 
 Both phases are sums of what the hardware is known to spend time on, with one coefficient each per device and runtime::
 
-    decode, ms a token   = weights·GB read + cache·GB of keys and values + layer·layers + offset
+    decode, ms a token   = weights·GB read + cache·GB of keys and values + attention·GMACs of attention + layer·layers + offset
     prefill, ms a token  = products·GMACs + attention·GMACs of attention + layer·layers
 
 fitted by ``benchmarks/llm_speed_prediction.py`` to measured speeds (``llm_parameters.json``). Decoding is bound by memory, so on a chip that
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from pocketport.profiles.device import DeviceProfile, load_device
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 
-DECODE = ("weights", "cache", "layer", "offset")
+DECODE = ("weights", "cache", "attention", "layer", "offset")
 PREFILL = ("products", "attention", "layer")
 BANDWIDTH_SPREAD = 0.35  # log half-width that another chip's share of the published bandwidth adds
 
@@ -96,9 +96,10 @@ ENCODINGS: Mapping[str, Encoding] = {
 
 
 def decode_terms(shape: LanguageShape, encoding: Encoding, context: int) -> NDArray[np.float64]:
-    """What `DECODE`'s coefficients multiply, [4]."""
+    """What `DECODE`'s coefficients multiply, [5]."""
     weights = shape.weight_bytes(encoding.weight_bits, encoding.head_bits) / 1e9
-    return np.array([weights, shape.cache_bytes(context, encoding.cache_bits) / 1e9, shape.layers, 1.0])
+    cache, attention = shape.cache_bytes(context, encoding.cache_bits) / 1e9, shape.attention_macs(context) / 1e9
+    return np.array([weights, cache, attention, shape.layers, 1.0])
 
 
 def prefill_terms(shape: LanguageShape, context: int) -> NDArray[np.float64]:
@@ -181,7 +182,7 @@ def predict_llm(
     )
     assert profile.dram_gbps is not None
     slower = profile.dram_gbps.value / wanted
-    terms = decode_terms(shape, encoding, context) * np.array([slower, slower, 1.0, 1.0])
+    terms = decode_terms(shape, encoding, context) * np.array([slower, slower, 1.0, 1.0, 1.0])
     told = f"{profile.name}'s share of the published bandwidth"
     return {"tokens_per_second": _speed("tokens_per_second", near.decode, terms, 1.0, BANDWIDTH_SPREAD, told)}
 

@@ -31,6 +31,7 @@ TILE = (8, 4)  # rows and columns of an image that are computed together
 ROWS = 32  # of a matrix that are
 MOVED = 128  # multiply-accumulates that take as long as bringing a convolution one element, or taking one away
 IN_PLACE = ("Concat", "Split")  # their parts are written and read where they lie
+CONVERTED = 10  # times the work of a batch normalization where it stays float between two conversions; 4 (w8a8) and 50 (w8a16) by the compiler
 ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
 HANDED_OVER = 30_000  # elements in and out at which half of a call's overhead is there
 # activation and weight bytes of an element
@@ -67,12 +68,16 @@ class Work:
         return cls(
             graph=np.repeat(np.arange(len(graphs)), [len(g.ops) for g in graphs]),
             kind=np.array([KINDS.index(op.kind) for op in ops], np.intp),
-            work=np.array([_work(op) for op in ops], np.float64),
+            work=np.array([_work(op) * (CONVERTED if _is_converted(op, precision) else 1) for op in ops], np.float64),
             megabytes=np.array([op.weights * weight / 1e6 for op in ops], np.float64),
             spilled=np.array([_spilled(op, activation) for op in ops], np.float64),
             io_megabytes=np.array([g.io_elements * activation / 1e6 for g in graphs], np.float64),
             handed_over=handed_over(graphs),
         )
+
+
+def _is_converted(op: OpFeatures, precision: str) -> bool:
+    return op.op == "BatchNormalization" and precision != "float"
 
 
 def handed_over(graphs: Sequence[GraphFeatures]) -> Floats:

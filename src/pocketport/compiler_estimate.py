@@ -1,8 +1,9 @@
 """The vendor compiler's own estimate for a float graph at a precision, quantized with ranges of random inputs.
 
 Ranges move numbers, not shapes, and latency follows shapes: a model needs no data for this. Images enter and leave with channels last,
-as phones' runtimes hand them over: the compiler's layout change at a graph's boundary can take longer than all the rest. What a compile gave
-is kept under the hash of the graph, the precision and the toolchain.
+as phones' runtimes hand them over: the compiler's layout change at a graph's boundary can take longer than all the rest. What public models'
+deployments compute beside the file's ops (see `deployed`) is put in. What a compile gave is kept under the hash of the graph, the precision and the
+toolchain.
 """
 
 import json
@@ -18,12 +19,13 @@ from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import shape_of
 from pocketport.errors import ToolchainError
 from pocketport.files import cache_root, write_json
+from pocketport.profiles.prediction.deployed import normalize_pictures, whole_normalizations
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.targets.contract import CompileRequest, EstimatingBackend, Target
 from pocketport.targets.registry import backend_for
 from pocketport.workers import Limits, call_in_worker
 
-FORM = 2  # of what is compiled; 1 had channels first
+FORM = 3  # of what is compiled; 1 had channels first, 2 pictures as the file has them
 MEMORY_BYTES = 12 << 30
 TOOLCHAINS = {"qualcomm": "onnxruntime-qnn"}
 
@@ -84,8 +86,10 @@ def estimate_in_worker(source: Path, name: str, target: Target, precision: str) 
     backend = backend_for(target)
     assert isinstance(backend, EstimatingBackend)
     bundle = ModelBundle.load(source)
+    normalize_pictures(bundle[name].graph)
     images_channels_last(bundle[name].graph)
     if precision != "float":
+        whole_normalizations(bundle[name].graph)
         bundle = _quantized(bundle, name, target, precision)
     with TemporaryDirectory(prefix="pocketport-") as folder:
         work = Path(folder)

@@ -19,9 +19,10 @@ def test_llama_3_8b_by_hand() -> None:
     """8.03 billion parameters in all (Meta's model card): the layers, the head, and an embedding of the head's size."""
     assert LLAMA3_8B.linear_parameters + 2 * LLAMA3_8B.head_parameters == pytest.approx(8.03e9, rel=1e-3)
     assert LLAMA3_8B.cache_bytes(4096, 8) == 2 * 32 * 8 * 128 * 4096
-    weights, cache, layers, one = decode_terms(LLAMA3_8B, ENCODINGS["w4a16"], 2048)
+    weights, cache, attention, layers, one = decode_terms(LLAMA3_8B, ENCODINGS["w4a16"], 2048)
     assert weights == pytest.approx((6.979e9 / 2 + 0.5253e9) / 1e9, rel=1e-3)
     assert (cache, layers, one) == (pytest.approx(2 * 32 * 8 * 128 * 2048 / 1e9), 32, 1)
+    assert attention == pytest.approx(2 * 32 * 4096 * 2048 / 1e9)  # every query head reads the cache
     assert prefill_terms(LLAMA3_8B, 1024)[1] == pytest.approx(2 * 32 * 4096 * 1024 / 2e9)
 
 
