@@ -12,10 +12,10 @@ from pocketport.calibration.encodings import Encoding, EncodingTable, Palette, e
 from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bias_correction import corrected_bias, mean_output, mean_rounding_error
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.executor import Arrays
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.input_scaling import input_factors, scale_inputs
-from pocketport.compress.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.qdq import QdqWriter
 from pocketport.compress.ranges import group_encodings

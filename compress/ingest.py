@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.families.registry import Lengths, family_named, family_of
-from pocketport.compress.onnx_folder import load_onnx_folder, onnx_files
-from pocketport.compress.onnx_import import load_onnx
+from pocketport.compress.importers.onnx_folder import load_onnx_folder, onnx_files
+from pocketport.compress.importers.onnx_import import load_onnx
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
 from pocketport.files import atomic_directory, write_json
@@ -97,7 +97,7 @@ def ingest(
 
 def _exported(source: "str | Path | ExportedProgram", shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
     """A program of torch.export, of which only this function loads anything."""
-    from pocketport.compress.exported_program import load_exported
+    from pocketport.compress.importers.exported_program import load_exported
 
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise UsageError("no such model", where=str(source), fix="check the path")

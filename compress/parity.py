@@ -95,7 +95,7 @@ def _pairs(bundle: ModelBundle, path: Path) -> Iterator[Pair]:
         folder = path if path.is_dir() else path.parent
         return chain.from_iterable(_compare_onnx(bundle[name], folder / file) for name, file in files.items())
     if bundle.family == "exported":
-        from pocketport.compress.exported_program import compare_exported
+        from pocketport.compress.importers.exported_program import compare_exported
 
         return compare_exported(bundle, path)
     raise UsageError("there is no parity check for it", where=f"family {bundle.family}", fix="ingest the original")

@@ -9,7 +9,7 @@ from typing import Any
 from pocketport.calibration.capture import Selection
 from pocketport.calibration.observers import EXTREMES
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.cache_nodes import KEY
+from pocketport.compress.cache.nodes import KEY
 from pocketport.compress.legality import Legality
 from pocketport.compress.recipe import Recipe
 from pocketport.compress.reconstruction.options import rounds_on_samples
@@ -239,7 +239,7 @@ def make_plan(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legali
             does not take, or of a model without one.
         InputError: the channels of a cache don't fill bytes.
     """
-    from pocketport.compress.cache_planning import plan_cache
+    from pocketport.compress.cache.planning import plan_cache
     from pocketport.compress.planning import plan_components
 
     components = plan_components(bundle, recipe, target, legality)

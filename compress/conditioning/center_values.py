@@ -83,9 +83,9 @@ def _hindrance(stream: Stream) -> str:
             return f"{node.name} multiplies its product or its bias"
     writers = {slot.node for slot in stream.writers}
     for value in stream.tensors:
-        node = value.producer()
-        mixed = node is not None and node.op_type == "MatMul" and _sums_to_one(node.inputs[0])
-        if node is None or not (node in writers or node.op_type in MOVES or mixed):
+        maker = value.producer()
+        mixed = maker is not None and maker.op_type == "MatMul" and _sums_to_one(maker.inputs[0])
+        if maker is None or not (maker in writers or maker.op_type in MOVES or mixed):
             return f"{value.name} is not what it was plus a constant"
     return ""
 

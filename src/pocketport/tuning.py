@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pocketport.calibration.storage import read_npz
-from pocketport.compress.float_cache import CacheConversion
+from pocketport.compress.cache.float_cache import CacheConversion
 from pocketport.compress.graph import load_graph, static_shape
 from pocketport.data import Feeds
 from pocketport.errors import InputError, UsageError

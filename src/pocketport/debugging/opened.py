@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pocketport.calibration.encodings import EncodingTable
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.float_cache import with_float_ends
+from pocketport.compress.cache.float_cache import with_float_ends
 from pocketport.compress.plan import Plan
 from pocketport.errors import UsageError
 from pocketport.pipeline import folder_of

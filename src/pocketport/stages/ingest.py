@@ -5,9 +5,9 @@ from importlib import resources
 from pathlib import Path
 
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.importers.onnx_folder import onnx_files
 from pocketport.compress.ingest import REFERENCE, leave
 from pocketport.compress.ingest import ingest as ingest_source
-from pocketport.compress.onnx_folder import onnx_files
 from pocketport.compress.parity import check_parity
 from pocketport.errors import UsageError
 from pocketport.files import sha256_files, write_json

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.float_cache import CacheConversion
+from pocketport.compress.cache.float_cache import CacheConversion
 from pocketport.data import Feeds
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError

@@ -6,9 +6,9 @@ from pathlib import Path
 from pocketport.compress.apply import apply_plan
 from pocketport.compress.blockwise.estimate import Estimate
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.cache.float_cache import with_float_ends
 from pocketport.compress.compare import compare_graphs
 from pocketport.compress.evidence import check_evidence
-from pocketport.compress.float_cache import with_float_ends
 from pocketport.compress.graph import hollowed
 from pocketport.compress.ingest import ingest as ingest_source
 from pocketport.compress.plan import Plan, make_plan

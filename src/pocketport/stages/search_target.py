@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
+from pocketport.compress.cache.float_cache import with_float_ends
 from pocketport.compress.executor import Arrays, OrtExecutor
 from pocketport.compress.families.registry import family_named
-from pocketport.compress.float_cache import with_float_ends
 from pocketport.compress.input_scaling import Numbers
 from pocketport.compress.mixed_precision.outputs import output_gradient
 from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder, Sensitivities

@@ -10,6 +10,7 @@ import torch
 from whisper_models import AUDIO, CONFIG, GENERATION, save_whisper
 
 from pocketport.calibration.capture import calibrate
+from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.registry import Lengths
 from pocketport.compress.families.whisper.config import Generation, WhisperConfig
@@ -19,7 +20,6 @@ from pocketport.compress.families.whisper.load import load_whisper
 from pocketport.compress.families.whisper.parity import cut_out
 from pocketport.compress.families.whisper.runner import WhisperRunner, calibration_arrays
 from pocketport.compress.ingest import ingest
-from pocketport.compress.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.parity import check_parity
 from pocketport.compress.sources.open import open_source
 from pocketport.data import load_data

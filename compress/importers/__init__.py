@@ -1,0 +1,1 @@
+"""Programs that others wrote, as bundles: ONNX files and folders, and torch's exported programs."""
