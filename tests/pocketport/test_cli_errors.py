@@ -94,7 +94,7 @@ def test_misspelt_recipe_key(run: Run, model: Path, data: Path, tmp_path: Path) 
 def test_unknown_recipe(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     code, text = run("port", model, *TARGET, "--data", data, "--recipe", "defualt", "--out", tmp_path / "out")
     assert code == 2
-    assert "did you mean default?" in text
+    assert "did you mean default or careful?" in text
 
 
 def test_empty_calibration_folder(run: Run, model: Path, tmp_path: Path) -> None:
