@@ -24,20 +24,27 @@ def normalizes(picture: Sequence[int], outputs: Sequence[Sequence[int]]) -> bool
     return len(picture) >= 4 and picture[1] == COLOURS and all(len(shape) <= 2 for shape in outputs)
 
 
+def normalized_pictures(model: ir.Model) -> list[ir.Value]:
+    """The inputs that a deployment of this model normalizes: nothing but convolutions reads them."""
+    outputs = [shape_of(value) for value in model.graph.outputs]
+    return [
+        value
+        for value in model.graph.inputs
+        if is_float(value)
+        and {node.op_type for node, _ in value.uses()} == {"Conv"}
+        and normalizes(shape_of(value), outputs)
+    ]
+
+
 def normalize_pictures(model: ir.Model) -> None:
-    """Put the normalization between every such input and the convolutions that are all that read it, in place."""
-    graph = model.graph
-    outputs = [shape_of(value) for value in graph.outputs]
-    for picture in graph.inputs:
+    """Put the normalization between every such input and what reads it, in place."""
+    for picture in normalized_pictures(model):
         users = [node for node, _ in picture.uses()]
-        if not is_float(picture) or {node.op_type for node in users} != {"Conv"}:
-            continue
-        if normalizes(shape_of(picture), outputs):
-            value = picture
-            for op, numbers in (("Sub", MEAN), ("Div", DEVIATION)):
-                value = _by_channel(graph, value, op, numbers)
-            for node in users:
-                node.replace_input_with(0, value)
+        value = picture
+        for op, numbers in (("Sub", MEAN), ("Div", DEVIATION)):
+            value = _by_channel(model.graph, value, op, numbers)
+        for node in users:
+            node.replace_input_with(0, value)
 
 
 def _by_channel(graph: ir.Graph, value: ir.Value, op: str, numbers: Sequence[float]) -> ir.Value:

@@ -12,6 +12,7 @@ from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import InputError, PocketportError, ToolchainError, UsageError
 from pocketport.profiles.device import DeviceProfile, find_device
 from pocketport.profiles.prediction.conformal import LEVEL
+from pocketport.profiles.prediction.deployed import normalized_pictures
 from pocketport.profiles.prediction.features import graph_features
 from pocketport.profiles.prediction.local import fitted_devices
 from pocketport.profiles.prediction.parameters import parameters
@@ -48,7 +49,7 @@ class LatencyReport:
         precision: of the whole model.
         runtime: that runs it.
         components: in the bundle's order, one call each.
-        diagnostics: why the compiler was not asked, or did not answer.
+        diagnostics: what was put in, and why the compiler was not asked or did not answer.
     """
 
     device: DeviceProfile
@@ -111,6 +112,7 @@ def predict_latency(
         raise InputError("no graph in it", where=str(source), fix="give a model with at least one component")
     found = []
     for component in bundle:
+        diagnostics += [_normalized(component.name, v.name or "") for v in normalized_pictures(component.graph)]
         features = ModelFeatures(graph_features(component.graph))
         graph = GraphPredictor(local=local).predict(features, profile, precision, runtime)
         if graph is None:
@@ -128,6 +130,14 @@ def predict_latency(
             chosen = combined(graph, informed)
         found.append(ComponentLatency(component.name, chosen, graph))
     return LatencyReport(profile, precision, runtime, tuple(found), tuple(diagnostics))
+
+
+def _normalized(component: str, picture: str) -> Diagnostic:
+    return Diagnostic(
+        "latency.normalized-picture", Severity.NOTE, f"{component}, input {picture}",
+        "predicted with the normalization of its colours inside the graph, as public classifiers are deployed and were measured",
+        "nothing to do; where the host normalizes, the chip takes less",
+    )  # fmt: skip
 
 
 def _estimates(

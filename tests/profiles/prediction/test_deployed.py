@@ -1,6 +1,7 @@
 """What a deployment adds: numbers against onnxruntime, and to which graphs it is added."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pocketport.latency import predict_latency
 from pocketport.profiles.prediction.deployed import DEVIATION, MEAN, normalize_pictures, whole_normalizations
 from pocketport.profiles.prediction.features import graph_features
 
@@ -86,3 +88,13 @@ def test_a_normalization_taken_apart_is_put_together() -> None:
     whole_normalizations(model)
     assert kinds(model)["BatchNormalization"] == 1 and not kinds(model)["Mul"] + kinds(model)["Add"]
     np.testing.assert_allclose(run(model, x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_report_says_what_was_put_in(tmp_path: Path) -> None:
+    told = []
+    for name, flat in (("classifier", True), ("map", False)):
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(ir.to_proto(classifier(flat=flat)), path)
+        report = predict_latency(path, "galaxy-s24", quick=True)
+        told.append([(d.code, d.where) for d in report.diagnostics])
+    assert told == [[("latency.normalized-picture", "main, input x")], []]
