@@ -149,7 +149,11 @@ def main() -> None:
             named = any(fnmatch.fnmatch(job.name, pattern) for pattern in options.rows)
             wanted = named and (options.again or not path.is_file())
             if wanted and interpreter:
-                row = measure(job, model, interpreter, options.task_samples)
+                try:
+                    row = measure(job, model, interpreter, options.task_samples)
+                except RuntimeError as error:  # one tool's failure must not cost the others their rows
+                    out.print(f"{name} {job.name}: {error}", markup=False, highlight=False)
+                    continue
                 write_json(path, asdict(row))
                 out.print(f"{name} {job.name}: {row.sqnr_db} dB, {row.score}, {row.seconds} s")
             if path.is_file():
