@@ -26,7 +26,7 @@ from pocketport.compress.legality import ActivationRule, Legality, WeightRule
 from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_weights
 from pocketport.compress.plan import make_plan
 from pocketport.compress.quantized_weights import QuantizedWeights
-from pocketport.compress.recipe import Conditioning, Recipe, Rule
+from pocketport.compress.recipe import Recipe, Rule, load_recipe
 from pocketport.data import load_data
 from pocketport.files import write_json, write_text
 from pocketport.request import Request
@@ -37,7 +37,6 @@ from pocketport.tasks import choose_task
 from pocketport.tasks.base import mean_score
 
 VISION = ("vision", "connector")
-CAREFUL = {"algorithm": "gptq", "algorithm_options": {"sweeps": 2}}
 LANGUAGE = ("prefill", "decode")
 WEIGHT_DTYPES = {"8": "int8", "4": "int4"}
 BEGIN, END = "<!-- reference bits -->\n", "<!-- /reference bits -->\n"
@@ -51,7 +50,7 @@ class Setting:
         vision: scheme of ``vision`` and ``connector``.
         language: scheme of the language model.
         recipe: of the language model's weights where its activations stay float: a shipped one's name.
-        careful: the values of vision and connector are centered, and their weights rounded on samples.
+        careful: whether vision and connector go by the shipped recipe of that name.
     """
 
     vision: str
@@ -100,9 +99,9 @@ def quantized(setting: Setting, bundle: ModelBundle, request: Request, work: Pat
         schemes |= dict.fromkeys(LANGUAGE, setting.language)
     rules = [Rule(component=name, scheme=scheme) for name, scheme in schemes.items()]
     if setting.careful:
-        steps = [Conditioning(rewrite="center_values", component="[vc]*")]
-        bundle, _ = condition(bundle, steps, lambda b: load_data(b, request).calibration(), chained=True)
-        rules = [r.model_copy(update=CAREFUL) if r.component in VISION else r for r in rules]
+        careful = load_recipe("careful")
+        bundle, _ = condition(bundle, careful.conditioning, lambda b: load_data(b, request).calibration(), chained=True)
+        rules += careful.rules
     plan = make_plan(bundle, Recipe(name="bits", rules=rules), "none/none", without_limits(bundle))
     data = load_data(bundle, request)
     statistics = calibrate({c.name: c.graph for c in bundle}, data.calibration(), hessians=plan.hessians())

@@ -98,7 +98,5 @@ def _center(stream: Stream, mean: NDArray[np.float64]) -> None:
     for slot in _biases(stream):
         slot.shift(-mean)
     for slot in stream.readers:
-        product = slot.array() * mean[slot.channels]
-        node = slot.node
-        shift = product.sum(axis=slot.axis)
-        Slot(slot.component, node, BIAS, np.arange(len(shift), dtype=np.int32)).shift(shift)
+        product = (slot.array() * mean[slot.channels]).sum(axis=slot.axis)
+        Slot(slot.component, slot.node, BIAS, np.arange(len(product), dtype=np.int32)).shift(product)
