@@ -137,6 +137,14 @@ class Recipe(_Section):
         return [self.targets[key] for key in keys if key in self.targets]
 
 
+def with_rules(recipe: Recipe, target: str, rules: Sequence[Rule]) -> Recipe:
+    """The recipe with further rules for one chip alone, behind all others."""
+    identity = target.partition("@")[0]
+    own = recipe.targets.get(identity, TargetSection())
+    section = own.model_copy(update={"rules": [*own.rules, *rules]})
+    return recipe.model_copy(update={"targets": {**recipe.targets, identity: section}})
+
+
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a shipped recipe by name, or a YAML file.
 

@@ -11,7 +11,7 @@ from pocketport.compress.diagnosis.samples import Samples, least_db, output_nois
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.legality import Legality
 from pocketport.compress.plan import Plan, make_plan
-from pocketport.compress.recipe import Recipe, Rule, TargetSection
+from pocketport.compress.recipe import Recipe, Rule, with_rules
 from pocketport.compress.weights import QuantizedTensor
 from pocketport.errors import InputError, UsageError
 
@@ -146,11 +146,3 @@ def _cheapest(trials: Sequence[Trial]) -> Trial | None:
         return None
     alike = [t for t in trials if t.gain_db >= ALIKE * best]
     return min(alike, key=lambda t: (t.remedy.cost, t.after.bytes if t.after else 0, -t.gain_db))
-
-
-def with_rules(recipe: Recipe, target: str, rules: Sequence[Rule]) -> Recipe:
-    """The recipe with more rules for one chip, behind all that it has for it."""
-    identity = target.partition("@")[0]
-    own = recipe.targets.get(identity, TargetSection())
-    sections = {**recipe.targets, identity: own.model_copy(update={"rules": [*own.rules, *rules]})}
-    return recipe.model_copy(update={"targets": sections})

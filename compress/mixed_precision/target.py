@@ -16,7 +16,7 @@ from pocketport.compress.legality import Legality
 from pocketport.compress.mixed_precision.allocation import Layer, Node, literal
 from pocketport.compress.mixed_precision.sensitivity import Inputs
 from pocketport.compress.plan import Plan, TensorKind, TensorPlan, make_plan
-from pocketport.compress.recipe import Recipe, Rule, TargetSection
+from pocketport.compress.recipe import Recipe, Rule, with_rules
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.structure import weight_operand
 from pocketport.compress.torch_executor import OPS
@@ -187,14 +187,6 @@ def target_layers(
     for name in components:
         _check_ops(name, bundle[name].graph)
     return TargetLayers(layers, plans, whole, members, components, fixed)
-
-
-def with_rules(base: Recipe, target: str, rules: Sequence[Rule]) -> Recipe:
-    """The recipe with further rules for one chip alone, behind all others."""
-    identity = target.partition("@")[0]
-    own = base.targets.get(identity, TargetSection())
-    section = own.model_copy(update={"rules": [*own.rules, *rules]})
-    return base.model_copy(update={"targets": {**base.targets, identity: section}})
 
 
 def _key(weight: Weight) -> str:

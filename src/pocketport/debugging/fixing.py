@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from pocketport.compress.diagnosis.repair import Trial, repair, with_rules
+from pocketport.compress.diagnosis.repair import Trial, repair
 from pocketport.compress.plan import Plan
-from pocketport.compress.recipe import SUFFIX, Recipe, Rule, load_recipe
+from pocketport.compress.recipe import SUFFIX, Recipe, Rule, load_recipe, with_rules
 from pocketport.debugging.diagnose import Diagnosis
 from pocketport.debugging.document import RepairRecord, TrialRecord
 from pocketport.debugging.opened import OpenedRun, OpenedTarget

@@ -20,9 +20,9 @@ from pocketport.compress.input_scaling import Numbers
 from pocketport.compress.mixed_precision.outputs import output_gradient
 from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
-from pocketport.compress.mixed_precision.target import target_layers, with_rules
+from pocketport.compress.mixed_precision.target import target_layers
 from pocketport.compress.plan import Plan, make_plan
-from pocketport.compress.recipe import Recipe, Rule, load_recipe
+from pocketport.compress.recipe import Recipe, Rule, load_recipe, with_rules
 from pocketport.compress.structure import is_float
 from pocketport.compress.torch_device import best_device
 from pocketport.data import load_data

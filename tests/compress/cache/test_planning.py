@@ -13,14 +13,12 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.float_cache import with_float_ends
 from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.compare import compare_graphs
-from pocketport.compress.diagnosis.repair import with_rules as with_remedies
 from pocketport.compress.executor import OrtExecutor
 from pocketport.compress.families.decoder.session import DecoderSession
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.legality import Legality
-from pocketport.compress.mixed_precision.target import with_rules
 from pocketport.compress.plan import Plan, make_plan
-from pocketport.compress.recipe import Recipe, Rule
+from pocketport.compress.recipe import Recipe, Rule, with_rules
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError
 from pocketport.profiles.memory import memory_plan
@@ -70,9 +68,9 @@ def test_the_chips_section_comes_before_the_vendors_and_that_before_the_recipe()
     wanted = {"x/old": "int4", "x/new@1.2": "float", "x": "int4", "y/z": "int8"}
     assert {target: mine.cache_for(target) for target in wanted} == wanted
     assert Recipe(name="empty").cache_for("x") == "float"
-    for further in (with_rules, with_remedies):
-        assert further(mine, "x/new", [Rule(scheme="float")]).cache_for("x/new") == "float"
-        assert further(mine, "x/new", [Rule(scheme="float")]).targets["x/new"].rules
+    further = with_rules(mine, "x/new", [Rule(scheme="float")])
+    assert further.cache_for("x/new") == "float"
+    assert further.targets["x/new"].rules
 
 
 @pytest.mark.parametrize(("name", "bits"), [("int8", 8), ("int4", 4)])

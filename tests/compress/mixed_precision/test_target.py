@@ -12,9 +12,9 @@ from pocketport.compress.input_scaling import input_factors
 from pocketport.compress.mixed_precision.allocation import allocate
 from pocketport.compress.mixed_precision.outputs import output_gradient
 from pocketport.compress.mixed_precision.sensitivity import MODELS, Inputs
-from pocketport.compress.mixed_precision.target import target_layers, with_rules
+from pocketport.compress.mixed_precision.target import target_layers
 from pocketport.compress.plan import TensorKind, make_plan
-from pocketport.compress.recipe import Recipe, Rule, TargetSection
+from pocketport.compress.recipe import Recipe, Rule, TargetSection, with_rules
 from pocketport.compress.weights import QuantizedTensor
 from pocketport.errors import InputError, UsageError
 
