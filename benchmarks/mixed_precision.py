@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="the text to report on")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--error-samples", type=int, help="that errors are taken from (default: as many)")
+    parser.add_argument("--measured-samples", type=int, help="that allocations are measured on, as `pocketport search`")
     parser.add_argument("--report-samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--work", type=Path, default=Path("build/mixed-precision"))
@@ -225,7 +226,7 @@ def main() -> None:
         source = str(smollm2(options.work))
         tokenizer = Tokenizer.from_file(str(Path(source) / "tokenizer.json"))
         sizes = {
-            "calibration": max(options.samples, options.error_samples or 0) + MEASURED,
+            "calibration": max(options.samples, options.error_samples or 0) + (options.measured_samples or MEASURED),
             "report": options.report_samples,
         }
         options.data, report = (
@@ -238,7 +239,10 @@ def main() -> None:
     )  # fmt: skip
     with BarProgress() as progress, tempfile.TemporaryDirectory() as folder:
         context = Context(request, Store(options.work / "cache"), Path(folder), progress)
-        search = FormatSearch(context, options.schemes.split(","), joined=options.joined, samples=options.error_samples)
+        search = FormatSearch(
+            context, options.schemes.split(","), joined=options.joined, samples=options.error_samples,
+            measured=options.measured_samples,
+        )  # fmt: skip
         data = reported(search, options.report, options.report_samples)
         plain = uniform(search, options.uniform, data)
         points = mixed(search, options.bits or steps(plain), data, confirm=options.confirm)

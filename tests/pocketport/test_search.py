@@ -136,6 +136,9 @@ def test_errors_are_taken_from_samples_that_nothing_is_measured_on(model: Path, 
     given = np.load(model / "tokens.npz")["input_ids"][:, :16]
     np.testing.assert_array_equal(search.samples.tokens, given[:6])
     np.testing.assert_array_equal(search.measured.tokens, given[6:14])
+    fewer = FormatSearch(context, ["w4b32fp16"], samples=6, measured=3).measured
+    assert isinstance(fewer, Sequences)
+    np.testing.assert_array_equal(fewer.tokens, given[6:9])
 
 
 def test_schemes_that_a_format_lacks(model: Path, tmp_path: Path) -> None:

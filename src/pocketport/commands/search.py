@@ -45,6 +45,12 @@ def search(
     error_samples: Annotated[
         int | None, typer.Option(min=1, help="Of a format: samples that errors are taken from (default: as many).")
     ] = None,
+    measured_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of a format: samples that allocations are measured on (default: 96 images, 8 texts)."
+        ),
+    ] = None,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens of a calibration sequence.")] = 512,
     confirm: Annotated[
         bool, typer.Option(help="Quantize with the best of each error model and measure; the best measured one wins.")
@@ -77,7 +83,7 @@ def search(
     with tempfile.TemporaryDirectory() as work, opened(request, Path(work), cache, quiet=json_output) as context:
         budget = Budget(parse_bytes(budget_bytes), budget_bits, budget_ms)
         road = (
-            FormatSearch(context, names, joined=joined, samples=error_samples)
+            FormatSearch(context, names, joined=joined, samples=error_samples, measured=measured_samples)
             if format_
             else TargetSearch(context, names)
         )

@@ -85,6 +85,7 @@ class FormatSearch:
         schemes: to choose among, None for all that are known.
         joined: whether layers that share an input get one scheme, None for what suits the format's engines.
         samples: that errors are taken from, None for as many as weights are calibrated on.
+        measured: samples that allocations are measured on, None for `MEASURED_IMAGES` or `MEASURED`.
 
     Raises:
         UsageError: an unknown format or recipe, a scheme that the format does not take, no text to calibrate on.
@@ -92,8 +93,9 @@ class FormatSearch:
     """
 
     def __init__(
-        self, context: Context, schemes: Sequence[str] | None, *, joined: bool | None = None, samples: int | None = None
-    ) -> None:
+        self, context: Context, schemes: Sequence[str] | None, *, joined: bool | None = None,
+        samples: int | None = None, measured: int | None = None,
+    ) -> None:  # fmt: skip
         self.context = context
         request = context.request
         self.source: Source = open_source(path_of(request.source))
@@ -105,16 +107,18 @@ class FormatSearch:
         form.check(self.source, self.bundle, variant)
         self.found = checkpoint_layers(self.source, self.bundle, self.base, form, variant, schemes, joined=joined)
         self.head = Head(self.bundle[CALIBRATED_COMPONENT].graph, best_device())
-        self.samples, self.measured = self.data(request, samples or request.calibration_samples)
+        self.samples, self.measured = self.data(request, samples or request.calibration_samples, measured)
         self._known: dict[str, list[Tensor]] = {}
         self._streams: dict[str, Stream] = {}
 
-    def data(self, request: Request, count: int) -> tuple[Sequences | Answers, Sequences | Answers]:
+    def data(
+        self, request: Request, count: int, measured: int | None = None
+    ) -> tuple[Sequences | Answers, Sequences | Answers]:
         """So many samples that errors are taken from, and what candidates are measured on."""
-        more = request.model_copy(update={"calibration_samples": count + MEASURED_IMAGES})
+        more = request.model_copy(update={"calibration_samples": count + (measured or MEASURED_IMAGES)})
         images = prompt_samples(self.bundle, more)
         if images is None:
-            text = sequences_for(self.bundle, request.data, count + MEASURED, self.length, request.seed)
+            text = sequences_for(self.bundle, request.data, count + (measured or MEASURED), self.length, request.seed)
             return replace(text, tokens=text.tokens[:count]), replace(text, tokens=text.tokens[count:])
         if images.count < 2:
             raise UsageError("one image can't both calibrate and measure", where=images.origin, fix="give more images")
