@@ -3,7 +3,7 @@
 ``python benchmarks/vision_weights.py [--only rec det minilm reference] [--rows PATTERN …] [--again] [--nncf PYTHON]
 [--aimet PYTHON] [--work build/vision] [--json FILE]``
 
-Everybody gets the same float graph and the same 32 samples. Two placements: ``products`` (integers are what Conv, Gemm and
+Everybody gets the same float graph and the same 32 samples; a row of ours says where it calibrates on the first 8 of them alone. Two placements: ``products`` (integers are what Conv, Gemm and
 MatMul read, all else is float: x86; NNCF places for CPUs by its own rules) and ``whole`` (every op that the tool can, as on
 an NPU). Rows are cached in
 ``<work>/<model>/<row>.json``, so that the benchmark can run piecewise; ``--again`` measures what matches once more. Seconds are
@@ -28,6 +28,7 @@ PRODUCTS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 PLACEMENTS = {"products": PRODUCTS, "whole": []}
 OURS: dict[str, dict[str, Any]] = {
     "default": {"scaled": True, "rule": {}},
+    "default, 8 samples": {"scaled": True, "rule": {}, "samples": 8},
     "centered values": {"scaled": True, "rule": {}, "conditioning": ["center_values"]},
     "centered values, GPTQ": {
         "scaled": True, "rule": {"algorithm": "gptq", "algorithm_options": {"sweeps": 2}}, "conditioning": ["center_values"],

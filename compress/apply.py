@@ -16,6 +16,7 @@ from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cac
 from pocketport.compress.executor import Arrays
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.input_scaling import input_factors, scale_inputs
+from pocketport.compress.low_rank import LowRank, add_branch, rounded
 from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.qdq import QdqWriter
 from pocketport.compress.ranges import group_encodings
@@ -180,12 +181,24 @@ class _Applier:
                 float(real.min()), float(real.max()), tensor.dtype, symmetric=tensor.symmetric
             )
             done = QuantizedTensor(encoding.quantize(real), encoding)
+        if done.correction is not None:
+            self._add_correction(component, tensor, value, done.correction, writer)
         if isinstance(done.encoding, Palette):
             self.table.palettes[key] = done.encoding
             writer.palette(value, done.integers, done.encoding)
         else:
             self.table.encodings[key] = done.encoding
             writer.constant(value, done.integers, done.encoding)
+
+    def _add_correction(
+        self, component: str, tensor: TensorPlan, value: ir.Value, correction: LowRank, writer: QdqWriter
+    ) -> None:
+        """Beside the one layer that reads a weight."""
+        node = next(iter(value.uses())).node
+        for factor in add_branch(writer.graph, node, correction):
+            integers, encoding = rounded(np.asarray(constant(factor), np.float32), tensor.channel_axis or 0)
+            self.table.encodings[f"{component}/{factor.name}"] = encoding
+            writer.constant(factor, integers, encoding)
 
     def _weight(
         self, component: str, tensor: TensorPlan, real: NDArray[np.float32], least: NDArray[np.float64] | None

@@ -52,6 +52,7 @@ class TensorPlan:
         group: activations of one group share one encoding.
         activation: activation that meets this constant at `node`: the x of s_x · s_w and of the Hessian.
         partner: for biases: the weight of the same node.
+        rank: of the correction in 8 bits beside a weight; 0: it has none. See `compress.low_rank`.
         scaled: for an activation that is divided by a factor a channel before it is rounded: the tensor without that.
         why: the rule or legality that this comes from.
         elements: number of elements (0 where not static).
@@ -79,6 +80,7 @@ class TensorPlan:
     activation: str = ""
     partner: str = ""
     scaled: str = ""
+    rank: int = 0
     elements: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
@@ -106,7 +108,7 @@ class TensorPlan:
 
 _WRITTEN = (
     "tensor", "kind", "dtype", "symmetric", "granularity", "axis", "channel_axis", "block", "block_scale_levels",
-    "algorithm", "options", "elements",
+    "algorithm", "options", "rank", "elements",
 )  # fmt: skip
 
 
@@ -175,7 +177,7 @@ class Plan:
         wanted: dict[str, list[str]] = {}
         for component in self.components:
             sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
-            inputs = {t.activation for t in component.tensors if t.algorithm == "gptq" and not t.on_samples}
+            inputs = {t.activation for t in component.tensors if t.rank or (t.algorithm == "gptq" and not t.on_samples)}
             names = sorted({sources.get(name, name) for name in inputs})
             if names:
                 wanted[component.component] = names

@@ -13,6 +13,7 @@ from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.input_scaling import insert_scaling, scalable_inputs
 from pocketport.compress.legality import Legality, WeightRule
+from pocketport.compress.low_rank import planned
 from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.reconstruction.options import OPTIONS, read_options, rounds_on_samples
@@ -155,7 +156,7 @@ class _ComponentPlanner:
     def _constants_of(self, node: ir.Node, operand: WeightOperand | None, groups: Groups) -> Iterator[TensorPlan]:
         weight = None
         if operand is not None:
-            weight = self._weight(node, operand, groups)
+            weight = planned(self._weight(node, operand, groups), node, operand, self._settled[node].low_rank)
             yield weight
         for position, value in enumerate(node.inputs):
             if value is None or not is_float(value) or not is_constant(value) or (operand and value is operand.value):

@@ -25,7 +25,7 @@ class QdqWriter:
     """Adds Q/DQ nodes to one graph in place. Everything that belongs to tensor `t` is named ``t/…``."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._graph = model.graph
+        self.graph = model.graph
         self._names = {v.name for node in model.graph for v in node.outputs} | set(model.graph.initializers)
         self.count = 0
 
@@ -33,7 +33,7 @@ class QdqWriter:
         """Put Q and DQ behind `value`; all that read it read the DQ. A graph output keeps its name on the DQ."""
         name = value.name or ""
         uses = list(value.uses())
-        positions = [i for i, v in enumerate(self._graph.outputs) if v is value]
+        positions = [i for i, v in enumerate(self.graph.outputs) if v is value]
         scale, zero = self._encoding(name, encoding)
         quantized = self._node("QuantizeLinear", [value, scale, zero], f"{name}/q", ir.DataType[encoding.dtype.upper()])
         restored = self._node("DequantizeLinear", [quantized.outputs[0], scale, zero], f"{name}/dq", value.dtype)
@@ -41,15 +41,15 @@ class QdqWriter:
             node.outputs[0].shape = value.shape
         producer = value.producer()
         if producer is None:
-            self._graph.insert_before(self._graph[0], [quantized, restored])
+            self.graph.insert_before(self.graph[0], [quantized, restored])
         else:
-            self._graph.insert_after(producer, [quantized, restored])
+            self.graph.insert_after(producer, [quantized, restored])
         for node, index in uses:
             node.replace_input_with(index, restored.outputs[0])
         for i in positions:
             self._rename(value, f"{name}/float")
             restored.outputs[0].name = name
-            self._graph.outputs[i] = restored.outputs[0]
+            self.graph.outputs[i] = restored.outputs[0]
 
     def constant(self, value: ir.Value, integers: NDArray[np.integer], encoding: Encoding) -> None:
         """Store `value` as integers with a DQ; all that read it read the DQ, and the float constant goes."""
@@ -83,13 +83,13 @@ class QdqWriter:
         name, uses, producer = value.name or "", list(value.uses()), value.producer()
         for node in nodes:
             node.outputs[0].shape = ir.Shape(shape)
-        self._graph.insert_before(self._graph[0], nodes)
+        self.graph.insert_before(self.graph[0], nodes)
         for node, index in uses:
             node.replace_input_with(index, nodes[-1].outputs[0])
         if producer is not None:
-            self._graph.remove(producer, safe=True)
-        elif name in self._graph.initializers:
-            del self._graph.initializers[name]
+            self.graph.remove(producer, safe=True)
+        elif name in self.graph.initializers:
+            del self.graph.initializers[name]
 
     def _encoding(self, name: str, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
         scale = ir.Tensor(np.asarray(encoding.scale, np.float32), name=f"{name}/scale")
@@ -100,7 +100,7 @@ class QdqWriter:
     def _initializer(self, tensor: ir.Tensor[Any]) -> ir.Value:
         name = self._unused(tensor.name or "")
         value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
+        self.graph.register_initializer(value)
         return value
 
     def _node(

@@ -53,6 +53,7 @@ class Rule(_Section):
         fallback: schemes tried in order where a target does not take `scheme`. Without it that is an error.
         algorithm: how weights are rounded.
         algorithm_options: the algorithm's keyword arguments.
+        low_rank: rank of a correction beside the weights of linear layers, on targets that take one; 0: none.
         symmetric: in checkpoint formats, whether zero points lie in the middle of the integers; targets have their own.
         observer: how the ranges of activations are chosen.
         observer_options: the observer's keyword arguments.
@@ -65,6 +66,7 @@ class Rule(_Section):
     fallback: list[SchemeText] = Field(default_factory=list)
     algorithm: AlgorithmName | None = None
     algorithm_options: dict[str, float] = Field(default_factory=dict)
+    low_rank: int | None = Field(default=None, ge=0)
     symmetric: bool | None = None
     observer: ObserverName | None = None
     observer_options: dict[str, float] = Field(default_factory=dict)

@@ -22,6 +22,7 @@ class Settled:
     algorithm_options: dict[str, float] | None = None
     observer: str | None = None
     observer_options: dict[str, float] | None = None
+    low_rank: int = 0
 
 
 class Settler:
@@ -63,6 +64,13 @@ class Settler:
                 settled = replace(settled, scheme=scheme, why=f"recipe rule {index + 1}{how}")
             if rule.algorithm is not None:
                 settled = replace(settled, algorithm=rule.algorithm, algorithm_options=rule.algorithm_options)
+            if rule.low_rank and not self._legality.low_rank:
+                raise UsageError(
+                    "it takes no low-rank correction, which is added in float", where=f"{self._target}, {node or self._component}",
+                    fix="write `low_rank` under the `targets:` that take it",
+                )  # fmt: skip
+            if rule.low_rank is not None:
+                settled = replace(settled, low_rank=rule.low_rank)
             if rule.observer is not None:
                 settled = replace(settled, observer=rule.observer, observer_options=rule.observer_options)
         return settled

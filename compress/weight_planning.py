@@ -107,6 +107,11 @@ def _plan(
 ) -> WeightPlan:
     shape, before = dimensions(tensor), stored_bytes(tensor)
     matching = [r for r in rules if r.matches(use.component, use.op, use.node or name)]
+    if next((r.low_rank for r in reversed(matching) if r.low_rank is not None), 0):
+        raise UsageError(
+            f"{form.name} has no place for a low-rank correction", where=f"recipe, tensor {name}",
+            fix="write `low_rank` under the `targets:` that take it",
+        )  # fmt: skip
     own = _own_form(tensor, form)
     choice = _chosen(name, shape, use, matching, form, variant, own)
     if use.role == "linear":

@@ -1,6 +1,6 @@
 """From a weight as it lies in the graph to the matrix that algorithms round, and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, Palette
 from pocketport.calibration.statistics import SecondMoment
 from pocketport.compress.algorithms import PaletteProblem, WeightFormat, WeightProblem, palettize, round_weight
+from pocketport.compress.low_rank import LowRank, low_rank
 from pocketport.compress.plan import TensorPlan
 from pocketport.compress.reconstruction.options import START
 from pocketport.compress.schemes import Granularity
@@ -19,16 +20,20 @@ BLOCK_UNITS = 16  # low-power block quantization counts block scales in sixteent
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Integers in the tensor's own shape, and what they stand for; indices, where that is a palette."""
+    """Integers in the tensor's own shape, and what they stand for; indices, where that is a palette.
+
+    `correction` is what stands beside them in float, of a weight whose plan has a rank.
+    """
 
     integers: NDArray[np.integer]
     encoding: Encoding | Palette
+    correction: LowRank | None = None
 
 
 def quantize_weight(
     weight: NDArray[np.floating], plan: TensorPlan, moment: SecondMoment | None, least_scale: NDArray[np.float64] | None
 ) -> QuantizedTensor:
-    """Round `weight` as `plan` says; where samples decide, as `reconstruct` starts from it.
+    """Round `weight` as `plan` says, and make its correction; where samples decide, as `reconstruct` starts from it.
 
     Args:
         weight: in the graph's layout.
@@ -39,9 +44,26 @@ def quantize_weight(
     Raises:
         InputError: the algorithm needs a Hessian that `moment` lacks, or a palette's float16 can't hold the weights.
     """
+    done = _rounded(weight, plan, moment, least_scale)
+    if not plan.rank:
+        return done
+    error = _as_matrix(weight - done.encoding.dequantize(done.integers), plan)
+    importance, hessian = _input_moments(moment, error.shape, weight.shape, plan.op)
+    return replace(done, correction=low_rank(error, importance if hessian is None else hessian, plan.rank))
+
+
+def _as_matrix(weight: NDArray[np.floating], plan: TensorPlan) -> NDArray[np.float32]:
+    """Output channels first, [N, K]."""
+    moved = np.moveaxis(np.asarray(weight, np.float32), plan.channel_axis or 0, 0)
+    return np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+
+
+def _rounded(
+    weight: NDArray[np.floating], plan: TensorPlan, moment: SecondMoment | None, least_scale: NDArray[np.float64] | None
+) -> QuantizedTensor:
     channel = plan.channel_axis or 0
     moved = np.moveaxis(np.asarray(weight, np.float32), channel, 0)
-    matrix = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    matrix = _as_matrix(weight, plan)
     columns = matrix.shape[1]
     importance, hessian = _input_moments(moment, matrix.shape, np.asarray(weight).shape, plan.op)
     if plan.algorithm == "gptq" and not plan.on_samples and hessian is None:

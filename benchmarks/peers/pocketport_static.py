@@ -2,7 +2,7 @@
 
 ``python pocketport_static.py MODEL CALIBRATION.npz OUT OPTIONS``: OPTIONS is JSON with `bits` of the weights, `operators`
 (empty: all activations become integers), `scaled` (whether inputs of layers may be scaled by channel), `rule`, the keys of
-a recipe's rule, and perhaps `conditioning`, names of rewrites. Prints the seconds without imports as JSON.
+a recipe's rule, and perhaps `conditioning`, names of rewrites, and `samples`, how many of them to calibrate on. Prints the seconds without imports as JSON.
 """
 
 import json
@@ -41,7 +41,7 @@ def main() -> None:
     start, cpu = time.perf_counter(), time.process_time()
     bundle = ModelBundle("vision", "onnx", "", {MAIN: Component(MAIN, load_graph(Path(model)))})
     arrays = dict(np.load(calibration))
-    count = len(next(iter(arrays.values())))
+    count = options.get("samples", len(next(iter(arrays.values()))))
     feeds = [(MAIN, {name: array[i] for name, array in arrays.items()}) for i in range(count)]
     steps = [Conditioning.model_validate({"rewrite": name}) for name in options.get("conditioning", [])]
     bundle, _ = condition(bundle, steps, lambda _: iter(feeds), chained=False)
