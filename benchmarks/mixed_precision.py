@@ -149,7 +149,7 @@ def mixed(search: FormatSearch, bits: Sequence[float], data: Sequences | Answers
         best = searched.best
         name = f"mixed ({best.allocation.model})"
         points.append(point(name, search, searched.bytes_of(best), search.quality(best.rules, data)))
-    return points
+    return sorted(points, key=lambda p: p.bytes)
 
 
 def steps(points: list[Point]) -> list[float]:
