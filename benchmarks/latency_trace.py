@@ -25,10 +25,10 @@ VIEWS = frozenset({"view", "_unsafe_view", "flatten", "reshape"})
 NAMES: Mapping[str, str] = {
     "_softmax": "Softmax", "_safe_softmax": "Softmax", "addcmul": "Add", "native_layer_norm": "LayerNormalization", "native_group_norm": "GroupNormalization", "gelu": "Gelu",
     "silu": "Swish", "native_batch_norm": "BatchNormalization", "hardswish": "HardSwish", "hardsigmoid": "HardSigmoid", "sigmoid": "Sigmoid", "tanh": "Tanh", "elu": "Elu",
-    "mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "linalg_vector_norm": "ReduceL2", "max_pool2d_with_indices": "MaxPool",
+    "mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "argmax": "ArgMax", "linalg_vector_norm": "ReduceL2", "max_pool2d_with_indices": "MaxPool",
     "_adaptive_avg_pool2d": "AveragePool", "_adaptive_avg_pool3d": "AveragePool", "avg_pool2d": "AveragePool", "cat": "Concat",
     "split": "Split", "split_with_sizes": "Split", "slice": "Slice", "select": "Slice", "constant_pad_nd": "Pad", "pixel_shuffle": "DepthToSpace",
-    "permute": "Transpose", "transpose": "Transpose", "embedding": "Gather", "index": "GatherND", "upsample_nearest2d": "Resize",
+    "permute": "Transpose", "transpose": "Transpose", "embedding": "Gather", "index_select": "Gather", "index": "GatherND", "upsample_nearest2d": "Resize",
     "upsample_bilinear2d": "Resize", "upsample_bicubic2d": "Resize", "add": "Add", "sub": "Sub", "rsub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow",
     "exp": "Exp", "sqrt": "Sqrt", "rsqrt": "Reciprocal", "neg": "Neg", "cos": "Cos", "sin": "Sin", "maximum": "Max", "minimum": "Min", "where": "Where",
     "flip": "Slice", "max_pool3d_with_indices": "MaxPool", "softplus": "Softplus", "repeat": "Tile", "stack": "Concat",

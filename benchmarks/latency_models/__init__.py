@@ -5,11 +5,16 @@ The names are those of ``snapdragon_models.csv``, which says how close each cons
 
 from latency_models.base import Construction
 from latency_models.classification import CLASSIFICATION
+from latency_models.darknet import DARKNET
 from latency_models.detection import DETECTION
+from latency_models.reidentification import REIDENTIFICATION
 from latency_models.restoration import RESTORATION
 from latency_models.segmentation import SEGMENTATION
 from latency_models.transformer import TRANSFORMER
+from latency_models.yolov10 import YOLOV10
 
-CONSTRUCTIONS: dict[str, Construction] = {**CLASSIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **SEGMENTATION}
+CONSTRUCTIONS: dict[str, Construction] = {
+    **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10, **SEGMENTATION,
+}  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]

@@ -42,6 +42,31 @@ class First(nn.Module):
         return out[0] if not isinstance(out, Tensor) else out
 
 
+class Normalized(nn.Module):
+    """A model that takes pictures of 0 to 1 and normalizes them itself, as the deployed ones of maps and key points do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.mean, self.deviation = torch.full((1, 3, 1, 1), 0.45), torch.full((1, 3, 1, 1), 0.22)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """What the model makes of the normalized picture."""
+        return self.model((picture - self.mean) / self.deviation)
+
+
+class Centered(nn.Module):
+    """A model that takes pictures of 0 to 1 and brings them to −1 to 1 itself, as the deployed ones do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, picture: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What the model makes of the centered picture."""
+        return self.model(picture * 2.0 - 1.0)
+
+
 def conv(
     cin: int, cout: int, k: int = 3, s: int = 1, *, groups: int = 1, dilation: int = 1, act: nn.Module | None = None
 ) -> nn.Sequential:

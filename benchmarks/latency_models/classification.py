@@ -6,8 +6,9 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
-from latency_models.base import Construction, conv, image
+from latency_models.base import Centered, Construction, conv, image
 
 
 class MobileNetV1(nn.Module):
@@ -36,9 +37,23 @@ class MobileNetV1(nn.Module):
         return tuple(head(x) for head in self.heads)
 
 
+class _PoseNet(nn.Module):
+    """MobileNetV1 with PoseNet's heads, and the maxima of its heat maps' neighbourhoods."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Heat maps, offsets, displacements, maxima."""
+        heat, *rest = self.model(x)
+        heat = heat.sigmoid()
+        return heat, *rest, functional.max_pool2d(heat, 3, 1, 1)
+
+
 def _posenet() -> nn.Module:
     widths = [(32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 1), (1024, 1)]
-    return MobileNetV1(3, [(w, s, 1) for w, s in widths], [17, 34, 32, 32], pool=False)
+    return Centered(_PoseNet(MobileNetV1(3, [(w, s, 1) for w, s in widths], [17, 34, 32, 32], pool=False)))
 
 
 def _yamnet() -> nn.Module:
@@ -47,13 +62,17 @@ def _yamnet() -> nn.Module:
 
 
 def _regnet() -> nn.Module:
+    device = torch.get_default_device()
     with torch.device("cpu"):  # it computes its widths with tensors
-        return torchvision.models.regnet_x_3_2gf().to("meta")
+        return torchvision.models.regnet_x_3_2gf().to(device)
 
 
 def _torchvision(name: str, family: str, side: int = 224) -> Construction:
-    options = {"init_weights": False, "transform_input": False} if name == "inception_v3" else {}
-    return Construction(lambda: getattr(torchvision.models, name)(**options), image(side), family)
+    return Construction(lambda: getattr(torchvision.models, name)(), image(side), family)
+
+
+def _inception_v3() -> nn.Module:
+    return Centered(torchvision.models.inception_v3(init_weights=False, transform_input=False))
 
 
 def _timm(name: str, family: str, side: int = 224, width: int | None = None) -> Construction:
@@ -76,8 +95,10 @@ CLASSIFICATION: dict[str, Construction] = {
     "efficientnet_lite4": _timm("tf_efficientnet_lite4", "effnet", 300),
     "efficientvit_b2_cls": _timm("efficientvit_b2", "hybrid"),
     "efficientvit_l2_cls": _timm("efficientvit_l2", "hybrid", 384),
-    "inception_v3": _torchvision("inception_v3", "incept", 299),
-    "inception_v4": _timm("inception_v4", "incept", 299),
+    "inception_v3": Construction(_inception_v3, image(299), "incept"),
+    "inception_v4": Construction(
+        lambda: Centered(timm.create_model("inception_v4", exportable=True)), image(299), "incept"
+    ),
     "levit": _timm("levit_128s", "hybrid"),
     "mnasnet05": _torchvision("mnasnet0_5", "mbnet"),
     "mobilenet_v2": _torchvision("mobilenet_v2", "mbnet"),

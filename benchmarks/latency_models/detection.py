@@ -97,13 +97,13 @@ class Pyramid(nn.Module):
         p3 = self.p3(self.stem(x))
         p4 = self.p4(p3)
         r5 = self.reduce5(self.p5(p4))
-        r4 = self.reduce4(self.up4(torch.cat([_twice(r5), p4], 1)))
-        n3 = self.up3(torch.cat([_twice(r4), p3], 1))
+        r4 = self.reduce4(self.up4(torch.cat([twice(r5), p4], 1)))
+        n3 = self.up3(torch.cat([twice(r4), p3], 1))
         n4 = self.out4(torch.cat([self.down3(n3), r4], 1))
         return [n3, n4, self.out5(torch.cat([self.down4(n4), r5], 1))]
 
 
-def _twice(x: Tensor) -> Tensor:
+def twice(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -119,18 +119,31 @@ class V8Head(nn.Module):
         self.extras = nn.ModuleList(_branch(w, more, extra) for w in widths) if extra else None
 
     def forward(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
-        """Boxes [1, 4, anchors], scores [1, classes, anchors] and, if there are any, the extra channels."""
+        """Boxes [1, 4, anchors] of centers and sizes, scores [1, classes, anchors] and, if there are any, the extra channels."""
         boxes = torch.cat([b(x).flatten(2) for b, x in zip(self.boxes, levels, strict=True)], 2)
         scores = torch.cat([s(x).flatten(2) for s, x in zip(self.scores, levels, strict=True)], 2)
         bins = boxes.view(1, 4, 16, -1).transpose(1, 2).softmax(1)
         distance = (bins * torch.arange(16.0).view(1, 16, 1, 1)).sum(1)
         low, high = distance.chunk(2, 1)
         anchors = torch.ones(1, 2, distance.shape[2])
-        corners = torch.cat([anchors - low, anchors + high], 1) * 8.0
-        out = [corners, scores.sigmoid()]
+        low, high = anchors - low, anchors + high
+        out = [torch.cat([(low + high) / 2, high - low], 1) * 8.0, scores.sigmoid()]
         if self.extras is not None:
             out.append(torch.cat([e(x).flatten(2) for e, x in zip(self.extras, levels, strict=True)], 2))
         return tuple(out)
+
+
+def detections(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [1, anchors, 4] of centers and sizes and scores [1, anchors, classes] → corners, the best class's score, its number."""
+    x, y, w, h = boxes.unbind(2)
+    w, h = w * 0.5, h * 0.5
+    corners = torch.stack([x - w, y - h, x + w, y + h], 2)
+    return (corners, *best(scores))
+
+
+def best(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Of scores [1, anchors, classes] the highest, and the number of its class; of one class the scores."""
+    return scores.amax(2), scores.argmax(2).to(torch.uint8)
 
 
 def _branch(cin: int, mid: int, out: int) -> nn.Sequential:
@@ -138,7 +151,8 @@ def _branch(cin: int, mid: int, out: int) -> nn.Sequential:
 
 
 class YoloV8(nn.Module):
-    """Detection; `masks` adds FastSAM's and YOLOv8-seg's prototypes, `angle` the oriented boxes' angle."""
+    """Detection; `masks` adds FastSAM's and YOLOv8-seg's prototypes, `angle` the oriented boxes' angle. What it gives is what
+    deployments hand over: corners, the best class's score and number."""
 
     def __init__(
         self, widths: list[int], depths: list[int], classes: int, masks: int = 0, *, angle: bool = False
@@ -155,36 +169,31 @@ class YoloV8(nn.Module):
         self.angle = angle
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What the head gives, and the prototypes."""
+        """Boxes, scores and classes; the angles, or the masks' coefficients and prototypes."""
         levels = self.body(x)
-        out = self.head(levels)
+        boxes, scores, *extra = self.head(levels)
+        boxes, scores = boxes.transpose(1, 2), scores.transpose(1, 2)
         if self.angle:
-            turn = (out[2].sigmoid() - 0.25) * math.pi
-            out = (out[0] * turn.cos() + out[0].flip(1) * turn.sin(), out[1], turn)
-        return (*out, self.prototypes(levels[0])) if self.prototypes is not None else out
+            turn = (extra[0].transpose(1, 2).sigmoid() - 0.25) * math.pi
+            return boxes * turn.cos() + boxes.flip(2) * turn.sin(), *best(scores), turn
+        found = detections(boxes, scores) if scores.shape[2] > 1 else (detections(boxes, scores)[0], scores.squeeze(2))
+        if self.prototypes is None:
+            return found
+        return *found, extra[0].transpose(1, 2), self.prototypes(levels[0])
 
 
 class YoloV5(nn.Module):
-    """YOLOv5: anchors of three shapes a cell."""
+    """YOLOv5 with the head of YOLOv8, as it is distributed today: devices counted 7 layers less than this has, of YOLOv3-tiny too."""
 
     def __init__(self, widths: list[int], depths: list[int]) -> None:
         super().__init__()
         self.body = Pyramid(widths, depths, C3, 7, reduce=True)
-        self.heads = nn.ModuleList(nn.Conv2d(w, 255, 1) for w in widths[2:])
+        self.head = V8Head(widths[2:], 80)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, anchors, 85]."""
-        out = []
-        for head, level in zip(self.heads, self.body(x), strict=True):
-            y = head(level)
-            _, _, h, w = y.shape
-            y = y.view(1, 3, 85, h, w).permute(0, 1, 3, 4, 2).sigmoid()
-            xy, wh, rest = y.split((2, 2, 81), 4)
-            y = torch.cat(
-                [(xy * 2 - 0.5 + torch.ones(1, 3, h, w, 2)) * 8.0, (wh * 2) ** 2 * torch.ones(1, 3, h, w, 2), rest], 4
-            )
-            out.append(y.reshape(1, -1, 85))
-        return torch.cat(out, 1)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Corners, the best class's score and number."""
+        boxes, scores = self.head(self.body(x))
+        return detections(boxes.transpose(1, 2), scores.transpose(1, 2))
 
 
 class YoloX(nn.Module):
@@ -201,108 +210,27 @@ class YoloX(nn.Module):
         self.boxes = nn.ModuleList(nn.Sequential(cbs(128, 128, 3), cbs(128, 128, 3)) for _ in range(3))
         self.outs = nn.ModuleList(nn.ModuleList(nn.Conv2d(128, n, 1) for n in (4, 1, 80)) for _ in range(3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, anchors, 85]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Corners, the best class's score and number."""
+        x = x * 255.0
         x = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
         out = []
         for i, level in enumerate(self.body(self.focus(x))):
             stem = self.stems[i](level)
             score, box = self.classes[i](stem), self.boxes[i](stem)
             where, seen, what = self.outs[i]
-            out.append(torch.cat([where(box), seen(box).sigmoid(), what(score).sigmoid()], 1).flatten(2))
-        y = torch.cat(out, 2).permute(0, 2, 1)
-        return torch.cat([(y[..., :2] + 1.0) * 8.0, y[..., 2:4].exp() * 8.0, y[..., 4:]], 2)
-
-
-def leaky(cin: int, cout: int, k: int = 3, s: int = 1) -> nn.Sequential:
-    """Darknet's convolution."""
-    return nn.Sequential(nn.Conv2d(cin, cout, k, s, k // 2), nn.LeakyReLU(0.1))
-
-
-class TinyV3(nn.Module):
-    """YOLOv3-tiny."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = [16, 32, 64, 128, 256]
-        layers, last = [], 3
-        for w in widths:
-            layers += [leaky(last, w), nn.MaxPool2d(2)]
-            last = w
-        self.trunk = nn.Sequential(*layers[:-1])
-        self.deep = nn.Sequential(
-            nn.MaxPool2d(2),
-            leaky(256, 512),
-            nn.ZeroPad2d((0, 1, 0, 1)),
-            nn.MaxPool2d(2, 1),
-            leaky(512, 1024),
-            leaky(1024, 256, 1),
-        )
-        self.far = nn.Sequential(leaky(256, 512), nn.Conv2d(512, 255, 1))
-        self.lift = leaky(256, 128, 1)
-        self.near = nn.Sequential(leaky(384, 256), nn.Conv2d(256, 255, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, anchors, 85]."""
-        middle = self.trunk(x)
-        deep = self.deep(middle)
-        levels = [self.far(deep), self.near(torch.cat([_twice(self.lift(deep)), middle], 1))]
-        return torch.cat([_decoded(y) for y in levels], 1)
-
-
-def _decoded(y: Tensor) -> Tensor:
-    _, _, h, w = y.shape
-    y = y.view(1, 3, 85, h, w).permute(0, 1, 3, 4, 2)
-    xy, wh, rest = y.split((2, 2, 81), 4)
-    return torch.cat([(xy.sigmoid() + 1.0) * 8.0, wh.exp() * 8.0, rest.sigmoid()], 4).reshape(1, -1, 85)
-
-
-class CspTiny(nn.Module):
-    """YOLOv4-tiny's block: half of the channels go through two convolutions."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = leaky(width, width)
-        self.second, self.third = leaky(width // 2, width // 2), leaky(width // 2, width // 2)
-        self.out = leaky(width, width, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Twice the channels, and the features before the concatenation."""
-        x = self.first(x)
-        half = self.second(x[:, x.shape[1] // 2 :])
-        inner = self.out(torch.cat([self.third(half), half], 1))
-        return torch.cat([x, inner], 1), inner
-
-
-class TinyV4(nn.Module):
-    """YOLOv4-tiny (Wang et al. 2021)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(leaky(3, 32, 3, 2), leaky(32, 64, 3, 2))
-        self.blocks = nn.ModuleList(CspTiny(w) for w in (64, 128, 256))
-        self.deep = nn.Sequential(leaky(512, 512), leaky(512, 256, 1))
-        self.far = nn.Sequential(leaky(256, 512), nn.Conv2d(512, 255, 1))
-        self.lift = leaky(256, 128, 1)
-        self.near = nn.Sequential(leaky(384, 256), nn.Conv2d(256, 255, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, anchors, 85]."""
-        x, inner = self.stem(x), x
-        for block in self.blocks:
-            x, inner = block(x)
-            x = functional.max_pool2d(x, 2)
-        deep = self.deep(x)
-        levels = [self.far(deep), self.near(torch.cat([_twice(self.lift(deep)), inner], 1))]
-        return torch.cat([_decoded(y) for y in levels], 1)
+            out.append((where(box).flatten(2), torch.cat([seen(box).sigmoid(), what(score).sigmoid()], 1).flatten(2)))
+        boxes, scores = (torch.cat(parts, 2).permute(0, 2, 1) for parts in zip(*out, strict=True))
+        boxes = torch.cat([(boxes[..., :2] + 1.0) * 8.0, boxes[..., 2:].exp() * 8.0], 2)
+        seen, what = scores.split((1, 80), 2)
+        corners, score, number = detections(boxes, what)
+        return corners, score * seen.squeeze(2), number
 
 
 NANO, NANO_DEPTHS = [16, 32, 64, 128, 256], [1, 2, 2, 1]
 DETECTION: dict[str, Construction] = {
     "fastsam_s": Construction(lambda: YoloV8([32, 64, 128, 256, 512], [1, 2, 2, 1], 1, 32), image(640), "yolo"),
     "fastsam_x": Construction(lambda: YoloV8([80, 160, 320, 640, 640], [3, 6, 6, 3], 1, 32), image(640), "yolo"),
-    "yolov3": Construction(TinyV3, image(416), "yolo"),
-    "yolov4": Construction(TinyV4, image(416), "yolo"),
     "yolov5": Construction(lambda: YoloV5([48, 96, 192, 384, 768], [2, 4, 6, 2]), image(640), "yolo"),
     "yolov8_det": Construction(lambda: YoloV8(NANO, NANO_DEPTHS, 80), image(640), "yolo"),
     "yolov8_obb": Construction(lambda: YoloV8(NANO, NANO_DEPTHS, 80, angle=True), image(640), "yolo"),

@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latency_models.base import Construction, First, conv, image
+from latency_models.base import Construction, First, Normalized, conv, image
 
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:
@@ -133,12 +133,21 @@ class FcnOut(First):
         return self.model(x)["out"]
 
 
+class Classes(First):
+    """Class scores of every pixel → the best class's number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, height, width]."""
+        return self.model(x).argmax(1).to(torch.uint8)
+
+
 SEGMENTATION: dict[str, Construction] = {
-    "deeplabv3_plus_mobilenet": Construction(DeepLabV3Plus, image(520), "seg"),
+    "deeplabv3_plus_mobilenet": Construction(lambda: Normalized(Classes(DeepLabV3Plus())), image(520), "seg"),
     "fcn_resnet50": Construction(
-        lambda: FcnOut(torchvision.models.segmentation.fcn_resnet50(weights_backbone=None)), image(520), "seg"
+        lambda: Normalized(Classes(FcnOut(torchvision.models.segmentation.fcn_resnet50(weights_backbone=None)))),
+        image(520), "seg",
     ),
-    "hrnet_pose": Construction(Trunk, image(256, 192), "seg"),
+    "hrnet_pose": Construction(lambda: Normalized(Trunk()), image(256, 192), "seg"),
     "superpoint": Construction(SuperPoint, image(480, 640, channels=1), "seg"),
     "u2net_segmentation": Construction(U2Net, image(320), "seg"),
-}
+}  # fmt: skip

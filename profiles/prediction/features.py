@@ -58,7 +58,7 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     Kind.POOL: ("MaxPool", "AveragePool", "LpPool"),
     Kind.REDUCE: (
         "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd", "ReduceSumSquare", "GlobalAveragePool",
-        "GlobalMaxPool",
+        "GlobalMaxPool", "ArgMax", "ArgMin",
     ),
     Kind.RESIZE: ("Resize", "Upsample"),
     Kind.MOVE: (

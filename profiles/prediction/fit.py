@@ -20,11 +20,13 @@ FACTOR_SPREAD = 0.25  # of a device's log factors around its common speed
 SPEED_SPREAD = 1.0  # of the common speeds
 STARTS = {"matrix": 0.3, "vector": 0.05, "memory": 0.015, "spilled": 0.03, "per_op": 0.004, "io": 0.03, "offset": 0.15}
 START_SPREAD = 1.5  # of all others around where the search starts
+OVERHEAD_SPREAD = 0.2  # of an op's and a call's overheads around those of another precision: they are no arithmetic
 ROUNDS = 40
 K = len(KINDS)
 # positions of the shared parameters
 COMMON_MATRIX, COMMON_VECTOR, MEMORY, SPILLED, MATRIX_OP, VECTOR_OP, IO, OFFSET = range(K, K + 8)
 SHARED = K + 8
+OVERHEADS = (MATRIX_OP, VECTOR_OP, OFFSET)
 FACTORS = ("matrix", "vector", "memory", "overhead")
 
 
@@ -72,7 +74,7 @@ def fit(
         seen: the observations.
         devices: how many there are; 0 is the reference.
         like: rates of another precision, of which more models were measured: proportions of kinds are held near its.
-        spread: of the priors of all rates, in terms of what it is usually.
+        spread: of the priors of all rates, in terms of what it is usually; below 1, overheads are held near those of `like`.
         correct: learn what graphs alike are off by.
     """
     start = np.concatenate([_start(like), np.zeros(5 * devices)])
@@ -186,7 +188,7 @@ def _with_priors(
         targets.append(float(start[kind] - start[common]))
     for index in range(K, SHARED):
         rows.append(one[index])
-        sigmas.append(spread * START_SPREAD)
+        sigmas.append(OVERHEAD_SPREAD if spread < 1 and index in OVERHEADS else spread * START_SPREAD)
         targets.append(float(start[index]))
     for device in range(devices):
         base = SHARED + 5 * device

@@ -30,7 +30,7 @@ SHALLOW = 16  # input channels below which a matrix unit idles
 TILE = (8, 4)  # rows and columns of an image that are computed together
 ROWS = 32  # of a matrix that are
 MOVED = 128  # multiply-accumulates that take as long as bringing a convolution one element, or taking one away
-IN_PLACE = ("Concat", "Split")  # their parts are written and read where they lie
+IN_PLACE = ("Concat", "Split")  # parts of whole granules of channels are written and read where they lie
 CONVERTED = 10  # times the work of a batch normalization where it stays float between two conversions; 4 (w8a8) and 50 (w8a16) by the compiler
 ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
 HANDED_OVER = 30_000  # elements in and out at which half of a call's overhead is there
@@ -91,16 +91,25 @@ def _padded(n: int, granule: int) -> float:
     return -(-n // granule) * granule / max(n, 1)
 
 
+def _in_place(op: OpFeatures) -> bool:
+    """Whether the parts of a concatenation or split are whole granules, where they lie one after another along the channels."""
+    whole, parts = (op.output, op.inputs) if op.op == "Concat" else (op.inputs[0], (op.output,))
+    axis = 1 if len(whole) == 4 else len(whole) - 1
+    return all(len(part) != len(whole) or part[axis] == whole[axis] or part[axis] % CHANNELS == 0 for part in parts)
+
+
 def _work(op: OpFeatures) -> float:
     """10⁹ multiply-accumulates or 10⁶ elements, in whole granules."""
-    if op.op in IN_PLACE:
+    if op.op in IN_PLACE and _in_place(op):
         return 0.0
     image = len(op.output) == 4 and op.kind not in (Kind.LINEAR, Kind.MATMUL, Kind.SOFTMAX)
     convolves = op.kind in (Kind.CONV, Kind.POINTWISE, Kind.GROUPED, Kind.DEPTHWISE)
     more = 1.0
     if image and convolves:
         more = _padded(op.output[2], TILE[0]) * _padded(op.output[3], TILE[1])
-    elif op.kind in (Kind.LINEAR, Kind.MATMUL) and len(op.output) > 1:
+    elif op.kind is Kind.LINEAR:
+        more = _padded(math.prod(op.output[:-1]), ROWS)
+    elif op.kind is Kind.MATMUL and len(op.output) > 1:
         more = _padded(op.output[-2], ROWS)
     if op.kind in MATRIX:
         if op.kind is not Kind.GROUPED and op.kind is not Kind.RECURRENT and op.macs:
@@ -111,10 +120,14 @@ def _work(op: OpFeatures) -> float:
         if convolves and len(op.output) > 1:
             moved = math.prod(op.output) * max(1.0, CHANNELS / op.output[1]) + sum(map(math.prod, op.inputs))
         return max(more * op.macs, MOVED * moved) / 1e9
-    if image and op.output[1] < CHANNELS:
-        more *= _padded(op.output[1], CHANNELS)
+    # Channels are what comes last where there are more than four dimensions.
+    depth = op.output[1] if image else op.output[-1] if len(op.output) > 4 else CHANNELS
+    if depth < CHANNELS:
+        more *= _padded(depth, CHANNELS)
     if op.kind is Kind.DEPTHWISE:
         return more * math.prod(op.output) * op.window / 1e6
+    if op.op == "Slice":  # reads no more than it writes
+        return more * math.prod(op.output) / 1e6
     return more * max([math.prod(op.output), *[math.prod(shape) for shape in op.inputs]]) / 1e6
 
 

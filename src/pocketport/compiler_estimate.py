@@ -19,13 +19,13 @@ from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import shape_of
 from pocketport.errors import ToolchainError
 from pocketport.files import cache_root, write_json
-from pocketport.profiles.prediction.deployed import normalize_pictures, whole_normalizations
+from pocketport.profiles.prediction.deployed import normalize_pictures, whole_linears, whole_normalizations
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.targets.contract import CompileRequest, EstimatingBackend, Target
 from pocketport.targets.registry import backend_for
 from pocketport.workers import Limits, call_in_worker
 
-FORM = 3  # of what is compiled; 1 had channels first, 2 pictures as the file has them
+FORM = 4  # of what is compiled; 1 had channels first, 2 pictures as files have them, 3 biases apart from products
 MEMORY_BYTES = 12 << 30
 TOOLCHAINS = {"qualcomm": "onnxruntime-qnn"}
 
@@ -87,6 +87,7 @@ def estimate_in_worker(source: Path, name: str, target: Target, precision: str) 
     assert isinstance(backend, EstimatingBackend)
     bundle = ModelBundle.load(source)
     normalize_pictures(bundle[name].graph)
+    whole_linears(bundle[name].graph)
     images_channels_last(bundle[name].graph)
     if precision != "float":
         whole_normalizations(bundle[name].graph)

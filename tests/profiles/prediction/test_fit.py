@@ -74,6 +74,14 @@ def test_narrow_priors_keep_the_proportions_of_another_precision() -> None:
     assert apart(narrow) < 0.5 * apart(wide)
 
 
+def test_overheads_are_those_of_another_precision() -> None:
+    """Four graphs, 30 % off, would move them by more."""
+    work, other = graphs(4), true_rates()
+    near = fit(work, seen(work, np.arange(4), 0.3), len(TRUTH), other, spread=0.5).rates
+    assert np.abs(np.log(np.array(near.ms_per_op) / other.ms_per_op)).max() < 0.3
+    assert abs(np.log(near.offset_ms / other.offset_ms)) < 0.3
+
+
 def test_the_reference_has_no_factors() -> None:
     work = graphs(20)
     fitted = fit(work, seen(work, np.arange(20), 0.02), len(TRUTH))

@@ -72,6 +72,39 @@ def test_concatenations_and_splits_compute_nothing() -> None:
     assert Work.of([GraphFeatures(tuple(ops), 0)], "float").work.tolist() == [0.0, pytest.approx(64 * 56 * 56 / 1e6)]
 
 
+def test_parts_that_are_no_whole_granules_are_moved() -> None:
+    parts, whole = ((1, 24, 56, 56), (1, 8, 56, 56)), (1, 32, 56, 56)
+    rows = ((1, 6400, 85), (1, 1600, 85)), (1, 8000, 85)  # one after another, but not along the channels
+    ops = [
+        OpFeatures("Concat", Kind.MOVE, 0, 0, parts, whole), OpFeatures("Split", Kind.MOVE, 0, 0, (whole,), parts[0]),
+        OpFeatures("Concat", Kind.MOVE, 0, 0, *rows),
+    ]  # fmt: skip
+    assert Work.of([GraphFeatures(tuple(ops), 0)], "float").work[[0, 2]].tolist() == [
+        pytest.approx(32 * 56 * 56 / 1e6), 0.0,
+    ]  # fmt: skip
+    assert Work.of([GraphFeatures(tuple(ops), 0)], "float").work[1] >= 32 * 56 * 56 / 1e6
+
+
+def test_a_slice_reads_what_it_writes() -> None:
+    half = OpFeatures("Slice", Kind.MOVE, 0, 0, ((1, 64, 56, 56),), (1, 64, 28, 56))
+    assert Work.of([GraphFeatures((half,), 0)], "float").work[0] == pytest.approx(64 * 28 * 56 / 1e6)
+
+
+def test_the_last_of_five_dimensions_holds_the_channels() -> None:
+    shape = (1, 3, 80, 80, 2)
+    boxes = OpFeatures("Mul", Kind.ELEMENTWISE, 0, 0, (shape,), shape)
+    assert Work.of([GraphFeatures((boxes,), 0)], "float").work[0] == pytest.approx(3 * 80 * 80 * 32 / 1e6)
+
+
+def test_a_linear_layers_rows_are_all_that_it_is_applied_to() -> None:
+    """197 tokens fill 7 granules of 32 rows, whether the batch of one is written before or behind them."""
+    works = []
+    for shape in ((197, 1, 768), (1, 197, 768), (197, 768)):
+        layer = OpFeatures("MatMul", Kind.LINEAR, 197 * 768 * 768, 768 * 768, (shape,), shape)
+        works.append(float(Work.of([GraphFeatures((layer,), 0)], "float").work[0]))
+    assert works == [pytest.approx(7 * 32 * 768 * 768 / 1e9)] * 3
+
+
 @pytest.mark.parametrize(
     ("precision", "megabytes"), [("float", 4.098), ("w8a8", 2.049), ("w8a16", 2.049), ("w4a16", 1.0245)]
 )
