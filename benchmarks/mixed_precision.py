@@ -141,11 +141,13 @@ def uniform(search: FormatSearch, schemes: Sequence[str] | None, data: Sequences
     return sorted(points, key=lambda p: p.bytes)
 
 
-def mixed(search: FormatSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool) -> list[Point]:
+def mixed(
+    search: FormatSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool, exchanges: int
+) -> list[Point]:
     """The best measured allocation within each budget, or where none is measured the best by the model `loss`."""
     points = []
     for budget in bits:
-        searched = search.search(Budget(bits=budget), confirm=confirm)
+        searched = search.search(Budget(bits=budget), confirm=confirm, exchanges=exchanges)
         best = searched.best
         name = f"mixed ({best.allocation.model})"
         points.append(point(name, search, searched.bytes_of(best), search.quality(best.rules, data)))
@@ -209,6 +211,7 @@ def main() -> None:
         "--joined", action=argparse.BooleanOptionalAction, help="one scheme for layers with a common input"
     )
     parser.add_argument("--confirm", action=argparse.BooleanOptionalAction, default=True, help="as `pocketport search`")
+    parser.add_argument("--exchanges", type=int, default=0, help="rounds, as `pocketport search`")
     parser.add_argument("--bits", type=float, nargs="+", help="budgets of the mixed points")
     parser.add_argument("--data", help="the text to calibrate on")
     parser.add_argument("--report", type=Path, help="the text to report on")
@@ -245,7 +248,7 @@ def main() -> None:
         )  # fmt: skip
         data = reported(search, options.report, options.report_samples)
         plain = uniform(search, options.uniform, data)
-        points = mixed(search, options.bits or steps(plain), data, confirm=options.confirm)
+        points = mixed(search, options.bits or steps(plain), data, confirm=options.confirm, exchanges=options.exchanges)
     median, interval = compare(plain, points)
     print_points(
         f"{options.model}, {options.format}, {options.recipe}", sorted([*plain, *points], key=lambda p: p.bytes)

@@ -79,6 +79,12 @@ def solve(layers: Sequence[Options], budget: float) -> Selection:
     return Selection(tuple(chosen), cost, error)
 
 
+def steps(layer: Options) -> list[int]:
+    """Places of the options on the lower convex hull of costs and errors, by rising cost."""
+    kept = _undominated(layer)
+    return [int(kept[i]) for i in _corners(layer.costs[kept], layer.errors[kept])]
+
+
 class _Relaxation:
     """The linear relaxation over some layers: least error as a convex function of the budget."""
 
@@ -115,12 +121,18 @@ def _front(costs: Floats, errors: Floats) -> NDArray[np.int64]:
 
 def _hull(costs: Floats, errors: Floats) -> tuple[Floats, Floats]:
     """The lower convex hull of options that are sorted and undominated."""
+    points = _corners(costs, errors)
+    return costs[points], errors[points]
+
+
+def _corners(costs: Floats, errors: Floats) -> list[int]:
+    """Places of its corners."""
     points: list[int] = []
     for i in range(len(costs)):
         while len(points) > 1 and _above(costs, errors, points[-2], points[-1], i):
             points.pop()
         points.append(i)
-    return costs[points], errors[points]
+    return points
 
 
 def _above(costs: Floats, errors: Floats, a: int, b: int, c: int) -> bool:

@@ -101,6 +101,32 @@ def test_more_bytes_never_hurt_and_too_few_are_refused(model: Path, tmp_path: Pa
         search.search(Budget(bytes=1000.0), confirm=False)
 
 
+def test_layers_exchange_bits_by_what_that_measures(model: Path, tmp_path: Path) -> None:
+    search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))
+    plain = search.search(Budget(bits=BITS))
+    searched = search.search(Budget(bits=BITS), exchanges=2)
+    budget = BITS * searched.elements / 8
+    assert searched.bytes_of(searched.best) <= budget
+    before, after = (search.quality(s.best.rules).typical for s in (plain, searched))
+    assert after < before or searched.best == plain.best
+    divergences = np.array(search.quality(searched.best.rules).sums) / search.quality(searched.best.rules).counts
+    assert after == pytest.approx(np.mean(np.sqrt(divergences)) ** 2)
+    with pytest.raises(UsageError, match="exchange bits"):
+        arguments = [
+            "search",
+            str(model),
+            "--target",
+            "x86",
+            "--budget-bits",
+            "4",
+            "--exchanges",
+            "1",
+            "--out",
+            "r.yaml",
+        ]
+        CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+
+
 def test_another_algorithm_has_other_errors(model: Path, tmp_path: Path) -> None:
     """In the same cache, of the same samples and schemes."""
     store = Store(tmp_path / "cache")

@@ -51,6 +51,13 @@ def search(
             min=1, help="Of a format: samples that allocations are measured on (default: 96 images, 8 texts)."
         ),
     ] = None,
+    exchanges: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of a format: rounds in which layers exchange bits by what that measures; each takes two measurements a layer.",
+        ),
+    ] = 0,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens of a calibration sequence.")] = 512,
     confirm: Annotated[
         bool, typer.Option(help="Quantize with the best of each error model and measure; the best measured one wins.")
@@ -72,6 +79,11 @@ def search(
             "one budget is needed", where="search",
             fix="give --budget-bytes 80MB, --budget-bits 4.25 or, for a target, --budget-ms 20",
         )  # fmt: skip
+    if exchanges and (target or not confirm):
+        raise UsageError(
+            "layers exchange bits by what candidates of a format measure", where="--exchanges",
+            fix="give --format, and leave --no-confirm out",
+        )  # fmt: skip
     if (format_ is None) == (target is None):
         raise UsageError("one format or one target is needed", where="search", fix="give --format NAME or --target T")
     request = Request(
@@ -82,12 +94,11 @@ def search(
     names = [name.strip() for name in schemes.split(",")] if schemes else None
     with tempfile.TemporaryDirectory() as work, opened(request, Path(work), cache, quiet=json_output) as context:
         budget = Budget(parse_bytes(budget_bytes), budget_bits, budget_ms)
-        road = (
-            FormatSearch(context, names, joined=joined, samples=error_samples, measured=measured_samples)
-            if format_
-            else TargetSearch(context, names)
-        )
-        searched = road.search(budget, confirm=confirm)
+        if format_:
+            formats = FormatSearch(context, names, joined=joined, samples=error_samples, measured=measured_samples)
+            searched = formats.search(budget, confirm=confirm, exchanges=exchanges)
+        else:
+            searched = TargetSearch(context, names).search(budget, confirm=confirm)
     searched.write(out_file, f"{source}, {format_ or target}")
     if json_output:
         print_json(document(searched))

@@ -23,6 +23,7 @@ from pocketport.compress.families.registry import Lengths, chat_of, family_of, h
 from pocketport.compress.ingest import path_of
 from pocketport.compress.mixed_precision.allocation import Layer, groupings_of
 from pocketport.compress.mixed_precision.checkpoint import Dequantized, checkpoint_layers
+from pocketport.compress.mixed_precision.exchange import exchange
 from pocketport.compress.mixed_precision.next_token import Head, Quality, quality
 from pocketport.compress.mixed_precision.raking import raked
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors, Sensitivities
@@ -40,7 +41,7 @@ from pocketport.formats import format_named
 from pocketport.request import Request
 from pocketport.stages.context import Context
 from pocketport.stages.image_sequences import ImageSequences
-from pocketport.stages.searched import Budget, Searched, candidates, ranked
+from pocketport.stages.searched import Budget, Candidate, Searched, candidates, ranked
 from pocketport.stages.sequences import Sequences, sequences_for
 from pocketport.stages.weights import memory_limit, plan_formats, quantize_format, sequence_length
 from pocketport.store import StageResult
@@ -174,8 +175,13 @@ class FormatSearch:
         feeds = samples.feeds(self.bundle, host_of(self.bundle))
         return Stream(graph, feeds, [self.head.hidden], activations, best_device())
 
-    def search(self, budget: Budget, *, confirm: bool = True) -> Searched:
+    def search(self, budget: Budget, *, confirm: bool = True, exchanges: int = 0) -> Searched:
         """The best allocation within a budget by each error model; the best measured one comes first.
+
+        Args:
+            budget: of the layers that are searched.
+            confirm: whether they are measured.
+            exchanges: rounds of `exchange` that the best measured one goes through.
 
         Raises:
             UsageError: the budget is too small.
@@ -186,7 +192,20 @@ class FormatSearch:
         found = candidates(layers, errors, total)
         if confirm:
             found = ranked(c.measured(self.quality(c.rules).figures) for c in found)
+            if exchanges:
+                found = self._exchanged(errors, found, total, exchanges)
         return Searched(layers, errors, tuple(found), self.found.fixed_bytes, self.recipe)
+
+    def _exchanged(
+        self, errors: Mapping[str, Mapping[str, Errors]], found: list[Candidate], budget: float, rounds: int
+    ) -> list[Candidate]:
+        """With the best one's bits exchanged, where that measures better."""
+        layers, start = self.found.layers, found[0].allocation
+        best = exchange(layers, errors, start, budget, lambda a: self.quality(a.rules(layers)).typical, rounds)
+        if best is start:
+            return found
+        rules = tuple(best.rules(layers))
+        return [Candidate(best, rules).measured(self.quality(rules).figures), *found]
 
     def _put_right(self, budget: float) -> Mapping[str, Mapping[str, Errors]]:
         """Errors whose losses sum up to what each kind of layer, and each stretch of the depth, measures alone.
