@@ -14,7 +14,7 @@ from pocketport.profiles.prediction.roofline import KINDS, MATRIX_KIND, Factors,
 LENGTH = 0.2  # distance at which graphs say little about each other
 NOISE = 0.3  # of a graph's own error against the process's, variances
 SIZE = 0.15  # of a factor e in time or in ops, in units of the shares
-MOST = 0.6  # logarithm: larger errors are compiler's cliffs, which nothing shares
+MOST = 0.4  # logarithm: larger errors (1.5 times) are compiler's cliffs, which nothing shares
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def learnt(work: Work, rates: Rates, graphs: NDArray[np.intp], log_errors: Float
     errors = np.array([np.median(log_errors[graphs == g]) for g in known])
     points = description(work, rates)[known]
     covariance = _kernel(points, points) + NOISE * np.eye(len(known))
-    return Correction(points, np.asarray(np.linalg.solve(covariance, np.clip(errors, -MOST, MOST))))
+    shared = np.where(np.abs(errors) > MOST, 0.0, errors)
+    return Correction(points, np.asarray(np.linalg.solve(covariance, shared)))
 
 
 def _kernel(a: Floats, b: Floats) -> Floats:

@@ -120,8 +120,9 @@ def _work(op: OpFeatures) -> float:
         if convolves and len(op.output) > 1:
             moved = math.prod(op.output) * max(1.0, CHANNELS / op.output[1]) + sum(map(math.prod, op.inputs))
         return max(more * op.macs, MOVED * moved) / 1e9
+    laid_out = op.inputs[0] if op.kind is Kind.REDUCE and op.inputs else op.output
     # Channels are what comes last where there are more than four dimensions.
-    depth = op.output[1] if image else op.output[-1] if len(op.output) > 4 else CHANNELS
+    depth = laid_out[1] if image and len(laid_out) == 4 else laid_out[-1] if len(laid_out) > 4 else CHANNELS
     if depth < CHANNELS:
         more *= _padded(depth, CHANNELS)
     if op.kind is Kind.DEPTHWISE:

@@ -96,6 +96,12 @@ def test_the_last_of_five_dimensions_holds_the_channels() -> None:
     assert Work.of([GraphFeatures((boxes,), 0)], "float").work[0] == pytest.approx(3 * 80 * 80 * 32 / 1e6)
 
 
+def test_a_reduction_goes_through_what_it_reads() -> None:
+    """Over the pixels of an image with channels last, which leaves one row: 56 rows are no 1 that stands for 32."""
+    total = OpFeatures("ReduceL2", Kind.REDUCE, 0, 0, ((1, 56, 56, 128),), (1, 1, 1, 128))
+    assert Work.of([GraphFeatures((total,), 0)], "float").work[0] == pytest.approx(56 * 56 * 128 / 1e6)
+
+
 def test_a_linear_layers_rows_are_all_that_it_is_applied_to() -> None:
     """197 tokens fill 7 granules of 32 rows, whether the batch of one is written before or behind them."""
     works = []
