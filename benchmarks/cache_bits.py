@@ -14,7 +14,7 @@ from pocketport.calibration.capture import calibrate
 from pocketport.commands.console import out, table
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.integer_cache import BITS, key_ranges, with_integer_cache
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.ingest import REFERENCE, ingest
 from pocketport.data import load_data
 from pocketport.files import write_json

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning.base import from_norm, outputs_of
 from pocketport.compress.conditioning.condition import condition
 from pocketport.compress.conditioning.search import streams_from
 from pocketport.compress.conditioning.streams import Chain, Change
-from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.ingest import ingest
-from pocketport.compress.plan import make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Conditioning, Recipe
 from pocketport.data import load_data
 from pocketport.request import Request

@@ -23,7 +23,7 @@ from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.calibration.storage import write_npz
 from pocketport.commands.console import out, table
 from pocketport.commands.tune import print_component
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import chain_feeds
 from pocketport.compress.families.registry import chat_of
 from pocketport.compress.graph import save_graph

@@ -25,9 +25,9 @@ from measured_command import run
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.commands.console import out, table
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executors.torch_executor import TorchExecutor
 from pocketport.compress.families.registry import Lengths, host_of
 from pocketport.compress.ingest import ingest
-from pocketport.compress.torch_executor import TorchExecutor
 from pocketport.files import write_json
 
 PRESET, LANGUAGE = "minicpm-llama3-v-2.5", "llama-3-8b"

@@ -32,7 +32,7 @@ from pocketport.calibration.metrics import sqnr_db
 from pocketport.calibration.sources.prose import prose
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.commands.console import out, table
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import ImageChat
 from pocketport.compress.families.language.runner import LanguageRunner
 from pocketport.compress.families.registry import Lengths, chat_of, family_of

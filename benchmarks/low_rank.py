@@ -19,11 +19,11 @@ from real_models import REQUESTS
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.commands.console import out, table
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.ingest import REFERENCE, ingest
-from pocketport.compress.plan import Plan, TensorKind, make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import Plan, TensorKind, make_plan
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.data import load_data
 from pocketport.files import write_text

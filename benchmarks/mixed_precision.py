@@ -32,8 +32,8 @@ from tokenizers import Tokenizer
 
 from pocketport.commands.console import BarProgress, out, table
 from pocketport.compress.mixed_precision.next_token import Quality
+from pocketport.compress.planning.weights import CALIBRATED_COMPONENT
 from pocketport.compress.recipe import Rule
-from pocketport.compress.weight_planning import CALIBRATED_COMPONENT
 from pocketport.files import write_json
 from pocketport.request import Request
 from pocketport.stages.context import Context

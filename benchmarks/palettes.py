@@ -25,14 +25,14 @@ from pocketport.calibration.metrics import sqnr_db
 from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.commands.console import out, table
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import constant
 from pocketport.compress.ingest import REFERENCE, ingest
-from pocketport.compress.legality import Legality, PaletteRule, WeightRule
 from pocketport.compress.mixed_precision.checkpoint import with_weights
-from pocketport.compress.plan import Plan, TensorKind, TensorPlan, make_plan
+from pocketport.compress.pivot.weights import quantize_weight
+from pocketport.compress.planning.legality import Legality, PaletteRule, WeightRule
+from pocketport.compress.planning.plan import Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe, Rule
-from pocketport.compress.weights import quantize_weight
 from pocketport.data import load_data
 from pocketport.files import write_json, write_text
 from pocketport.request import Request

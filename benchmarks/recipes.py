@@ -15,7 +15,7 @@ from pocketport.commands.console import BarProgress, out
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.diagnosis.samples import least_db, output_noise
 from pocketport.compress.evidence import EVIDENCE_FILE, Evidence, evidence_table, known_evidence, recipes_table
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.ingest import REFERENCE
 from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_weights
 from pocketport.compress.quantized_weights import QuantizedWeights

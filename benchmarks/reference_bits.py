@@ -17,14 +17,14 @@ from pathlib import Path
 
 from pocketport.calibration.capture import calibrate
 from pocketport.commands.console import BarProgress, out, table
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning.condition import condition
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.ingest import REFERENCE, ingest
-from pocketport.compress.legality import ActivationRule, Legality, WeightRule
 from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_weights
-from pocketport.compress.plan import make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.legality import ActivationRule, Legality, WeightRule
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule, load_recipe
 from pocketport.data import load_data

@@ -17,7 +17,7 @@ from real_models import REQUESTS
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import family_named
 from pocketport.compress.graph import save_graph
 from pocketport.compress.ingest import ingest

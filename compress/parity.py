@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import Pair, family_named
 from pocketport.compress.graph import clone_graph, load_graph, static_shape
 from pocketport.compress.ingest import path_of

@@ -5,7 +5,7 @@ import math
 import onnx_ir as ir
 
 from pocketport.compress.graph import shape_of
-from pocketport.compress.palettes import stored_palettes
+from pocketport.compress.pivot.palettes import stored_palettes
 
 
 class TensorSizes:

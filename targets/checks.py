@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from pocketport.compress.palettes import stored_palettes
+from pocketport.compress.pivot.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import UsageError
 from pocketport.suggest import nearest

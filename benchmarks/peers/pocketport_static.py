@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from pocketport.calibration.capture import calibrate
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.conditioning.condition import condition
 from pocketport.compress.graph import load_graph, save_graph
-from pocketport.compress.legality import ActivationRule, Legality, WeightRule
-from pocketport.compress.plan import make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.legality import ActivationRule, Legality, WeightRule
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Conditioning, Recipe, Rule
 
 MAIN = "main"

@@ -60,7 +60,7 @@ def propagated(
     """
     import torch
 
-    from pocketport.compress import column_rounding
+    from pocketport.compress.algorithms import column_rounding
 
     if hessian is None:
         raise VerificationError(

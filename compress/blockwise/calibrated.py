@@ -26,11 +26,11 @@ from pocketport.compress.blockwise.samples import Samples, float_chain, taken_in
 from pocketport.compress.blockwise.segments import Segment, Stage, segments, stages
 from pocketport.compress.blockwise.sums import Sums
 from pocketport.compress.blockwise.timing import Timing
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.torch_executor import Values, WeightCache, last_uses, run_nodes
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.quantized_weights import Quantized
 from pocketport.compress.structure import is_constant, weight_operand
-from pocketport.compress.torch_executor import Values, WeightCache, last_uses, run_nodes
 from pocketport.errors import UsageError
 
 

@@ -10,7 +10,7 @@ a residual r, what has drifted in it is made up for as well: the target is x̃ W
 import torch
 from torch import Tensor
 
-from pocketport.compress.column_rounding import Factor
+from pocketport.compress.algorithms.column_rounding import Factor
 
 
 class Drift:

@@ -14,11 +14,11 @@ from pocketport.compress.blockwise.rounding import rounded
 from pocketport.compress.blockwise.segments import layer_number
 from pocketport.compress.blockwise.timing import Timing
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.formats.contract import WeightPlan
+from pocketport.compress.planning.weights import CALIBRATED
 from pocketport.compress.sources.source import Source
 from pocketport.compress.torch_device import best_device
-from pocketport.compress.weight_planning import CALIBRATED
 from pocketport.errors import UsageError
 
 

@@ -14,9 +14,9 @@ from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid
 from pocketport.compress.blockwise.options import GptqOptions
 from pocketport.compress.blockwise.rounding import RUN_ELEMENTS
 from pocketport.compress.blockwise.segments import layer_number
+from pocketport.compress.executors.torch_executor import linear
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.torch_device import best_device
-from pocketport.compress.torch_executor import linear
 
 BASE_BYTES = 700 << 20  # interpreter, torch and the graphs
 WRITE_BYTES_PER_SECOND = 500e6

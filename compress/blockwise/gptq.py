@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
+from pocketport.compress.algorithms.column_rounding import Factor, damp, factored, propagated, symmetric_permuted
 from pocketport.compress.blockwise.grids import Form, searched_grid
 from pocketport.compress.blockwise.refine import refined
-from pocketport.compress.column_rounding import Factor, damp, factored, propagated, symmetric_permuted
 from pocketport.errors import VerificationError
 
 RANK_BLOCK = 512  # columns of a Hessian that are summed at a time: about half of the products are left out

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid, joined
+from pocketport.compress.algorithms.affine_grid import Grid, joined
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.torch_device import row_runs
 from pocketport.errors import InputError

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid, joined
+from pocketport.compress.algorithms.affine_grid import Grid, joined
 from pocketport.compress.blockwise.grids import CHUNK_ELEMENTS, Form, extreme_grid, searched_grid
 from pocketport.compress.torch_device import row_runs
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid, joined
-from pocketport.compress.column_rounding import descended
+from pocketport.compress.algorithms.affine_grid import Grid, joined
+from pocketport.compress.algorithms.column_rounding import descended
 
 RUN_ELEMENTS = 1 << 22  # weights that are worked on at once: rows do not depend on one another
 RIDGE = 1e-4  # pulls scales to what they were, of the diagonal's mean: groups of zeros leave theirs undetermined

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
 from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid
 from pocketport.compress.formats.contract import WeightPlan

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.executor import Arrays
-from pocketport.compress.torch_executor import Values, WeightCache, run_nodes
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.torch_executor import Values, WeightCache, run_nodes
 from pocketport.errors import UsageError
 
 STREAM = "inputs_embeds"  # differs from sample to sample, even if there is one only

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pocketport.compress.cache.integer_cache import cache_states, range_of
 from pocketport.compress.cache.nodes import LEAST_STEP, VALUE, CacheNodes, channel_constants
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.graph import clone_graph, inferred, shape_of
 
 

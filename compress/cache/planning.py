@@ -3,8 +3,8 @@
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.integer_cache import DECODE, cache_states, check_cache, stored_bytes
 from pocketport.compress.graph import shape_of
-from pocketport.compress.legality import Legality
-from pocketport.compress.plan import CachePlan
+from pocketport.compress.planning.legality import Legality
+from pocketport.compress.planning.plan import CachePlan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import UsageError
 

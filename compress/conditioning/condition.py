@@ -8,7 +8,7 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning import make_rewrite
 from pocketport.compress.conditioning.statistics import ChannelStatistics, observe
 from pocketport.compress.conditioning.streams import Chain
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.recipe import Conditioning
 from pocketport.errors import VerificationError

@@ -10,8 +10,8 @@ from pocketport.calibration.observers import OBSERVERS
 from pocketport.compress.algorithms import ALGORITHMS, PALETTE_ALGORITHMS
 from pocketport.compress.diagnosis.switches import Switch
 from pocketport.compress.diagnosis.tensors import Fit
-from pocketport.compress.legality import Legality
-from pocketport.compress.plan import TensorKind, TensorPlan
+from pocketport.compress.planning.legality import Legality
+from pocketport.compress.planning.plan import TensorKind, TensorPlan
 from pocketport.compress.recipe import AlgorithmName, Rule
 from pocketport.compress.schemes import Granularity, Scheme
 

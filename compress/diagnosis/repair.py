@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pocketport.calibration.statistics import Statistics
-from pocketport.compress.apply import apply_component
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.diagnosis.remedies import Remedy
 from pocketport.compress.diagnosis.samples import Samples, least_db, output_noise
-from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.legality import Legality
-from pocketport.compress.plan import Plan, make_plan
+from pocketport.compress.executors.ort_executor import OrtExecutor
+from pocketport.compress.pivot.apply import apply_component
+from pocketport.compress.pivot.weights import QuantizedTensor
+from pocketport.compress.planning.legality import Legality
+from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, with_rules
-from pocketport.compress.weights import QuantizedTensor
 from pocketport.errors import InputError, UsageError
 
 LEAST_GAIN_DB = 0.1  # below that a remedy is not worth a line in a recipe

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.calibration.metrics import EXACT_DB, decibels
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 
 
 class Samples(Protocol):

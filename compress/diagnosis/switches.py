@@ -8,9 +8,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.compress.diagnosis.samples import Samples, output_noise
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import clone_graph, constant
-from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
+from pocketport.compress.planning.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.structure import weight_operand
 
 FLAGS = "switches"  # the graph input that turns roundings on

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding, EncodingTable, Palette
 from pocketport.calibration.metrics import EXACT_DB, decibels
-from pocketport.compress.compare import compare_graphs
+from pocketport.compress.diagnosis.compare import compare_graphs
 from pocketport.compress.diagnosis.switches import Switch, corrected_biases, switches_of
-from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.graph import clone_graph, constant
-from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
+from pocketport.compress.planning.plan import ComponentPlan, TensorKind, TensorPlan
 
 BINS = 64
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.mixed_precision.next_token import Head
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
 from pocketport.compress.quantized_weights import Quantized, QuantizedWeight, QuantizedWeights, write_index, write_part

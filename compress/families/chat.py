@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from pocketport.compress.executor import Arrays, Executor
+from pocketport.compress.executors.ort_executor import Arrays, Executor
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.decoder.session import DecoderSession

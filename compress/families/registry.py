@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.chat import ChatFactory
 from pocketport.compress.families.decoder.host import DecoderHost, Rows, prompt_rows
 from pocketport.compress.sources.source import Source

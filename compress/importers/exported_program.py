@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import Pair
 from pocketport.compress.graph import load_graph, save_graph, static_shape
 from pocketport.compress.importers.onnx_import import import_graph

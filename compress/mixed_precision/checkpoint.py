@@ -19,10 +19,10 @@ from pocketport.compress.ggml.types import TYPES
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.mixed_precision.allocation import Layer, Node
 from pocketport.compress.mixed_precision.sensitivity import Inputs
+from pocketport.compress.planning.weights import CALIBRATED_COMPONENT, Use, find_uses, plan_weights
 from pocketport.compress.quantized_weights import PackedWeight, Quantized, QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.sources.source import Source
-from pocketport.compress.weight_planning import CALIBRATED_COMPONENT, Use, find_uses, plan_weights
 from pocketport.errors import UsageError
 
 SCHEMES = (

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pocketport.compress.executors.torch_executor import WeightCache, run_nodes
 from pocketport.compress.mixed_precision.outputs import random_signs
-from pocketport.compress.torch_executor import WeightCache, run_nodes
 from pocketport.errors import InputError
 
 LOGITS = "logits"

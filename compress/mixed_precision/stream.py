@@ -15,9 +15,9 @@ from torch import Tensor
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.blockwise.samples import ROW_WEIGHTS
 from pocketport.compress.blockwise.segments import Segment, segments
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.torch_executor import Values, WeightCache, last_uses, run_nodes
 from pocketport.compress.structure import is_constant
-from pocketport.compress.torch_executor import Values, WeightCache, last_uses, run_nodes
 from pocketport.errors import UsageError
 
 Visit = Callable[[ir.Node, Tensor, Tensor], None]

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bundle import ModelBundle
+from pocketport.compress.executors.torch_executor import OPS
 from pocketport.compress.graph import dimensions
-from pocketport.compress.input_scaling import Numbers, input_factors
-from pocketport.compress.legality import Legality
 from pocketport.compress.mixed_precision.allocation import Layer, Node, literal
 from pocketport.compress.mixed_precision.sensitivity import Inputs
-from pocketport.compress.plan import Plan, TensorKind, TensorPlan, make_plan
+from pocketport.compress.pivot.input_scaling import Numbers, input_factors
+from pocketport.compress.pivot.weights import quantize_weight
+from pocketport.compress.planning.legality import Legality
+from pocketport.compress.planning.plan import Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, with_rules
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.structure import weight_operand
-from pocketport.compress.torch_executor import OPS
-from pocketport.compress.weights import quantize_weight
 from pocketport.errors import InputError, UsageError
 
 STEP = "decode"  # the component that runs once a token

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
 from pocketport.compress.reconstruction.layer import Layer
 from pocketport.compress.reconstruction.options import AdaRound
 from pocketport.compress.reconstruction.soft_rounding import Schedule, SoftRounding

@@ -14,9 +14,9 @@ from torch import Tensor
 from pocketport.calibration.encodings import Encoding
 from pocketport.calibration.reductions import real_rows
 from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.torch_executor import Values, WeightCache, run_nodes
 from pocketport.compress.reconstruction.segments import Segment
-from pocketport.compress.torch_executor import Values, WeightCache, run_nodes
 from pocketport.errors import UsageError
 
 EXACT = "float:"  # begins the names of activations of the float chain

@@ -8,7 +8,7 @@ import torch
 from pocketport.compress.blockwise.estimate import BASE_BYTES, Estimate, best_seconds
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import static_shape
-from pocketport.compress.plan import Plan, TensorPlan
+from pocketport.compress.planning.plan import Plan, TensorPlan
 from pocketport.compress.reconstruction.layer import VALUES
 from pocketport.compress.reconstruction.options import AdaRound, Brecq, SequentialGptq, read_options
 from pocketport.compress.reconstruction.pivot import planned_layers

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid
-from pocketport.compress.column_rounding import damp, descended, factored, propagated
+from pocketport.compress.algorithms.affine_grid import Grid
+from pocketport.compress.algorithms.column_rounding import damp, descended, factored, propagated
 from pocketport.compress.reconstruction.layer import Layer
 from pocketport.compress.reconstruction.options import SequentialGptq
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketport.calibration.encodings import Encoding
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
+from pocketport.compress.executors.torch_executor import run_nodes
+from pocketport.compress.executors.torch_spatial import ints, padded
 from pocketport.compress.reconstruction.chains import Chains
 from pocketport.compress.reconstruction.segments import Segment
 from pocketport.compress.structure import weight_operand
-from pocketport.compress.torch_executor import run_nodes
-from pocketport.compress.torch_spatial import ints, padded
 
 T = TypeVar("T", bound=np.generic)
 

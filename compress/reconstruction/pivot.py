@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, EncodingTable
 from pocketport.compress.graph import constant
-from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
-from pocketport.compress.qdq import integer_tensor
+from pocketport.compress.pivot.qdq import integer_tensor
+from pocketport.compress.pivot.weights import BLOCK_UNITS, channel_scales
+from pocketport.compress.planning.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.structure import WeightOperand, weight_operand
-from pocketport.compress.weights import BLOCK_UNITS, channel_scales
 from pocketport.errors import VerificationError
 
 INT32_ROOM = 2**31 - 2**8  # float32 scales are rounded: stay clear of the end

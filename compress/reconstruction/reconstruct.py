@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pocketport.calibration.encodings import Encoding, EncodingTable
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
 from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
-from pocketport.compress.plan import ComponentPlan, Plan
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.planning.plan import ComponentPlan, Plan
 from pocketport.compress.reconstruction.adaround import adaround
 from pocketport.compress.reconstruction.brecq import Block
 from pocketport.compress.reconstruction.chains import Chains, PivotConstants

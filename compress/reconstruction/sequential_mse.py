@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
 from pocketport.compress.reconstruction.layer import Layer
 from pocketport.compress.reconstruction.options import SequentialMse
 

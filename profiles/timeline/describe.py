@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.minicpmv.slicing import plan_slices

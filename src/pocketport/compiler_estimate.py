@@ -101,8 +101,8 @@ def estimate_in_worker(source: Path, name: str, target: Target, precision: str) 
 
 def _quantized(bundle: ModelBundle, name: str, target: Target, precision: str) -> ModelBundle:
     from pocketport.calibration.capture import calibrate
-    from pocketport.compress.apply import apply_plan
-    from pocketport.compress.plan import make_plan
+    from pocketport.compress.pivot.apply import apply_plan
+    from pocketport.compress.planning.plan import make_plan
     from pocketport.compress.recipe import Recipe, Rule
 
     recipe = Recipe(name="estimate", rules=[Rule(scheme=precision, fallback=["float"], algorithm="rtn")])

@@ -16,7 +16,7 @@ from PIL import Image
 from pocketport.calibration.sources.rendered_text import PROMPT, RenderedText
 from pocketport.calibration.storage import read_npz
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import ChatFactory, chain_feeds
 from pocketport.compress.families.registry import chat_of, image_feeds_of
 from pocketport.compress.graph import shape_of, static_shape

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketport.compress.plan import Plan
+from pocketport.compress.planning.plan import Plan
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import PocketportError, ToolchainError, UsageError
 from pocketport.files import atomic_directory, atomic_file, sha256_path

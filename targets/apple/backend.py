@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, load_graph
-from pocketport.compress.palettes import stored_palettes
+from pocketport.compress.pivot.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import ToolchainError, VerificationError
 from pocketport.files import sha256_path, size_of

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, inferred, static_shape
-from pocketport.compress.palettes import stored_palettes
+from pocketport.compress.pivot.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.targets.apple.target import Chip
 from pocketport.targets.contract import Offload

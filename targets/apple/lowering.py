@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, inferred
-from pocketport.compress.palettes import stored_palettes
+from pocketport.compress.pivot.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 
 # each of these registers its ops in TABLE

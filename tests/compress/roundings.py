@@ -12,10 +12,10 @@ from small_models import legality
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.encodings import EncodingTable
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import save_graph
-from pocketport.compress.plan import Plan, make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe
 
 

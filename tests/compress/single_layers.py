@@ -5,7 +5,7 @@ import onnx_ir as ir
 import torch
 
 from pocketport.calibration.encodings import Encoding
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.reconstruction.chains import Chains, PivotConstants

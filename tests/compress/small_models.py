@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.legality import Legality
+from pocketport.compress.planning.legality import Legality
 
 ROWS, WIDTH, VOCAB, HEADS = 8, 32, 64, 2
 

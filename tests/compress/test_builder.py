@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from pocketport.compress.builder import OPSET, GraphBuilder
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.errors import ToolchainError
 
 

@@ -27,8 +27,9 @@ from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.formats.packing import pack_words, unpack_words
 from pocketport.compress.ggml.quantize import QUANTIZERS, quantize
 from pocketport.compress.ggml.types import TYPES
-from pocketport.compress.plan import TensorKind, TensorPlan
-from pocketport.compress.qdq import QdqWriter
+from pocketport.compress.pivot.qdq import QdqWriter
+from pocketport.compress.pivot.weights import quantize_weight
+from pocketport.compress.planning.plan import TensorKind, TensorPlan
 from pocketport.compress.quantized_weights import (
     QuantizedWeight,
     QuantizedWeights,
@@ -37,7 +38,6 @@ from pocketport.compress.quantized_weights import (
     write_part,
 )
 from pocketport.compress.schemes import Granularity, Scheme
-from pocketport.compress.weights import quantize_weight
 from pocketport.errors import InputError, UsageError
 from pocketport.formats import FORMATS, format_named
 

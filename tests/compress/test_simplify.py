@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.passes.simplify import simplify
 
 X = np.random.default_rng(0).normal(size=(2, 6, 5, 8)).astype(np.float32) * 3

@@ -6,10 +6,10 @@ from pathlib import Path
 from pocketport.compress.blockwise.engine import quantize_weights
 from pocketport.compress.families.registry import Lengths, family_of
 from pocketport.compress.formats.contract import WeightPlan
+from pocketport.compress.planning.weights import plan_weights
 from pocketport.compress.quantized_weights import QuantizedWeight, QuantizedWeights
 from pocketport.compress.recipe import Recipe
 from pocketport.compress.sources.open import open_source
-from pocketport.compress.weight_planning import plan_weights
 from pocketport.formats import format_named
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
-from pocketport.compress.executor import OrtExecutor
-from pocketport.compress.plan import make_plan
+from pocketport.compress.executors.ort_executor import OrtExecutor
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import load_recipe
 from pocketport.debugging.opened import open_run
 from pocketport.pipeline import run_until

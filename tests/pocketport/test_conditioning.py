@@ -10,7 +10,7 @@ import pytest
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning.condition import condition as condition_bundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.ingest import ingest
 from pocketport.compress.recipe import Conditioning
 from pocketport.data import load_data

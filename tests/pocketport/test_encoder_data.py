@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pocketport.compress.checkpoint import Checkpoint
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.ingest import ingest
 from pocketport.compress.synthesis.write import synthesize
 from pocketport.data import load_data

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.calibration.sources.rendered_text import RenderedText
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import ImagePrompt, recorded
 from pocketport.compress.families.registry import Lengths, chat_of, family_of, host_of
 from pocketport.compress.ingest import path_of

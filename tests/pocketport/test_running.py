@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.cli import app
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import chat_of
 from pocketport.compress.ingest import ingest
 from pocketport.errors import InputError, PocketportError, UsageError

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.bert.config import BertConfig
 from pocketport.compress.families.bert.load import bert_state
 from pocketport.compress.families.registry import Pair

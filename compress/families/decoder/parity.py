@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import ImagePrompt
 from pocketport.compress.families.decoder.config import LINEAR
 from pocketport.compress.families.decoder.host import DecoderHost

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.compress.executor import Arrays, Executor
+from pocketport.compress.executors.ort_executor import Arrays, Executor
 from pocketport.compress.families.decoder.host import DecoderHost, DecoderState
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.errors import UsageError

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from pocketport.compress.executor import Executor
+from pocketport.compress.executors.ort_executor import Executor
 from pocketport.compress.families.chat import ImageChat, ImagePrompt
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pocketport.compress.executor import Arrays, Executor
+from pocketport.compress.executors.ort_executor import Arrays, Executor
 from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray

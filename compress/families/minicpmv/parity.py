@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pocketport.calibration.sources.rendered_text import SLICE_AREA, RenderedText
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import ImagePrompt, recorded
 from pocketport.compress.families.decoder.parity import Computed, Reference, compare_prompts, computed_by
 from pocketport.compress.families.decoder.rope import FloatArray

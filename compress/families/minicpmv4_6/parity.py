@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.parity import (
     Computed,

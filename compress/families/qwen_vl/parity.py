@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.parity import Reference, compare_prompts, computed_by

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pocketport.compress.executor import Arrays, Executor
+from pocketport.compress.executors.ort_executor import Arrays, Executor
 from pocketport.compress.families.chat import ImageChat, ImagePrompt
 from pocketport.compress.families.decoder.host import MASKED, DecoderHost, Rows, prompt_rows
 from pocketport.compress.families.qwen_vl.config import QwenVLConfig

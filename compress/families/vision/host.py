@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.decoder.host import Rows
 from pocketport.compress.families.registry import ImageFeeds
 from pocketport.compress.families.vision.config import CLIP, NAFLEX, EncodersConfig

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.families.registry import Pair
 from pocketport.compress.families.transformers_reference import NOT_STORED, transformers_model
 from pocketport.compress.families.vision.config import TextConfig

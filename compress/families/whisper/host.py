@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.decoder.host import MASKED, present_states, stored_dtype
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.whisper.config import Generation, WhisperConfig

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.families.decoder.published import first_rows
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.registry import Lengths, Pair

@@ -11,7 +11,7 @@ from pocketport.commands.console import out, print_diagnostics, print_json, tabl
 from pocketport.commands.options import Formats, Json, MemoryLimit, Targets, parse_bytes
 from pocketport.compress.blockwise.estimate import Estimate, estimate
 from pocketport.compress.formats.contract import WeightPlan
-from pocketport.compress.plan import Plan
+from pocketport.compress.planning.plan import Plan
 from pocketport.compress.recipe import load_recipe
 from pocketport.diagnostics import Diagnostic
 from pocketport.errors import UsageError

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays, Executor, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, Executor, OrtExecutor
 from pocketport.compress.families.registry import chat_of
 from pocketport.tasks.base import Task, mean_score
 from pocketport.tasks.read_text import HELD_OUT_SEED

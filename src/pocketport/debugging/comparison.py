@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketport.calibration.encodings import Encoding, EncodingTable, Palette
-from pocketport.compress.plan import Plan, TensorPlan
+from pocketport.compress.planning.plan import Plan, TensorPlan
 from pocketport.debugging.opened import OpenedTarget
 from pocketport.errors import UsageError
 from pocketport.report.document import load_document

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pocketport.calibration.statistics import Statistics
-from pocketport.compress.apply import float_graph
 from pocketport.compress.diagnosis.remedies import Remedy, remedies
 from pocketport.compress.diagnosis.repair import Workbench
 from pocketport.compress.diagnosis.samples import Samples, least_db, noise_db
 from pocketport.compress.diagnosis.switches import Influences, Switch, SwitchedGraph, influences
 from pocketport.compress.diagnosis.tensors import Fit, FloatProbe, TensorError, fits, tensor_errors
-from pocketport.compress.plan import ComponentPlan, TensorKind
+from pocketport.compress.pivot.apply import float_graph
+from pocketport.compress.planning.plan import ComponentPlan, TensorKind
 from pocketport.compress.recipe import load_recipe
 from pocketport.debugging.attribution import Attribution, Outcome, attribute, combinations
 from pocketport.debugging.document import (

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pocketport.compress.diagnosis.repair import Trial, repair
-from pocketport.compress.plan import Plan
+from pocketport.compress.planning.plan import Plan
 from pocketport.compress.recipe import SUFFIX, Recipe, Rule, load_recipe, with_rules
 from pocketport.debugging.diagnose import Diagnosis
 from pocketport.debugging.document import RepairRecord, TrialRecord

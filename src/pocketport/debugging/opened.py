@@ -6,7 +6,7 @@ from pathlib import Path
 from pocketport.calibration.encodings import EncodingTable
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.float_cache import with_float_ends
-from pocketport.compress.plan import Plan
+from pocketport.compress.planning.plan import Plan
 from pocketport.errors import UsageError
 from pocketport.pipeline import folder_of
 from pocketport.run_document import RunDocument, TargetRecord

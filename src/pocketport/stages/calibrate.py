@@ -7,7 +7,7 @@ import psutil
 
 from pocketport.calibration.capture import calibrate as run_calibration
 from pocketport.calibration.statistics import Statistics
-from pocketport.compress.plan import Plan
+from pocketport.compress.planning.plan import Plan
 from pocketport.data import load_data
 from pocketport.errors import UsageError
 from pocketport.stages.context import Context

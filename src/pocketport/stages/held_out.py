@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketport.calibration.storage import read_npz, write_npz
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import family_named
 from pocketport.data import Feeds, load_data
 from pocketport.stages.context import Context

@@ -10,12 +10,12 @@ import numpy as np
 
 from pocketport.compress.blockwise.samples import ROW_WEIGHTS
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.torch_executor import TorchExecutor
 from pocketport.compress.families.chat import ImagePrompt
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.registry import chat_of
-from pocketport.compress.torch_executor import TorchExecutor
 from pocketport.data import PromptSample
 from pocketport.errors import InputError, UsageError
 

@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.blockwise.estimate import Estimate
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.float_cache import with_float_ends
-from pocketport.compress.compare import compare_graphs
+from pocketport.compress.diagnosis.compare import compare_graphs
 from pocketport.compress.evidence import check_evidence
 from pocketport.compress.graph import hollowed
 from pocketport.compress.ingest import ingest as ingest_source
-from pocketport.compress.plan import Plan, make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import load_recipe
 from pocketport.compress.reconstruction.estimate import estimate_on_samples
 from pocketport.data import load_data

@@ -17,7 +17,7 @@ from torch import Tensor
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.blockwise.samples import ROW_WEIGHTS
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.registry import Lengths, chat_of, family_of, host_of
 from pocketport.compress.ingest import path_of
@@ -28,12 +28,12 @@ from pocketport.compress.mixed_precision.next_token import Head, Quality, qualit
 from pocketport.compress.mixed_precision.raking import raked
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
+from pocketport.compress.planning.weights import CALIBRATED_COMPONENT
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule, load_recipe
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.source import Source
 from pocketport.compress.torch_device import best_device
-from pocketport.compress.weight_planning import CALIBRATED_COMPONENT
 from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.files import write_json

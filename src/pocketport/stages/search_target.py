@@ -14,14 +14,14 @@ from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.cache.float_cache import with_float_ends
-from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.families.registry import family_named
-from pocketport.compress.input_scaling import Numbers
 from pocketport.compress.mixed_precision.outputs import output_gradient
 from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
 from pocketport.compress.mixed_precision.target import target_layers
-from pocketport.compress.plan import Plan, make_plan
+from pocketport.compress.pivot.input_scaling import Numbers
+from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, load_recipe, with_rules
 from pocketport.compress.structure import is_float
 from pocketport.compress.torch_device import best_device

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from pocketport.calibration.sources.prose import prose
 from pocketport.calibration.storage import read_npz
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.torch_executor import TorchExecutor
 from pocketport.compress.families.decoder.host import DecoderHost
-from pocketport.compress.torch_executor import TorchExecutor
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_file
 

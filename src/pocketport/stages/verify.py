@@ -9,7 +9,7 @@ import numpy as np
 
 from pocketport.calibration.metrics import EXACT_DB, sqnr_db
 from pocketport.compress.cache.float_cache import CacheConversion
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import load_graph
 from pocketport.errors import VerificationError
 from pocketport.files import write_json

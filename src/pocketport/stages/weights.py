@@ -18,6 +18,7 @@ from pocketport.compress.evidence import check_evidence
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.formats.contract import Format, WeightPlan
 from pocketport.compress.ingest import path_of
+from pocketport.compress.planning.weights import CALIBRATED, CALIBRATED_COMPONENT, plan_weights
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import load_recipe
 from pocketport.compress.schemes import Scheme
@@ -25,7 +26,6 @@ from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.scan import check_weights
 from pocketport.compress.sources.source import Source
 from pocketport.compress.torch_device import best_device
-from pocketport.compress.weight_planning import CALIBRATED, CALIBRATED_COMPONENT, plan_weights
 from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.files import atomic_directory, sha256_file, write_json

@@ -1,7 +1,7 @@
 """Tasks: what a whole model is scored on."""
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import chat_of
 from pocketport.data import load_data
 from pocketport.errors import UsageError

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.compress.executor import Executor
+from pocketport.compress.executors.ort_executor import Executor
 from pocketport.tasks.base import Answer
 
 

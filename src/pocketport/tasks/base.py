@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pocketport.compress.executor import Executor
+from pocketport.compress.executors.ort_executor import Executor
 
 
 @dataclass(frozen=True)

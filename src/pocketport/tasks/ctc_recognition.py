@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pocketport.calibration.sources.rendered_text import Split, font_paths
 from pocketport.calibration.sources.text_content import random_line
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Executor
+from pocketport.compress.executors.ort_executor import Executor
 from pocketport.compress.graph import shape_of
 from pocketport.errors import UsageError
 from pocketport.tasks.base import Answer

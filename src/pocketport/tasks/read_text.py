@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Executor
+from pocketport.compress.executors.ort_executor import Executor
 from pocketport.compress.families.chat import ChatFactory
 from pocketport.tasks.base import Answer
 

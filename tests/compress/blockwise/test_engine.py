@@ -12,16 +12,16 @@ from decoder_models import save_decoder
 from pocketport.compress.blockwise import calibrated, engine, estimate
 from pocketport.compress.blockwise.engine import quantize_weights
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.formats.compressed_tensors import CompressedTensorsFormat
 from pocketport.compress.formats.contract import WeightPlan
 from pocketport.compress.graph import clone_graph
+from pocketport.compress.planning.weights import plan_weights
 from pocketport.compress.quantized_weights import PackedWeight, QuantizedWeight, QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.source import Source
-from pocketport.compress.weight_planning import plan_weights
 from pocketport.errors import UsageError, VerificationError
 from pocketport.files import sha256_path
 

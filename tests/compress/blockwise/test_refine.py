@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pocketport.compress.affine_grid import Grid
+from pocketport.compress.algorithms.affine_grid import Grid
+from pocketport.compress.algorithms.column_rounding import descended
 from pocketport.compress.blockwise.gptq import Hessian, solve
 from pocketport.compress.blockwise.grids import Form, round_to, searched_grid
 from pocketport.compress.blockwise.refine import refined, refitted
-from pocketport.compress.column_rounding import descended
 
 ROWS, COLUMNS, GROUP, SAMPLES = 6, 96, 32, 300  # more columns than a block
 

@@ -13,7 +13,7 @@ from pocketport.calibration.statistics import ChannelRange, Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.float_cache import CacheConversion, with_float_ends
 from pocketport.compress.cache.integer_cache import KeyRanges, key_ranges, with_integer_cache
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.session import DecoderSession
 from pocketport.compress.families.registry import Lengths, family_of, host_of

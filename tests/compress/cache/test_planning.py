@@ -7,17 +7,17 @@ from small_models import bundle_of, cached_bundle, cnn_bundle, legality
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.statistics import Statistics
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.float_cache import with_float_ends
 from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
-from pocketport.compress.compare import compare_graphs
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.diagnosis.compare import compare_graphs
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.session import DecoderSession
 from pocketport.compress.families.registry import Lengths, family_of, host_of
-from pocketport.compress.legality import Legality
-from pocketport.compress.plan import Plan, make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.legality import Legality
+from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, with_rules
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import InputError, UsageError

@@ -12,7 +12,7 @@ from decoder_models import save_decoder, save_minicpm
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning.condition import Conditioned, condition
-from pocketport.compress.executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.families.decoder.session import DecoderSession
 from pocketport.compress.families.language.load import load_language
 from pocketport.compress.families.registry import Lengths, host_of

@@ -7,14 +7,14 @@ from small_models import ROWS, WIDTH, block, block_feeds, bundle_of, cnn_bundle,
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning import REWRITES, make_rewrite
 from pocketport.compress.conditioning.condition import condition
 from pocketport.compress.conditioning.statistics import SAMPLE_ROWS, observe
-from pocketport.compress.executor import Arrays, OrtExecutor
-from pocketport.compress.plan import make_plan
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Conditioning, Recipe, RewriteName
 from pocketport.errors import UsageError, VerificationError
 

@@ -8,11 +8,11 @@ from small_models import block_bundle, legality
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.diagnosis.remedies import Cost, remedies
 from pocketport.compress.diagnosis.repair import LEAST_GAIN_DB, Workbench, repair
 from pocketport.compress.diagnosis.switches import Switch, switches_of
-from pocketport.compress.plan import make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Recipe, with_rules
 
 

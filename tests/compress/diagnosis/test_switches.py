@@ -10,9 +10,9 @@ from small_models import block_bundle, cached_bundle, cnn_bundle
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import float_graph
 from pocketport.compress.diagnosis.samples import least_db, noise_db
 from pocketport.compress.diagnosis.switches import SwitchedGraph, influences, switches_of
+from pocketport.compress.pivot.apply import float_graph
 
 NORMS = {"norm_scale_dtype": "uint8", "norm_bias_dtype": "int32"}
 

@@ -13,16 +13,16 @@ from torch.nn import functional
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.blockwise.engine import quantize_weights
 from pocketport.compress.distillation.scales import MovingScales, distill_scales, divergence_step
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.families.transformers_reference import transformers_model
 from pocketport.compress.formats.gptq import GptqFormat
 from pocketport.compress.mixed_precision.next_token import Head
 from pocketport.compress.mixed_precision.stream import Stream
+from pocketport.compress.planning.weights import plan_weights
 from pocketport.compress.quantized_weights import QuantizedWeight, QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.sources.open import open_source
-from pocketport.compress.weight_planning import plan_weights
 
 TOKENS, COUNT, PADDING = 24, 12, 5
 CPU = torch.device("cpu")

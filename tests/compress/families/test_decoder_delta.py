@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pocketport.compress.builder import GraphBuilder
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.config import DeltaConfig
 from pocketport.compress.families.decoder.delta import DeltaLayer, softplus
 from pocketport.compress.families.layers import Layers

@@ -12,7 +12,7 @@ from PIL import Image
 from vision_models import TILES, save_idefics3
 
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import chain_feeds
 from pocketport.compress.families.idefics3 import parity
 from pocketport.compress.families.idefics3.config import Idefics3Config

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.decoder.published import cut_out, telling_layers
 from pocketport.compress.families.language import parity

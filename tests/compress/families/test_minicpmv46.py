@@ -13,8 +13,8 @@ from minicpmv46_models import SPECIAL, save_minicpmv46
 from PIL import Image
 
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress import torch_executor
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors import torch_executor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import chain_feeds
 from pocketport.compress.families.minicpmv4_6 import parity
 from pocketport.compress.families.minicpmv4_6.load import load_minicpmv46

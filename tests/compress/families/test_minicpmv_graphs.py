@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pocketport.compress.builder import OPSET
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import static_shape
 from pocketport.compress.ingest import ingest
 from pocketport.compress.parity import check_parity

@@ -9,7 +9,7 @@ import pytest
 from minicpmv_series import SERIES, original_answer
 from PIL import Image
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import chain_feeds
 from pocketport.compress.families.decoder.host import MASKED
 from pocketport.compress.families.minicpmv.runner import MultimodalRunner

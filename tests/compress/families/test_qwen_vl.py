@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.cli import app
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
+from pocketport.compress.executors.torch_executor import TorchExecutor
 from pocketport.compress.families.qwen_vl import parity
 from pocketport.compress.families.qwen_vl.config import QwenVLConfig
 from pocketport.compress.families.qwen_vl.load import load_qwen_vl
@@ -25,7 +26,6 @@ from pocketport.compress.graph import static_shape
 from pocketport.compress.parity import check_parity
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.source import Source
-from pocketport.compress.torch_executor import TorchExecutor
 from pocketport.errors import InputError, UsageError
 
 pytest.importorskip("transformers")

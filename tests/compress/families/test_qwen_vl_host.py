@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from qwen_vl_models import MODELS, save_qwen_vl
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.chat import chain_feeds
 from pocketport.compress.families.qwen_vl.config import QwenVLConfig
 from pocketport.compress.families.qwen_vl.images import ImageSettings, resized, to_patches

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from vision_models import ENCODERS, save_encoders
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import Lengths
 from pocketport.compress.families.vision.host import EncodersHost
 from pocketport.compress.families.vision.images import FlexibleSize, linear_weights

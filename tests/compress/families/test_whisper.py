@@ -11,7 +11,7 @@ from whisper_models import AUDIO, CONFIG, GENERATION, save_whisper
 
 from pocketport.calibration.capture import calibrate
 from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import Lengths
 from pocketport.compress.families.whisper.config import Generation, WhisperConfig
 from pocketport.compress.families.whisper.features import LogMel, mel_filters

@@ -12,7 +12,7 @@ from greedy_reference import greedy, prompt
 from numpy.typing import NDArray
 from written_formats import written
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.language.load import load_language
 from pocketport.compress.families.language.runner import LanguageRunner
 from pocketport.compress.families.registry import Lengths

@@ -13,7 +13,7 @@ from torch import nn
 
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import static_shape
 from pocketport.compress.importers.exported_program import compare_exported
 from pocketport.compress.importers.pt2_archive import open_pt2

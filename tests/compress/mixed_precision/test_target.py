@@ -6,16 +6,16 @@ import torch
 from small_models import ROWS, WIDTH, bundle_of, cached_bundle, legality
 
 from pocketport.calibration.capture import calibrate
-from pocketport.compress.apply import apply_component
 from pocketport.compress.builder import GraphBuilder
-from pocketport.compress.input_scaling import input_factors
 from pocketport.compress.mixed_precision.allocation import allocate
 from pocketport.compress.mixed_precision.outputs import output_gradient
 from pocketport.compress.mixed_precision.sensitivity import MODELS, Inputs
 from pocketport.compress.mixed_precision.target import target_layers
-from pocketport.compress.plan import TensorKind, make_plan
+from pocketport.compress.pivot.apply import apply_component
+from pocketport.compress.pivot.input_scaling import input_factors
+from pocketport.compress.pivot.weights import QuantizedTensor
+from pocketport.compress.planning.plan import TensorKind, make_plan
 from pocketport.compress.recipe import Recipe, Rule, TargetSection, with_rules
-from pocketport.compress.weights import QuantizedTensor
 from pocketport.errors import InputError, UsageError
 
 TARGET = "example/chip"

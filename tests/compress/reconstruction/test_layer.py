@@ -8,7 +8,7 @@ import torch
 from single_layers import graph_of, layer_of
 
 from pocketport.calibration.encodings import Encoding, encoding_for_range
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.reconstruction import layer as module
 from pocketport.compress.reconstruction.layer import as_matrix, from_matrix
 

@@ -13,13 +13,13 @@ from small_models import block_bundle, block_feeds, bundle_of, cached_bundle, le
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.encodings import EncodingTable
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import apply_component, apply_plan
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import save_graph
-from pocketport.compress.plan import Plan, make_plan
+from pocketport.compress.pivot.apply import apply_component, apply_plan
+from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.compress.reconstruction.chains import Chains, PivotConstants
 from pocketport.compress.reconstruction.segments import layer_segments

@@ -13,7 +13,7 @@ from gguf_files import llama, write_llama
 from minicpmv_series import SERIES
 from written_formats import written
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.config import DecoderConfig
 from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.registry import Lengths, family_of

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.decoder.session import DecoderSession
 from pocketport.compress.families.language.load import language_host
 from pocketport.compress.families.registry import Lengths

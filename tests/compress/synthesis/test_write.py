@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from pocketport.cli import app
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import Lengths, host_of
 from pocketport.compress.ingest import ingest
 from pocketport.compress.parity import check_parity

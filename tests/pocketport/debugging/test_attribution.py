@@ -7,11 +7,11 @@ import onnxruntime as ort
 import pytest
 
 from pocketport.calibration.capture import calibrate
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.bundle import Component, ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import load_graph, save_graph
-from pocketport.compress.plan import make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.debugging.attribution import attribute, combinations
 from pocketport.targets.contract import Target

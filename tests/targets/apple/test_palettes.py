@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from pocketport.calibration.encodings import Palette
 from pocketport.compress.algorithms import PaletteProblem
 from pocketport.compress.algorithms.kmeans import kmeans
-from pocketport.compress.qdq import QdqWriter
+from pocketport.compress.pivot.qdq import QdqWriter
 from pocketport.targets.apple import backend
 from pocketport.targets.apple.lint import lint
 from pocketport.targets.apple.target import chip_of

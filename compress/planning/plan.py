@@ -10,7 +10,7 @@ from pocketport.calibration.capture import Selection
 from pocketport.calibration.observers import EXTREMES
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.nodes import KEY
-from pocketport.compress.legality import Legality
+from pocketport.compress.planning.legality import Legality
 from pocketport.compress.recipe import Recipe
 from pocketport.compress.reconstruction.options import rounds_on_samples
 from pocketport.compress.schemes import Granularity
@@ -52,7 +52,7 @@ class TensorPlan:
         group: activations of one group share one encoding.
         activation: activation that meets this constant at `node`: the x of s_x · s_w and of the Hessian.
         partner: for biases: the weight of the same node.
-        rank: of the correction in 8 bits beside a weight; 0: it has none. See `compress.low_rank`.
+        rank: of the correction in 8 bits beside a weight; 0: it has none. See `compress.pivot.low_rank`.
         scaled: for an activation that is divided by a factor a channel before it is rounded: the tensor without that.
         why: the rule or legality that this comes from.
         elements: number of elements (0 where not static).
@@ -242,7 +242,7 @@ def make_plan(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legali
         InputError: the channels of a cache don't fill bytes.
     """
     from pocketport.compress.cache.planning import plan_cache
-    from pocketport.compress.planning import plan_components
+    from pocketport.compress.planning.components import plan_components
 
     components = plan_components(bundle, recipe, target, legality)
     return Plan(target, recipe.name, components, plan_cache(bundle, recipe, target, legality))

@@ -10,7 +10,7 @@ from pocketport.calibration.observers import EXTREMES, Histogram, make_observer
 from pocketport.calibration.statistics import Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import constant
-from pocketport.compress.plan import Plan, TensorKind, TensorPlan
+from pocketport.compress.planning.plan import Plan, TensorKind, TensorPlan
 from pocketport.errors import InputError
 
 FLAT_BEYOND = {

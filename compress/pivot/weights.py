@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, Palette
 from pocketport.calibration.statistics import SecondMoment
 from pocketport.compress.algorithms import PaletteProblem, WeightFormat, WeightProblem, palettize, round_weight
-from pocketport.compress.low_rank import LowRank, low_rank
-from pocketport.compress.plan import TensorPlan
+from pocketport.compress.pivot.low_rank import LowRank, low_rank
+from pocketport.compress.planning.plan import TensorPlan
 from pocketport.compress.reconstruction.options import START
 from pocketport.compress.schemes import Granularity
 from pocketport.errors import InputError

@@ -5,7 +5,7 @@ import pytest
 from small_models import block_bundle, bundle_of, cached_bundle, cnn_bundle, legality
 
 from pocketport.compress.builder import GraphBuilder
-from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan, make_plan
+from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError, UsageError
 

@@ -20,7 +20,7 @@ from pocketport.calibration.observers import Histogram
 from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import clone_graph, constant
-from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
+from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.compress.structure import is_constant, is_float, weight_operand
 from pocketport.errors import InputError
 

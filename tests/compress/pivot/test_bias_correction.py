@@ -11,11 +11,11 @@ from small_models import bundle_of, legality
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.encodings import encoding_for_range
 from pocketport.calibration.statistics import Statistics
-from pocketport.compress.apply import apply_plan
-from pocketport.compress.bias_correction import mean_output, mean_rounding_error
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.passes.simplify import fold
-from pocketport.compress.plan import make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.pivot.bias_correction import mean_output, mean_rounding_error
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Recipe
 
 SHAPE = (1, 6, 3, 10)

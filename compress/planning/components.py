@@ -11,15 +11,15 @@ from pocketport.calibration.encodings import INTEGER_RANGES
 from pocketport.compress.algorithms import ALGORITHMS, PALETTE_ALGORITHMS
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import clone_graph
-from pocketport.compress.input_scaling import insert_scaling, scalable_inputs
-from pocketport.compress.legality import Legality, WeightRule
-from pocketport.compress.low_rank import planned
-from pocketport.compress.plan import ComponentPlan, TensorKind, TensorPlan
+from pocketport.compress.pivot.input_scaling import insert_scaling, scalable_inputs
+from pocketport.compress.pivot.low_rank import planned
+from pocketport.compress.planning.legality import Legality, WeightRule
+from pocketport.compress.planning.plan import ComponentPlan, TensorKind, TensorPlan
+from pocketport.compress.planning.regions import Groups, Regions, find_regions, join_moved
+from pocketport.compress.planning.settling import LANGUAGE_ROLES, Settled, Settler
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.reconstruction.options import OPTIONS, read_options, rounds_on_samples
-from pocketport.compress.regions import Groups, Regions, find_regions, join_moved
 from pocketport.compress.schemes import Granularity
-from pocketport.compress.settling import LANGUAGE_ROLES, Settled, Settler
 from pocketport.compress.structure import (
     DATA_CONSTANT_OPS,
     NORM_OPS,

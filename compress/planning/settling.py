@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pocketport.compress.legality import Legality
+from pocketport.compress.planning.legality import Legality
 from pocketport.compress.recipe import Rule
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.errors import InputError, UsageError

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pocketport.calibration.capture import MOVEMENT_OPS
 from pocketport.calibration.metrics import EXACT_DB, decibels
 from pocketport.compress.cache.integer_cache import EXACT
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.structure import is_float
 from pocketport.errors import UsageError

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding, EncodingTable, Palette, encoding_for_range
 from pocketport.calibration.statistics import SecondMoment, Statistics
-from pocketport.compress.bias_correction import corrected_bias, mean_output, mean_rounding_error
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.graph import clone_graph, constant
-from pocketport.compress.input_scaling import input_factors, scale_inputs
-from pocketport.compress.low_rank import LowRank, add_branch, rounded
-from pocketport.compress.plan import ComponentPlan, Plan, TensorKind, TensorPlan
-from pocketport.compress.qdq import QdqWriter
-from pocketport.compress.ranges import group_encodings
-from pocketport.compress.weights import QuantizedTensor, channel_scales, quantize_weight
+from pocketport.compress.pivot.bias_correction import corrected_bias, mean_output, mean_rounding_error
+from pocketport.compress.pivot.input_scaling import input_factors, scale_inputs
+from pocketport.compress.pivot.low_rank import LowRank, add_branch, rounded
+from pocketport.compress.pivot.qdq import QdqWriter
+from pocketport.compress.pivot.ranges import group_encodings
+from pocketport.compress.pivot.weights import QuantizedTensor, channel_scales, quantize_weight
+from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.errors import InputError, UsageError, VerificationError
 
 LEAST_OPSET = 21  # 16-bit and 4-bit types and blocks in QuantizeLinear

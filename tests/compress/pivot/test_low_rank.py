@@ -10,13 +10,13 @@ from small_models import ROWS, VOCAB, WIDTH, block_bundle, bundle_of, cached_bun
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import constant
-from pocketport.compress.legality import Legality
-from pocketport.compress.low_rank import low_rank
-from pocketport.compress.plan import Plan, TensorKind, make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.pivot.low_rank import low_rank
+from pocketport.compress.planning.legality import Legality
+from pocketport.compress.planning.plan import Plan, TensorKind, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import UsageError
 

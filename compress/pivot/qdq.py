@@ -65,7 +65,7 @@ class QdqWriter:
     def palette(self, value: ir.Value, indices: NDArray[np.integer], palette: Palette) -> None:
         """Store `value` as indices; all that read it read what they choose from the tables, which are one behind another.
 
-        Cast, Add of where the channel's table begins (unless there is one table only), Gather: see `compress.palettes`.
+        Cast, Add of where the channel's table begins (unless there is one table only), Gather: see `compress.pivot.palettes`.
         """
         name = value.name or ""
         dtype = "uint4" if palette.bounds[1] < 16 else "uint8"

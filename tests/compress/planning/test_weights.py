@@ -11,12 +11,12 @@ from pocketport.compress.families.registry import Lengths, family_of
 from pocketport.compress.formats.contract import SchemeChoice
 from pocketport.compress.formats.sizes import GGML_BLOCKS, scheme_bytes
 from pocketport.compress.ingest import REFERENCE, path_of
+from pocketport.compress.planning.weights import plan_weights
 from pocketport.compress.quantized_weights import QuantizedWeight, QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.schemes import Scheme
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.source import QuantizedTensor, Source
-from pocketport.compress.weight_planning import plan_weights
 from pocketport.errors import UsageError
 
 

@@ -104,9 +104,9 @@ class Legality(BaseModel):
         integer_ops: where not empty, only activations that these op types read become integers; for chips that compute
             all else in float, where further rounding would cost accuracy and buy nothing.
         scaled_inputs: whether the 8-bit input of a layer may be divided by a factor a channel before it is rounded, which
-            takes a float multiplication; see `compress.input_scaling`.
+            takes a float multiplication; see `compress.pivot.input_scaling`.
         low_rank: whether a layer may have a low-rank correction beside it, whose output is added to the layer's in float; see
-            `compress.low_rank`.
+            `compress.pivot.low_rank`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

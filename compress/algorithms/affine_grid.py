@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pocketport.compress.column_rounding import Rounding
+from pocketport.compress.algorithms.column_rounding import Rounding
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from small_models import block_bundle
 
 from pocketport.calibration.encodings import INTEGER_RANGES, encoding_for_range
-from pocketport.compress.qdq import STORAGE, QdqWriter, integer_tensor
+from pocketport.compress.pivot.qdq import STORAGE, QdqWriter, integer_tensor
 from pocketport.errors import VerificationError
 
 

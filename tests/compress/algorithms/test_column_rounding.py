@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pocketport.compress.affine_grid import Grid
-from pocketport.compress.column_rounding import damp, descended, factored, propagated, symmetric_permuted
+from pocketport.compress.algorithms.affine_grid import Grid
+from pocketport.compress.algorithms.column_rounding import damp, descended, factored, propagated, symmetric_permuted
 from pocketport.errors import VerificationError
 
 PROBLEMS, ROWS, COLUMNS = 3, 5, 150  # more columns than blocks have, and than are reordered at a time

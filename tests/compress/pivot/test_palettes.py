@@ -14,18 +14,18 @@ from small_models import ROWS, WIDTH, block_bundle, bundle_of, cached_bundle, cn
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.encodings import EncodingTable, Palette
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.diagnosis.remedies import remedies
 from pocketport.compress.diagnosis.switches import switches_of
 from pocketport.compress.diagnosis.tensors import FloatProbe, fits, tensor_errors
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import constant, load_graph, save_graph
-from pocketport.compress.legality import Legality
-from pocketport.compress.palettes import stored_palette, stored_palettes
-from pocketport.compress.plan import Plan, TensorKind, make_plan
-from pocketport.compress.qdq import QdqWriter
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.pivot.palettes import stored_palette, stored_palettes
+from pocketport.compress.pivot.qdq import QdqWriter
+from pocketport.compress.planning.legality import Legality
+from pocketport.compress.planning.plan import Plan, TensorKind, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.debugging.comparison import encoding_changes
 from pocketport.errors import InputError, UsageError

@@ -5,14 +5,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from pocketport.compress import torch_executor
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors import torch_executor
+from pocketport.compress.executors.ort_executor import OrtExecutor
+from pocketport.compress.executors.torch_executor import TorchExecutor
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.ingest import REFERENCE, path_of
 from pocketport.compress.sources.open import open_source
-from pocketport.compress.torch_executor import TorchExecutor
 from pocketport.errors import InputError
 
 TOKENS = 32

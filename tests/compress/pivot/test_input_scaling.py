@@ -8,11 +8,11 @@ from small_models import bundle_of, legality
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
 from pocketport.calibration.statistics import ChannelRange, SecondMoment
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.builder import GraphBuilder
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import clone_graph, constant
-from pocketport.compress.input_scaling import (
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.pivot.input_scaling import (
     EXPONENTS,
     LEAST,
     MARGIN,
@@ -25,7 +25,7 @@ from pocketport.compress.input_scaling import (
     scalable_inputs,
     scale_weight,
 )
-from pocketport.compress.plan import make_plan
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pocketport.calibration.encodings import Encoding
 from pocketport.calibration.taps import window_of
 from pocketport.compress.graph import static_shape
-from pocketport.compress.input_scaling import as_layer
+from pocketport.compress.pivot.input_scaling import as_layer
 
 SIGNIFICANT = 3.0  # standard errors: a mean error of fewer may come from the rows that were drawn
 

@@ -11,13 +11,13 @@ from small_models import block_bundle, bundle_of, cached_bundle, cnn_bundle, leg
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.compare import compare_graphs
-from pocketport.compress.executor import OrtExecutor
+from pocketport.compress.diagnosis.compare import compare_graphs
+from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import constant, save_graph
-from pocketport.compress.plan import make_plan
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError, VerificationError
 

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pocketport.compress.executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.torch_spatial import SPATIAL_OPS
 from pocketport.compress.torch_device import best_device, matrix_dtype, stored_as_torch
-from pocketport.compress.torch_spatial import SPATIAL_OPS
 from pocketport.errors import InputError
 
 Tensor: TypeAlias = torch.Tensor

@@ -10,11 +10,11 @@ import pytest
 from small_models import bundle_of, legality
 
 from pocketport.calibration.capture import calibrate
-from pocketport.compress.apply import apply_plan
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.graph import save_graph
-from pocketport.compress.plan import make_plan
-from pocketport.compress.ranges import FLAT_BEYOND, useful_range
+from pocketport.compress.pivot.apply import apply_plan
+from pocketport.compress.pivot.ranges import FLAT_BEYOND, useful_range
+from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Recipe
 
 

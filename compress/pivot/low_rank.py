@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding
 from pocketport.compress.graph import static_shape
-from pocketport.compress.plan import TensorPlan
+from pocketport.compress.planning.plan import TensorPlan
 from pocketport.compress.structure import WeightOperand
 from pocketport.errors import UsageError
 

@@ -1,0 +1,1 @@
+"""Running graphs here: in onnxruntime for exactness, in torch for gradients."""

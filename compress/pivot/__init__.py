@@ -1,0 +1,1 @@
+"""Plan and statistics → the pivot: quantized QDQ graphs and the table of their encodings."""
