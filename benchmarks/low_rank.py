@@ -3,7 +3,8 @@
 ``python benchmarks/low_rank.py [--model reference minilm] [--docs docs/quantization.md]``
 
 All linear layers of the language model (of MiniLM: all) as x86 takes them, float activations, 32 samples calibrate. The
-pivots run in onnxruntime: SQNR to float over held-out samples of the prefill's logits, or of sentence embeddings.
+pivots run in onnxruntime: SQNR to float of the prefill's logits over 48 images, or of the sentence embeddings of 24 texts,
+that calibration does not see.
 """
 
 import argparse
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from docs_section import replace_section
 from numpy.typing import NDArray
+from palettes import CALIBRATION_SAMPLES, COMPONENTS, OUTPUT
 from real_models import REQUESTS
 
 from pocketport.calibration.capture import calibrate
@@ -26,7 +29,6 @@ from pocketport.compress.pivot.apply import apply_plan
 from pocketport.compress.planning.plan import Plan, TensorKind, make_plan
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.data import load_data
-from pocketport.files import write_text
 from pocketport.request import Request
 from pocketport.targets.contract import Target
 from pocketport.targets.registry import backend_for
@@ -36,12 +38,8 @@ FORMATS = (
     ("w4b16fp32", 0),
 )  # fmt: skip
 ALGORITHMS = ("mse", "gptq")
-COMPONENTS = {REFERENCE: ("prefill", "decode"), "minilm": ("main",)}
-OUTPUT = {REFERENCE: "logits", "minilm": "sentence_embedding"}  # of the first of them
-CALIBRATION_SAMPLES = 32
-HELD_OUT = 48
+HELD_OUT = 48  # images of the reference, by another seed than calibration's
 TARGET = Target.parse("x86/generic")
-BEGIN, END = "<!-- low rank -->\n", "<!-- /low rank -->\n"
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,9 @@ def measure(name: str, folder: Path) -> list[Row]:
     data = load_data(bundle, request)
     hessians = plan_of(bundle, name, "w4cfp32", 1, "gptq").hessians()
     statistics = calibrate({c.name: c.graph for c in bundle}, data.calibration(), hessians=hessians)
-    held_out = [f for c, f in data.held_out() if c == COMPONENTS[name][0]][:HELD_OUT]
+    others = request.model_copy(update={"calibration_samples": HELD_OUT, "seed": request.seed + 1})
+    held = load_data(bundle, others).calibration() if request.data is None else data.held_out()
+    held_out = [feeds for component, feeds in held if component == COMPONENTS[name][0]]
     truth = outputs(bundle, name, held_out)
     rows = []
     for scheme, rank in FORMATS:
@@ -100,15 +100,15 @@ def measure(name: str, folder: Path) -> list[Row]:
 def markdown(rows: list[Row]) -> str:
     """The documented table: a row for each format, two columns for each model and algorithm."""
     models = list(dict.fromkeys(r.model for r in rows))
-    head = "| weights | rank | " + " | ".join(f"{m}: bits | nearest | GPTQ" for m in models) + " |\n"
-    lines = [head, "|---|---|" + "---|---|---|" * len(models) + "\n"]
+    head = "| weights | rank | " + " | ".join(f"{m}: bits | nearest | GPTQ" for m in models) + " |"
+    lines = [head, "|---|---|" + "---|---|---|" * len(models)]
     for scheme, rank in FORMATS:
         cells = [next(r for r in rows if (r.model, r.scheme, r.rank) == (m, scheme, rank)) for m in models]
         figures = " | ".join(
             f"{r.bits:.2f} | " + " | ".join(f"{r.sqnr_db[a]:.1f} dB" for a in ALGORITHMS) for r in cells
         )
-        lines.append(f"| `{scheme.removesuffix('fp32')}` | {rank or ''} | {figures} |\n")
-    return "\n" + "".join(lines) + "\n"
+        lines.append(f"| `{scheme.removesuffix('fp32')}` | {rank or ''} | {figures} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -128,10 +128,7 @@ def main() -> None:
         )
     out.print(shown)
     if options.docs:
-        text = options.docs.read_text("utf-8")
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        write_text(options.docs, before + BEGIN + markdown(rows) + END + after)
+        replace_section(options.docs, "low rank", markdown(rows))
 
 
 if __name__ == "__main__":

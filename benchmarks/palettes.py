@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from docs_section import replace_section
 from numpy.typing import NDArray
 from real_models import REQUESTS
 
@@ -34,7 +35,7 @@ from pocketport.compress.planning.legality import Legality, PaletteRule, WeightR
 from pocketport.compress.planning.plan import Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.data import load_data
-from pocketport.files import write_json, write_text
+from pocketport.files import write_json
 from pocketport.request import Request
 from pocketport.tasks import choose_task
 from pocketport.tasks.base import mean_score
@@ -45,7 +46,6 @@ COMPONENTS = {REFERENCE: ("prefill", "decode"), "minilm": ("main",)}
 OUTPUT = {REFERENCE: "logits", "minilm": "sentence_embedding"}  # of the first of them
 CALIBRATION_SAMPLES = 32
 HELD_OUT = 24
-BEGIN, END = "<!-- palettes -->\n", "<!-- /palettes -->\n"
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,7 @@ def main() -> None:
                     write_json(options.json, {"float": floats, "rows": [asdict(row) for row in rows]})
         out.print(shown)
     if options.docs:
-        head, _, rest = options.docs.read_text(encoding="utf-8").partition(BEGIN)
-        text = markdown(rows, floats)
-        write_text(options.docs, f"{head}{BEGIN}\n{text}\n\n{END}{rest.partition(END)[2]}")
+        replace_section(options.docs, "palettes", markdown(rows, floats))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from docs_section import replace_section
+
 from pocketport.commands.console import BarProgress, out
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.diagnosis.samples import least_db, output_noise
@@ -21,7 +23,7 @@ from pocketport.compress.mixed_precision.checkpoint import Dequantized, with_wei
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import SUFFIX, shipped_recipes
 from pocketport.errors import InputError, UsageError
-from pocketport.files import write_json, write_text
+from pocketport.files import write_json
 from pocketport.pipeline import run_until
 from pocketport.request import Request
 from pocketport.stages.context import Context
@@ -37,7 +39,6 @@ TARGETS = ["qualcomm/sm8650", "apple/a17-pro", "mediatek/mt6989", "x86/generic"]
 FORMATS = ["gguf:q4_k_m", "compressed-tensors"]
 HOW = "onnxruntime, as planned"
 FOLDER = Path(__file__).resolve().parents[1] / "compress" / "recipes"
-BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
 
 
 def on_target(context: Context, recipe: str, target: str, samples: int) -> Evidence:
@@ -126,9 +127,8 @@ def main() -> None:
     known_evidence.cache_clear()
     out.print(evidence_table())
     if options.docs is not None:
-        head, _, rest = options.docs.read_text(encoding="utf-8").partition(BEGIN)
         tables = f"{recipes_table()}\n{evidence_table()}"
-        write_text(options.docs, f"{head}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}")
+        replace_section(options.docs, "measured", tables.removesuffix("\n"))
 
 
 if __name__ == "__main__":

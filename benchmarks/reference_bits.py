@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from docs_section import replace_section
+
 from pocketport.calibration.capture import calibrate
 from pocketport.commands.console import BarProgress, out, table
 from pocketport.compress.bundle import ModelBundle
@@ -28,7 +30,7 @@ from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule, load_recipe
 from pocketport.data import load_data
-from pocketport.files import write_json, write_text
+from pocketport.files import write_json
 from pocketport.request import Request
 from pocketport.stages.context import Context
 from pocketport.stages.weights import plan_formats, quantize_format
@@ -39,7 +41,6 @@ from pocketport.tasks.base import mean_score
 VISION = ("vision", "connector")
 LANGUAGE = ("prefill", "decode")
 WEIGHT_DTYPES = {"8": "int8", "4": "int4"}
-BEGIN, END = "<!-- reference bits -->\n", "<!-- /reference bits -->\n"
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,7 @@ def main() -> None:
         entries = [{"row": name, **asdict(SETTINGS[name]), "exact_match": value} for name, value in rows.items()]
         write_json(options.json, {"float": baseline, "samples": options.samples, "rows": entries})
     if options.docs:
-        head, _, rest = options.docs.read_text(encoding="utf-8").partition(BEGIN)
-        text = markdown(rows, baseline, options.samples)
-        write_text(options.docs, f"{head}{BEGIN}\n{text}\n\n{END}{rest.partition(END)[2]}")
+        replace_section(options.docs, "reference bits", markdown(rows, baseline, options.samples))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 ``python benchmarks/vision_weights.py [--only rec det minilm reference] [--rows PATTERN …] [--again] [--nncf PYTHON]
 [--aimet PYTHON] [--work build/vision] [--json FILE]``
 
-Everybody gets the same float graph and the same 32 samples; a row of ours says where it calibrates on the first 8 of them alone. Two placements: ``products`` (integers are what Conv, Gemm and
-MatMul read, all else is float: x86; NNCF places for CPUs by its own rules) and ``whole`` (every op that the tool can, as on
-an NPU). Rows are cached in
+Everybody gets the same float graph and the same 32 samples; a row of ours says where it calibrates on the first 8 of them
+alone. Two placements: ``products`` (integers are what Conv, Gemm and MatMul read, all else is float: x86; NNCF places for
+CPUs by its own rules) and ``whole`` (every op that the tool can, as on an NPU). Rows are cached in
 ``<work>/<model>/<row>.json``, so that the benchmark can run piecewise; ``--again`` measures what matches once more. Seconds are
 the tool's own, from reading the graph to writing the quantized one, without imports; CPU seconds are of all threads.
 """

@@ -35,7 +35,12 @@ def exchange(
     for _ in range(rounds):
         choices = [_neighbours(layer, errors, best.schemes[layer.name]) for layer in layers]
         found = [
-            [least if s == best.schemes[layer.name] else measure(_with(best, layer, s)) for s in schemes]
+            [
+                least
+                if s == best.schemes[layer.name]
+                else measure(_of(layers, errors, {**best.schemes, layer.name: s}))
+                for s in schemes
+            ]
             for layer, schemes in zip(layers, choices, strict=True)
         ]
         options = [
@@ -44,9 +49,7 @@ def exchange(
         ]
         places = solve(options, budget).indices
         chosen = {layer.name: own[i] for layer, own, i in zip(layers, choices, places, strict=True)}
-        cost = sum(layer.costs[chosen[layer.name]] for layer in layers)
-        error = sum(layer.error(errors, chosen[layer.name], LOSS) for layer in layers)
-        candidate = Allocation(EXCHANGED, chosen, cost, error)
+        candidate = _of(layers, errors, chosen)
         value = measure(candidate)
         if value >= least:
             break
@@ -64,6 +67,7 @@ def _neighbours(layer: Layer, errors: Mapping[str, Mapping[str, Errors]], own: s
     return [*smaller, own, *larger]
 
 
-def _with(allocation: Allocation, layer: Layer, scheme: str) -> Allocation:
-    cost = allocation.cost + layer.costs[scheme] - layer.costs[allocation.schemes[layer.name]]
-    return Allocation(EXCHANGED, {**allocation.schemes, layer.name: scheme}, cost, allocation.error)
+def _of(layers: Sequence[Layer], errors: Mapping[str, Mapping[str, Errors]], schemes: Mapping[str, str]) -> Allocation:
+    cost = sum(layer.costs[schemes[layer.name]] for layer in layers)
+    error = sum(layer.error(errors, schemes[layer.name], LOSS) for layer in layers)
+    return Allocation(EXCHANGED, schemes, cost, error)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding
 from pocketport.compress.graph import static_shape
+from pocketport.compress.passes.rewriting import add_initializer, replace_value
 from pocketport.compress.planning.plan import TensorPlan
 from pocketport.compress.structure import WeightOperand
 from pocketport.errors import UsageError
@@ -119,14 +120,10 @@ def add_branch(graph: ir.Graph, node: ir.Node, correction: LowRank) -> tuple[ir.
     attributes = {"transB": 1} if transposed else {}
     (x, weight), y = node.inputs[:2], node.outputs[0]
     assert x is not None and weight is not None
-    name, uses = y.name or "", list(y.uses())
-    outputs = [i for i, v in enumerate(graph.outputs) if v is y]
-    made, factors = [], []
+    name, made, factors = y.name or "", [], []
     for part, matrix in (("down", correction.down), ("up", correction.up)):
-        tensor = ir.Tensor(np.ascontiguousarray(matrix if transposed else matrix.T), name=f"{weight.name}/{part}")
-        kind = ir.TensorType(tensor.dtype)
-        factor = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=kind, const_value=tensor)
-        graph.register_initializer(factor)
+        lying = np.ascontiguousarray(matrix if transposed else matrix.T)
+        factor = add_initializer(graph, f"{weight.name}/{part}", lying)
         product = ir.node(node.op_type, [x, factor], attributes, name=f"{name}/by_{part}")
         product.outputs[0].name = f"{name}/by_{part}"
         product.outputs[0].shape = ir.Shape([*(x.shape or ())[:-1], len(matrix)])
@@ -135,11 +132,8 @@ def add_branch(graph: ir.Graph, node: ir.Node, correction: LowRank) -> tuple[ir.
         made.append(product)
         x = product.outputs[0]
     total = ir.node("Add", [y, x], name=f"{name}/corrected")
-    y.name = f"{name}/rounded"
-    total.outputs[0].name, total.outputs[0].shape, total.outputs[0].type = name, y.shape, y.type
     graph.insert_after(node, [*made, total])
-    for user, index in uses:
-        user.replace_input_with(index, total.outputs[0])
-    for i in outputs:
-        graph.outputs[i] = total.outputs[0]
+    replace_value(y, total.outputs[0])
+    y.name = f"{name}/rounded"
+    total.replace_input_with(0, y)
     return factors[0], factors[1]

@@ -1,5 +1,6 @@
 """Low-rank corrections: the optimum by its closed form, the pivot in onnxruntime, what is planned, counted and refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pocketport.compress.planning.plan import Plan, TensorKind, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import UsageError
 
+Source = Callable[[], tuple[ModelBundle, list]]
 DEFAULTS = dict.fromkeys(("main", "prefill", "decode", "head"), "w8cfp32")
 
 
@@ -82,9 +84,9 @@ def test_no_product_of_the_rank_leaves_less(shape: tuple[int, int], kind: str) -
 
 
 @pytest.mark.parametrize("source", [block_bundle, product_bundle])
-def test_onnxruntime_adds_the_correction(source: object, tmp_path: Path) -> None:
+def test_onnxruntime_adds_the_correction(source: Source, tmp_path: Path) -> None:
     """The pivot gives what the float graph gives with Ŵ + up·down in the place of W, and less error than without."""
-    bundle, feeds = source()  # type: ignore[operator]
+    bundle, feeds = source()
     pivot, plan = pivot_of((bundle, feeds))
     plain, _ = pivot_of((bundle, feeds), low_rank=0)
     proto = as_proto(pivot["main"].graph, tmp_path)
