@@ -65,7 +65,7 @@ def distill_scales(
     head = Head(graph, device)
     found: list[float] = []
     with Activations(directory / SPILL_NAME, budget) as activations:
-        stream = Stream(graph, feeds, [head.hidden], activations, device)
+        stream = Stream(lambda _: graph, feeds, [head.hidden], activations, device)
         steps = passes * stream.count
         optimizer = torch.optim.Adam(moving.changes.values(), lr=LEARNING_RATE, betas=MOMENTS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

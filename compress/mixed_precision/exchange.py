@@ -41,8 +41,10 @@ def exchange(
                 else measure(_of(layers, errors, {**best.schemes, layer.name: s}))
                 for s in schemes
             ]
-            for layer, schemes in zip(layers, choices, strict=True)
-        ]
+            for layer, schemes in zip(
+                reversed(layers), reversed(choices), strict=True
+            )  # what is in front stays computed
+        ][::-1]
         options = [
             Options(np.array([layer.costs[s] for s in schemes], np.float64), np.array(values) - min(values))
             for layer, schemes, values in zip(layers, choices, found, strict=True)

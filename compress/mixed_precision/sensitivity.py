@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.mixed_precision.stream import Part
+from pocketport.compress.mixed_precision.route import Part
 from pocketport.compress.structure import WeightOperand, weight_operand
 from pocketport.compress.torch_device import stored_as_torch
 

@@ -4,8 +4,8 @@ Memory holds one layer's weights; what goes from layer to layer is in `Activatio
 again with gradients (Chen et al. 2016, arXiv 1604.06174).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,10 +14,9 @@ from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.blockwise.samples import ROW_WEIGHTS
-from pocketport.compress.blockwise.segments import Segment, segments
 from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.executors.torch_executor import Values, WeightCache, last_uses, run_nodes
-from pocketport.compress.structure import is_constant
+from pocketport.compress.mixed_precision.route import Part, Route
 from pocketport.errors import UsageError
 
 Visit = Callable[[ir.Node, Tensor, Tensor], None]
@@ -26,26 +25,11 @@ Visit = Callable[[ir.Node, Tensor, Tensor], None]
 GRADIENT = "gradient of "
 
 
-@dataclass(frozen=True)
-class Part:
-    """One layer.
-
-    Attributes:
-        segment: its nodes.
-        reads: values of earlier parts and of the samples that it starts with.
-        gives: values of its own that later parts, or the caller, read.
-    """
-
-    segment: Segment
-    reads: tuple[str, ...]
-    gives: tuple[str, ...]
-
-
 class Stream:
     """All samples on their way through the nodes that `wanted` needs.
 
     Args:
-        graph: with static shapes, in ops of the torch executor.
+        graph: of a sample, in its static shapes and in ops of the torch executor; those of other shapes differ in nothing else.
         feeds: its inputs, sample after sample, and where not all rows count their `ROW_WEIGHTS` [S]; read once.
         wanted: values to be computed.
         activations: takes what goes from layer to layer.
@@ -56,64 +40,65 @@ class Stream:
     """
 
     def __init__(
-        self, graph: ir.Model, feeds: Iterator[Arrays], wanted: Sequence[str], activations: Activations,
+        self, graph: Callable[[Arrays], ir.Model], feeds: Iterator[Arrays], wanted: Sequence[str], activations: Activations,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.activations, self.device, self.count = activations, device, 0
+        self.activations, self.device = activations, device
         self.counting: list[Tensor | None] = []
         """Of each sample which rows count, bool [S]; None: all."""
-        self._shared: dict[str, Tensor] = {}
-        differing = self._take_in(feeds)
-        nodes = _ancestors(list(graph.graph), set(wanted))
-        constant, varying = _divided(nodes, differing)
-        shared = {n: v.to(device) for n, v in self._shared.items() if n not in differing}
-        run_nodes(constant, shared, WeightCache(device), {})
-        self._shared = shared
-        self.parts = _parts(varying, set(wanted), set(shared))
-
-    def _take_in(self, feeds: Iterator[Arrays]) -> set[str]:
-        """Keep what differs from sample to sample by sample, the rest once; returns the names that differ."""
-        differing: set[str] = set()
+        routes: dict[tuple[tuple[str, torch.Size], ...], Route] = {}
         for arrays in feeds:
             rows = arrays.get(ROW_WEIGHTS)
             self.counting.append(
                 None if rows is None else torch.from_numpy(np.asarray(rows, np.float32) > 0).to(self.device)
             )
-            for name, array in ((n, a) for n, a in arrays.items() if n != ROW_WEIGHTS):
-                value = torch.from_numpy(np.asarray(array))
-                known = self._shared.setdefault(name, value)
-                if name not in differing and value is not known and not torch.equal(value, known):
-                    differing.add(name)
-                    for earlier in range(self.count):
-                        self.activations.put(name, earlier, known)
-                if name in differing:
-                    self.activations.put(name, self.count, value)
-            self.count += 1
-        if not self.count:
+            values = {n: torch.from_numpy(np.asarray(a)) for n, a in arrays.items() if n != ROW_WEIGHTS}
+            shapes = tuple((n, v.shape) for n, v in values.items())
+            if shapes not in routes:
+                routes[shapes] = Route(graph(arrays), wanted, activations)
+            routes[shapes].take(self.count - 1, values)
+        if not routes:
             raise UsageError("there are no calibration samples", where="mixed precision", fix="give data")
-        if self.count == 1:  # nothing differs yet: all of it is the sample
-            differing = set(self._shared)
-            for name, value in self._shared.items():
-                self.activations.put(name, 0, value)
-        return differing
+        self._parts = list(zip(*(route.opened(device) for route in routes.values()), strict=True))
+        self._routes = list(routes.values())
+        self._made_with: list[bytes] = []
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return len(self.counting)
 
     @torch.no_grad()
     def forward(self, replaced: Mapping[str, Tensor] | None = None, samples: Sequence[int] | None = None) -> None:
         """Run every part over samples; `wanted` is in `activations` then.
 
+        Over all samples, what the last such run computed with the same weights stays: parts run from the first one on that has
+        others.
+
         Args:
             replaced: other weights, by the initializers' names.
             samples: which; None: all.
         """
-        for part in self.parts:
-            weights = _cache(part, self.device, replaced or {})
-            keep = set(part.gives) | self._shared.keys()
-            uses = last_uses(part.segment.nodes, keep)
-            for sample in range(self.count) if samples is None else samples:
-                values = self._values(part, sample)
-                run_nodes(part.segment.nodes, values, weights, uses)
-                for name in part.gives:
-                    self.activations.put(name, sample, values[name])
+        replaced, first = replaced or {}, 0
+        if samples is None:
+            known = self._made_with
+            self._made_with = [_digest(parts[0], replaced) for parts in self._parts]
+            first = next((i for i, d in enumerate(self._made_with) if known[i : i + 1] != [d]), len(self._parts))
+        else:
+            self._made_with = []
+        for parts in self._parts[first:]:
+            weights = _replaced(parts[0], replaced)
+            for route, part in zip(self._routes, parts, strict=True):
+                self._run(route, part, weights, samples)
+
+    def _run(self, route: Route, part: Part, replaced: Mapping[str, Tensor], samples: Sequence[int] | None) -> None:
+        weights = _cache(replaced, self.device)
+        uses = last_uses(part.segment.nodes, set(part.gives) | route.shared.keys())
+        for sample in route.among(samples):
+            values = self._values(route, part, sample)
+            run_nodes(part.segment.nodes, values, weights, uses)
+            for name in part.gives:
+                self.activations.put(name, sample, values[name])
 
     def backward(
         self, visited: Callable[[ir.Node], bool], visit: Visit, finished: Callable[[Part], None],
@@ -124,19 +109,23 @@ class Stream:
         Args:
             visited: which nodes `visit` is called for.
             visit: see `Visit`; called for every sample.
-            finished: called behind the last sample of a part.
+            finished: called behind the last sample of a part, with that part in the shapes of one.
             replaced: other weights, by the initializers' names.
             samples: which; None: all.
         """
-        for part in reversed(self.parts):
-            weights = _cache(part, self.device, replaced or {})
-            seen = [node for node in part.segment.nodes if visited(node)]
-            for sample in range(self.count) if samples is None else samples:
-                self._back(part, sample, seen, weights, visit)
-            finished(part)
+        for parts in reversed(self._parts):
+            own = _replaced(parts[0], replaced or {})
+            for route, part in zip(self._routes, parts, strict=True):
+                weights = _cache(own, self.device)
+                seen = [node for node in part.segment.nodes if visited(node)]
+                for sample in route.among(samples):
+                    self._back(route, part, sample, seen, weights, visit)
+            finished(parts[0])
 
-    def _back(self, part: Part, sample: int, seen: Sequence[ir.Node], weights: WeightCache, visit: Visit) -> None:
-        values = self._values(part, sample)
+    def _back(
+        self, route: Route, part: Part, sample: int, seen: Sequence[ir.Node], weights: WeightCache, visit: Visit
+    ) -> None:
+        values = self._values(route, part, sample)
         starts = [n for n in part.reads if values[n].is_floating_point()]
         values |= {name: values[name].detach().requires_grad_() for name in starts}
         with torch.enable_grad():
@@ -158,49 +147,28 @@ class Stream:
         for name in ends:
             self.activations.drop(GRADIENT + name, sample)
 
-    def _values(self, part: Part, sample: int) -> Values:
+    def _values(self, route: Route, part: Part, sample: int) -> Values:
         """What a sample starts a part with."""
-        return {**self._shared, **{name: self.activations.get(name, sample, self.device) for name in part.reads}}
+        return {**route.shared, **{name: self.activations.get(name, sample, self.device) for name in part.reads}}
 
 
-def _cache(part: Part, device: torch.device, replaced: Mapping[str, Tensor]) -> WeightCache:
-    weights = WeightCache(device)
+def _replaced(part: Part, replaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the weights that a part has."""
     names = {v.name or "" for node in part.segment.nodes for v in node.inputs if v is not None}
-    for name in names & replaced.keys():
-        weights.replace(name, replaced[name].to(device))
+    return {name: replaced[name] for name in sorted(names & replaced.keys())}
+
+
+def _digest(part: Part, replaced: Mapping[str, Tensor]) -> bytes:
+    """Of the weights that a part has, where they are replaced."""
+    digest = hashlib.sha256()
+    for name, weight in _replaced(part, replaced).items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().numpy().data)
+    return digest.digest()
+
+
+def _cache(replaced: Mapping[str, Tensor], device: torch.device) -> WeightCache:
+    weights = WeightCache(device)
+    for name, weight in replaced.items():
+        weights.replace(name, weight.to(device))
     return weights
-
-
-def _ancestors(nodes: Sequence[ir.Node], wanted: set[str]) -> list[ir.Node]:
-    """The nodes that `wanted` needs."""
-    needed, chosen = set(wanted), []
-    for node in reversed(nodes):
-        if any((v.name or "") in needed for v in node.outputs):
-            chosen.append(node)
-            needed |= {v.name or "" for v in node.inputs if v is not None}
-    return chosen[::-1]
-
-
-def _divided(nodes: Iterable[ir.Node], differing: set[str]) -> tuple[list[ir.Node], list[ir.Node]]:
-    """Nodes that are the same for all samples, and those that depend on what differs."""
-    depends = set(differing)
-    constant: list[ir.Node] = []
-    varying: list[ir.Node] = []
-    for node in nodes:
-        own = any(v is not None and v.name in depends for v in node.inputs)
-        (varying if own else constant).append(node)
-        if own:
-            depends |= {v.name or "" for v in node.outputs}
-    return constant, varying
-
-
-def _parts(nodes: Sequence[ir.Node], wanted: set[str], shared: set[str]) -> list[Part]:
-    parts: list[Part] = []
-    later = set(wanted)
-    for cut in reversed(segments(nodes)):
-        made = {v.name or "" for node in cut.nodes for v in node.outputs}
-        read = {v.name or "" for n in cut.nodes for v in n.inputs if v is not None and not is_constant(v)}
-        reads = read - made - shared
-        parts.append(Part(cut, tuple(sorted(reads)), tuple(sorted(made & later))))
-        later |= reads
-    return parts[::-1]

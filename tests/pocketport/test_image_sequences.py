@@ -1,5 +1,6 @@
 """Calibration samples of images and text: rows, weights, and that answers continue their prompts."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def test_a_prompt_with_its_answer_gives_the_keys_and_values_that_decoding_token_
         assert sqnr_db(columns, behind) > 80, name
     bias = np.asarray(feeds["attention_bias"])[0]
     np.testing.assert_array_equal(weights > 0, bias[-1] == 0)
+
+
+def test_samples_without_padding_answer_as_padded_ones_do() -> None:
+    bundle = _reference()
+    sample = next(iter(RenderedText(seed=3, fonts="train").take(1)))
+    padded = _sequences([(sample.image, sample.prompt, sample.answer)])
+    short = replace(padded, padded=False)
+    assert short.fingerprint != padded.fingerprint
+    logits = []
+    for sequences in (padded, short):
+        feeds = next(sequences.feeds(bundle, host_of(bundle)))
+        rows = len(np.asarray(feeds.pop("row_weights")))  # type: ignore[attr-defined]
+        logits.append(OrtExecutor(_reference(rows)["prefill"].graph).run(feeds)["logits"])
+    assert rows % 32 == 0 and rows < ROWS
+    assert sqnr_db(logits[0], logits[1]) > 80
 
 
 def test_vision_tokens_count_as_told_and_padding_not_at_all() -> None:

@@ -4,7 +4,7 @@ Text alone would show the layers none of the vision tokens that make up most of 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pocketport.compress.families.registry import chat_of
 from pocketport.data import PromptSample
 from pocketport.errors import InputError, UsageError
 
+ROW_STEP = 32  # samples without padding to the full length have a multiple of it
 DECODERS = ("prefill", "decode")  # they are what is quantized; all else runs in float to make their inputs
 
 
@@ -33,6 +34,7 @@ class ImageSequences:
         visual_weight: how much a vision token counts where a text token counts 1.
         origin: where they come from, for reports.
         data: changes when any sample changes.
+        padded: whether every sample has S rows, rather than as few multiples of `ROW_STEP` as hold it.
     """
 
     samples: Callable[[], Iterator[PromptSample]]
@@ -41,11 +43,13 @@ class ImageSequences:
     visual_weight: float
     origin: str
     data: str
+    padded: bool = True
 
     @property
     def fingerprint(self) -> str:
         """Changes when any feed changes."""
-        return f"{self.data}/{self.length} rows/vision {self.visual_weight:g}"
+        rows = f"{self.length} rows" if self.padded else f"multiples of {ROW_STEP} rows"
+        return f"{self.data}/{rows}/vision {self.visual_weight:g}"
 
     @property
     def rows(self) -> int:
@@ -75,12 +79,15 @@ class ImageSequences:
                     where=f"sample {index} of {self.origin}",
                     fix=f"give --sequence-length {length} or more, or smaller images",
                 )
-            embeds = np.array(executors["embed"].run({"input_ids": host.prompt_ids(prompt.input_ids)})["embeds"])
+            rows = host.prompt if self.padded else min(host.prompt, -(-length // ROW_STEP) * ROW_STEP)
+            embeds = np.array(
+                executors["embed"].run({"input_ids": host.prompt_ids(prompt.input_ids)})["embeds"][-rows:]
+            )
             prompt.place(embeds)
             yield {
-                **host.prefill_feeds(embeds, length, prompt.positions),
-                **prompt.extra,
-                ROW_WEIGHTS: row_weights(prompt, host.prompt, self.visual_weight),
+                **replace(host, prompt=rows).prefill_feeds(embeds, length, prompt.positions),
+                **{name: array[-rows:] for name, array in prompt.extra.items()},
+                ROW_WEIGHTS: row_weights(prompt, rows, self.visual_weight),
             }
 
 

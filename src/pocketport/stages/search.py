@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 import yaml
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.blockwise.samples import ROW_WEIGHTS
+from pocketport.compress.blockwise.samples import ROW_WEIGHTS, STREAM
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.decoder.host import DecoderHost
@@ -40,7 +41,7 @@ from pocketport.files import write_json
 from pocketport.formats import format_named
 from pocketport.request import Request
 from pocketport.stages.context import Context
-from pocketport.stages.image_sequences import ImageSequences
+from pocketport.stages.image_sequences import ROW_STEP, ImageSequences
 from pocketport.stages.searched import Budget, Candidate, Searched, candidates, ranked
 from pocketport.stages.sequences import Sequences, sequences_for
 from pocketport.stages.weights import memory_limit, plan_formats, quantize_format, sequence_length
@@ -73,7 +74,7 @@ class Answers:
             if answer is None:
                 yield feeds
                 continue
-            rows = np.zeros(host.prompt, np.float32)
+            rows = np.zeros_like(feeds[ROW_WEIGHTS])
             rows[-1 - len(chat.answer_tokens(answer)) : -1] = 1  # each row predicts the next one's token
             yield {**feeds, ROW_WEIGHTS: rows}
 
@@ -102,7 +103,8 @@ class FormatSearch:
         self.source: Source = open_source(path_of(request.source))
         self.length = sequence_length(self.source, request)
         name = request.source if request.source == "reference" else self.source.path.resolve().name
-        self.bundle: ModelBundle = family_of(self.source).load(self.source, name, Lengths(prompt=self.length))
+        self._load = partial(family_of(self.source).load, self.source, name)
+        self.bundle: ModelBundle = self._load(Lengths(prompt=self.length))
         self.base = load_recipe(request.recipe)
         form, variant = format_named(request.formats[0])
         form.check(self.source, self.bundle, variant)
@@ -111,6 +113,7 @@ class FormatSearch:
         self.samples, self.measured = self.data(request, samples or request.calibration_samples, measured)
         self._known: dict[str, list[Tensor]] = {}
         self._streams: dict[str, Stream] = {}
+        self._graphs = {int(self.bundle.config["prompt"]): self.bundle[CALIBRATED_COMPONENT].graph}
 
     def data(
         self, request: Request, count: int, measured: int | None = None
@@ -130,6 +133,7 @@ class FormatSearch:
                 ImageSequences(
                     lambda start=start, stop=stop: islice(images.samples(), start, stop), stop - start,  # type: ignore[misc]
                     int(self.bundle.config["prompt"]), 0.0, images.origin, f"{images.fingerprint}/{start}-{stop}",
+                    padded=not self._takes_fewer_rows,
                 )
             )
             for start, stop in parts
@@ -171,9 +175,24 @@ class FormatSearch:
         return Activations(path, int(ACTIVATION_SHARE * memory_limit(self.context.request)))
 
     def _stream(self, samples: Sequences | Answers, activations: Activations) -> Stream:
-        graph = self.bundle[CALIBRATED_COMPONENT].graph
         feeds = samples.feeds(self.bundle, host_of(self.bundle))
-        return Stream(graph, feeds, [self.head.hidden], activations, best_device())
+        return Stream(self._graph, feeds, [self.head.hidden], activations, best_device())
+
+    @cached_property
+    def _takes_fewer_rows(self) -> bool:
+        """Whether short prompts go without padding; a family that cuts images to fit a prompt may refuse such graphs."""
+        try:
+            self._load(Lengths(prompt=ROW_STEP))
+        except UsageError:
+            return False
+        return True
+
+    def _graph(self, feeds: Arrays) -> ir.Model:
+        """The graph in the shapes of a sample."""
+        rows = len(feeds[STREAM])
+        if rows not in self._graphs:
+            self._graphs[rows] = self._load(Lengths(prompt=rows))[CALIBRATED_COMPONENT].graph
+        return self._graphs[rows]
 
     def search(self, budget: Budget, *, confirm: bool = True, exchanges: int = 0) -> Searched:
         """The best allocation within a budget by each error model; the best measured one comes first.

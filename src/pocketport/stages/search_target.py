@@ -105,7 +105,7 @@ class TargetSearch:
         budget = int(ACTIVATION_SHARE * memory_limit(self.context.request))
         with Activations(scratch, budget) as activations:
             sensitivities = Sensitivities(schemes, rounder, activations, advance)
-            stream = Stream(graph, _kept(feeds, fed), outputs, activations, best_device())
+            stream = Stream(lambda _: graph, _kept(feeds, fed), outputs, activations, best_device())
             stream.forward()
             for sample in range(stream.count):
                 values = {

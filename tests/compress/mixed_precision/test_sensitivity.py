@@ -43,7 +43,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelBundle, Any]:
 def streamed(bundle: ModelBundle, activations: Activations) -> tuple[Stream, Head]:
     head = Head(bundle["prefill"].graph, CPU)
     feeds = Sequences(TOKENS, "random").feeds(bundle, host_of(bundle))
-    return Stream(bundle["prefill"].graph, feeds, [head.hidden], activations, CPU), head
+    return Stream(lambda _: bundle["prefill"].graph, feeds, [head.hidden], activations, CPU), head
 
 
 def noisy(name: str, scheme: str, weight: Tensor) -> Tensor:
@@ -181,6 +181,6 @@ def test_quality_is_that_of_transformers(llama: tuple[ModelBundle, Any], tmp_pat
 def test_what_can_not_be_streamed_is_an_error(llama: tuple[ModelBundle, Any], tmp_path: Path) -> None:
     bundle, _ = llama
     with Activations(tmp_path / "a", 1 << 20) as activations, pytest.raises(UsageError, match="no calibration samples"):
-        Stream(bundle["prefill"].graph, iter(()), ["logits"], activations, CPU)
+        Stream(lambda _: bundle["prefill"].graph, iter(()), ["logits"], activations, CPU)
     with pytest.raises(InputError, match="last row"):
         Head(bundle["embed"].graph, CPU)
