@@ -256,7 +256,7 @@ def _exact(wanted: Sequence[tuple[str, Image.Image, Image.Image]], read: Sequenc
 def sizes(programs: Programs, source: str, work: Path) -> list[Row]:
     """Our language file against llama-quantize's."""
     plain = _language(port(source, "gguf:f32", work))
-    state = _dequantized(plain)
+    state = _values(plain)
     rows = []
     for variant in VARIANTS:
         theirs = work / f"{Path(source).name}-llama-quantize-{variant}.gguf"
@@ -265,7 +265,7 @@ def sizes(programs: Programs, source: str, work: Path) -> list[Row]:
             reader = gguf.GGUFReader(path)
             kinds = {t.name: t.tensor_type.name for t in reader.tensors}
             noise = [
-                sqnr_db(state[n], value) for n, value in _dequantized(path).items() if kinds[n] not in ("F32", "F16")
+                sqnr_db(state[n], value) for n, value in _values(path).items() if kinds[n] not in ("F32", "F16")
             ]
             figures = {
                 "bytes": float(path.stat().st_size),
@@ -280,7 +280,7 @@ def _language(folder: Path) -> Path:
     return next(p for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
 
 
-def _dequantized(path: Path) -> dict[str, NDArray[np.float32]]:
+def _values(path: Path) -> dict[str, NDArray[np.float32]]:
     return {t.name: gguf.quants.dequantize(t.data, t.tensor_type).ravel() for t in gguf.GGUFReader(path).tensors}
 
 

@@ -278,15 +278,19 @@ class FormatSearch:
         self.context.progress.start(key, "measure the quantized model", None)
 
         def produce(directory: Path) -> None:
-            expected = self._float_hidden(samples)
-            hidden = self._hidden(samples, Dequantized(QuantizedWeights(weights.path), only))
-            tokens = samples.tokens if isinstance(samples, Sequences) else None
-            found = quality(self.head, expected, hidden, self._measuring(samples).counting, tokens)
+            found = self.quality_of(Dequantized(QuantizedWeights(weights.path), only), samples)
             write_json(directory / "quality.json", vars(found))
 
         inputs = {"weights": weights.digest, "data": samples.fingerprint, "only": only}
         result = self._stage(key, inputs, produce)
         return Quality(**json.loads((result.path / "quality.json").read_text("utf-8")))
+
+    def quality_of(self, weights: Mapping[str, Tensor], samples: Sequences | Answers) -> Quality:
+        """What the model measures on samples with other weights in the place of some."""
+        expected = self._float_hidden(samples)
+        hidden = self._hidden(samples, weights)
+        tokens = samples.tokens if isinstance(samples, Sequences) else None
+        return quality(self.head, expected, hidden, self._measuring(samples).counting, tokens)
 
     def _float_hidden(self, samples: Sequences | Answers) -> list[Tensor]:
         if samples.fingerprint not in self._known:
