@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pocketport.profiles.prediction.features import KIND_OF, GraphFeatures, Kind, OpFeatures, whole
+from pocketport.profiles.prediction.extraction import KIND_OF, whole
+from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
 
 # These vanish: views, and what rides on its producer.
 FREE = frozenset({

@@ -32,7 +32,7 @@ from pocketport.errors import InputError, UsageError
 from pocketport.files import cache_root, write_text
 from pocketport.profiles.arena import arena_of
 from pocketport.profiles.cost import LOOKUPS, ComponentCost, component_cost
-from pocketport.profiles.prediction.features import graph_features
+from pocketport.profiles.prediction.extraction import graph_features
 from pocketport.profiles.timeline.description import ImagePlan, ModelDescription, Part, PartDescription, Weights
 from pocketport.suggest import nearest
 

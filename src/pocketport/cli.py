@@ -1,29 +1,53 @@
 """The command line: ``pocketport``."""
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_group
 
 from pocketport import __version__
-from pocketport.commands import (
-    compare,
-    debug,
-    devices,
-    gate,
-    inspect,
-    plan,
-    port,
-    profile,
-    report,
-    run,
-    search,
-    stages,
-    synth,
-    targets,
-    tune,
-)
 from pocketport.commands.console import print_error
 from pocketport.errors import PocketportError
+
+# In the order of the road; the first paragraphs of the commands' own help, for a list that imports none of them.
+COMMANDS = {
+    "port": "Port a model: ingest, calibrate, quantize, compile, verify, profile, gate, report.",
+    "plan": "Show what would be done to every tensor: schemes, bytes, memory, time, and what a target would refuse.",
+    "inspect": "Show a model's components and, for each target named, the ops that it can't take.",
+    "synth": "Write a checkpoint of the published shapes with random weights, tensor by tensor; for tests and benchmarks.",
+    "ingest": "Read a model into a bundle of components, and check that they compute what the original does.",
+    "calibrate": "Collect activation statistics through the whole float chain.",
+    "quantize": "Make the pivot (QDQ ONNX) for each target.",
+    "compile": "Compile the pivot with each vendor's toolchain.",
+    "verify": "Execute every artifact with its vendor's runtime: SQNR and task score.",
+    "profile": "Measure (x86) or predict (NPUs) latency and memory of a run; with --device, latency of a float model.",
+    "tune": "Search threads, engine, precision and memory settings on this machine; write what runs fastest.",
+    "run": "Answer a question about an image with a run's x86 artifacts, token by token, and say how fast it was.",
+    "gate": "Hold a run's figures against a budget.",
+    "report": "Write DIR/report.html from DIR/run.json and print the summary.",
+    "debug": "Show which component, and which tensor of it, costs what, and why.",
+    "compare": "Show what differs between two runs: settings, plans, encodings, SQNR, score, sizes, latency and memory.",
+    "search": "Choose a scheme for each layer: least loss of quality within a budget of bytes.",
+    "targets": "List every target, and say which toolchains are installed.",
+    "devices": "Chips and phones: what is known, compare them, add one's own.",
+}
+MODULES = dict.fromkeys(
+    ("ingest", "calibrate", "quantize", "compile", "verify"), "stages"
+)  # the others' by their names
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command until it is called."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """The context of the command itself, whose module is imported now."""
+        name, home = str(self.name), typer.Typer()
+        import_module(f"pocketport.commands.{MODULES.get(name, name)}").register(home)
+        return get_group(home).commands[name].make_context(*args, **kwargs)
+
 
 app = typer.Typer(
     name="pocketport",
@@ -33,24 +57,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (
-    port,
-    plan,
-    inspect,
-    synth,
-    stages,
-    profile,
-    tune,
-    run,
-    gate,
-    report,
-    debug,
-    compare,
-    search,
-    targets,
-    devices,
-):
-    module.register(app)
+for name, summary in COMMANDS.items():
+    app.command(name, cls=LazyCommand, help=summary)(lambda: None)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,7 +13,7 @@ from pocketport.errors import InputError, PocketportError, ToolchainError, Usage
 from pocketport.profiles.device import DeviceProfile, find_device
 from pocketport.profiles.prediction.conformal import LEVEL
 from pocketport.profiles.prediction.deployed import normalized_pictures
-from pocketport.profiles.prediction.features import graph_features
+from pocketport.profiles.prediction.extraction import graph_features
 from pocketport.profiles.prediction.local import fitted_devices
 from pocketport.profiles.prediction.parameters import parameters
 from pocketport.profiles.prediction.predictors import (

@@ -7,10 +7,9 @@ import typer
 
 from pocketport.commands.console import out, print_json, table
 from pocketport.commands.options import Json
-from pocketport.compress.ingest import ingest
 from pocketport.profiles.device import DeviceProfile, find_device, profiles, slug
 from pocketport.profiles.prediction.devices import borrowed
-from pocketport.profiles.prediction.features import GraphFeatures, graph_features
+from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.profiles.prediction.local import fit_local, fitted_devices, read_anchors, save_local
 from pocketport.profiles.prediction.parameters import parameters
 
@@ -87,6 +86,8 @@ def fit(
     json_output: Json = False,
 ) -> None:
     """Add a device from a few models that were measured on it."""
+    from pocketport.compress.ingest import ingest  # which, as all that reads models, takes a second to import
+    from pocketport.profiles.prediction.extraction import graph_features
 
     def features(path: Path) -> GraphFeatures:
         return graph_features(next(iter(ingest(path))).graph)

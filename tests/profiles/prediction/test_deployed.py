@@ -18,7 +18,7 @@ from pocketport.profiles.prediction.deployed import (
     whole_linears,
     whole_normalizations,
 )
-from pocketport.profiles.prediction.features import graph_features
+from pocketport.profiles.prediction.extraction import graph_features
 
 NOISE = np.random.default_rng(0)
 

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pocketport.compress.ingest import ingest
 from pocketport.errors import InputError
-from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures, graph_features
+from pocketport.profiles.prediction.extraction import graph_features
+from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
