@@ -21,13 +21,11 @@ from pocketport.compress.families.minicpmv.config import MiniCPMVConfig
 from pocketport.compress.families.minicpmv.slicing import plan_slices
 from pocketport.compress.families.minicpmv.versions import version_of
 from pocketport.compress.families.registry import Lengths, chat_of, family_of, host_of
-from pocketport.compress.formats.gguf import GgufFormat
 from pocketport.compress.ggml.types import TYPES
 from pocketport.compress.graph import dimensions, shape_of
 from pocketport.compress.ingest import ingest
 from pocketport.compress.sources.source import Source
 from pocketport.compress.synthesis.preset import Preset, load_preset, preset_names
-from pocketport.compress.synthesis.shapes import shape_source
 from pocketport.errors import InputError, UsageError
 from pocketport.files import cache_root, write_text
 from pocketport.profiles.arena import arena_of
@@ -87,6 +85,8 @@ def plan_image(model: str, size: Size) -> ImagePlan:
 
 @contextmanager
 def _preset_bundle(preset: Preset) -> Iterator[tuple[ModelBundle, Source]]:
+    from pocketport.compress.synthesis.shapes import shape_source  # torch; and most descriptions are in the cache
+
     with tempfile.TemporaryDirectory(prefix="pocketport-shapes-") as folder:
         source = shape_source(preset, Path(folder))
         yield family_of(source).load(source, preset.name, Lengths()), source
@@ -263,6 +263,8 @@ def _counted(shapes: Mapping[str, tuple[int, ...]]) -> Weights:
 
 def _mixtures(bundle: ModelBundle, source: Source) -> dict[str, dict[str, int]]:
     """Bytes of each part in llama.cpp's files, by mixture; empty where there are no such files."""
+    from pocketport.compress.formats.gguf import GgufFormat  # torch
+
     found: dict[str, dict[str, int]] = {}
     for variant in GgufFormat.variants:
         kind = GgufFormat()

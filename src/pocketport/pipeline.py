@@ -14,6 +14,7 @@ from pocketport.compress.planning.plan import Plan
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import PocketportError, ToolchainError, UsageError
 from pocketport.files import atomic_directory, atomic_file, sha256_path
+from pocketport.run_document import folder_of
 from pocketport.stages.calibrate import calibrate, check_memory
 from pocketport.stages.compile import compile_component, load_compiled
 from pocketport.stages.condition import check_equivalence, condition
@@ -172,11 +173,6 @@ def _try(one: TargetRun, key: str, stage: Callable[[], StageResult]) -> None:
         code = f"{Target.parse(one.target).vendor}.{key.partition('/')[0]}-failed"
         kind = "the toolchain" if isinstance(error, ToolchainError) else "Pocketport"
         one.diagnostics.append(Diagnostic(code, Severity.ERROR, error.where, f"{kind} stopped: {error.why}", error.fix))
-
-
-def folder_of(target: str) -> str:
-    """The target's folder in a run's directory: ``qualcomm-sm8650``."""
-    return target.replace("/", "-").replace("@", "-")
 
 
 def _copy(source: Path, destination: Path) -> None:

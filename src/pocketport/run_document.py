@@ -3,10 +3,14 @@
 The JSON schema is shipped as ``run.schema.json`` beside this module; a test holds the two together.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pocketport.errors import InputError, UsageError
+
+RUN_FILE = "run.json"
 ProvenanceName = Literal["measured", "emulated", "predicted", "published"]
 
 
@@ -236,3 +240,30 @@ class RunDocument(_Record):
 def json_schema() -> dict[str, Any]:
     """The JSON schema of ``run.json``."""
     return RunDocument.model_json_schema(by_alias=True)
+
+
+def load_document(directory: Path) -> RunDocument:
+    """Read a run directory's ``run.json``.
+
+    Raises:
+        UsageError: there is none yet.
+        InputError: it is damaged, or of another schema version.
+    """
+    path = directory / RUN_FILE
+    if not path.is_file():
+        raise UsageError(
+            "it holds no finished run", where=str(directory), fix="run `pocketport port … --out DIR` first"
+        )
+    try:
+        return RunDocument.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"not a {RunDocument.model_fields['schema_name'].default} document: {error}",
+            where=str(path),
+            fix="run again",
+        ) from error
+
+
+def folder_of(target: str) -> str:
+    """The target's folder in a run's directory: ``qualcomm-sm8650``."""
+    return target.replace("/", "-").replace("@", "-")

@@ -12,9 +12,7 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.families.chat import Generation, ImageChat
 from pocketport.compress.families.registry import chat_of
 from pocketport.errors import InputError, UsageError
-from pocketport.pipeline import folder_of
-from pocketport.report.document import load_document
-from pocketport.run_document import ArtifactRecord, RunDocument, TargetRecord
+from pocketport.run_document import ArtifactRecord, RunDocument, TargetRecord, folder_of, load_document
 from pocketport.targets.configuration import DEFAULT_NAME, Configuration, load_configuration
 from pocketport.targets.contract import Artifact, Executor, Target, TuningBackend
 from pocketport.targets.registry import backend_for

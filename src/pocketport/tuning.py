@@ -8,9 +8,8 @@ from pocketport.compress.cache.float_cache import CacheConversion
 from pocketport.compress.graph import load_graph, static_shape
 from pocketport.data import Feeds
 from pocketport.errors import InputError, UsageError
-from pocketport.pipeline import folder_of
-from pocketport.report.document import load_document
 from pocketport.request import Request
+from pocketport.run_document import folder_of, load_document
 from pocketport.running import host_target, opened_artifact
 from pocketport.stages.condition import condition
 from pocketport.stages.context import Context, Progress

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +17,15 @@ finally:
 """
 
 
-def imported(*arguments: str) -> tuple[int, str]:
-    """The exit code of a command in a fresh process, and the last line that it wrote: which heavy libraries it has."""
+def imported(*arguments: object) -> tuple[int, set[str]]:
+    """The exit code of a command in a fresh process, and which heavy libraries it has in the end."""
     program = PROGRAM.format(heavy=HEAVY)
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
     )
-    return done.returncode, done.stderr.splitlines()[-1]
+    marker, *names = done.stderr.splitlines()[-1].split()
+    assert marker == "imported"
+    return done.returncode, set(names)
 
 
 @pytest.mark.parametrize(
@@ -42,4 +45,23 @@ def imported(*arguments: str) -> tuple[int, str]:
     ids=str,
 )
 def test_nothing_heavy_is_imported(code: int, arguments: list[str]) -> None:
-    assert imported(*arguments) == (code, "imported")
+    assert imported(*arguments) == (code, set())
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (0, ["targets"]),
+        (0, ["inspect", "perceptron.onnx"]),
+        (0, ["profile", "perceptron.onnx", "--device", "galaxy-s25", "--quick"]),
+        (2, ["gate", ".", "--budget", "default"]),
+        (2, ["run", ".", "--image", "picture.png", "--prompt", "What?"]),
+    ],
+    ids=str,
+)
+def test_what_reads_models_does_without_torch(
+    code: int, arguments: list[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    found, names = imported(*arguments)
+    assert (found, names & {"torch", "matplotlib", "transformers"}) == (code, set())

@@ -14,9 +14,9 @@ import pytest
 
 from pocketport.files import sha256_path
 from pocketport.pipeline import run_until
-from pocketport.report.document import finish_run, load_document
+from pocketport.report.document import finish_run
 from pocketport.request import Request
-from pocketport.run_document import json_schema
+from pocketport.run_document import json_schema, load_document
 from pocketport.stages.context import Context
 from pocketport.store import Store
 

@@ -10,8 +10,8 @@ from pocketport.cli import app
 from pocketport.compress.ingest import ingest
 from pocketport.errors import UsageError
 from pocketport.profiles.budget import parse_budget
-from pocketport.report.document import gate_document, load_document
-from pocketport.run_document import ComponentRecord, TargetRecord, TaskRecord, VerdictRecord
+from pocketport.report.verdict import gate_document
+from pocketport.run_document import ComponentRecord, TargetRecord, TaskRecord, VerdictRecord, load_document
 from pocketport.targets.configuration import ComponentConfiguration, Configuration, Contender
 from tests.pocketport.hand_made_run import profile, write_document
 

@@ -13,9 +13,9 @@ from pocketport.debugging.fixing import fix as try_remedies
 from pocketport.debugging.opened import open_run
 from pocketport.profiles.units import format_quantity
 from pocketport.report.debug import write_debug_page
-from pocketport.report.document import load_document
 from pocketport.report.figures import format_db, format_share, sparkline
 from pocketport.request import Request
+from pocketport.run_document import load_document
 
 
 def register(app: typer.Typer) -> None:

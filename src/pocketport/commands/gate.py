@@ -8,7 +8,8 @@ import typer
 from pocketport.commands.console import MARKS, out, print_json, table
 from pocketport.commands.options import Json, RunDirectory
 from pocketport.commands.summary import VERDICTS
-from pocketport.report.document import gate_document, load_document, read_budget
+from pocketport.report.verdict import gate_document, read_budget
+from pocketport.run_document import load_document
 
 
 def register(app: typer.Typer) -> None:

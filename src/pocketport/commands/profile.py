@@ -7,7 +7,6 @@ import typer
 
 from pocketport.commands.console import out, print_diagnostics, print_json, table
 from pocketport.commands.options import Cache, Json, Shapes, parse_shapes
-from pocketport.commands.stages import continue_run
 from pocketport.commands.timeline import (
     AnswerTokens,
     BudgetFile,
@@ -59,6 +58,8 @@ def profile(
     With --image or --budget, or of a preset, one request of a multimodal model is followed, phase by phase.
     """
     if device is None:
+        from pocketport.commands.stages import continue_run  # imports every stage, which a prediction does without
+
         directory = Path(source)
         if not directory.is_dir():
             raise UsageError("not a run's directory", where=source, fix="name a --device to predict a model's latency")

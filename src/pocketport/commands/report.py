@@ -5,7 +5,8 @@ import typer
 from pocketport.commands.console import out, print_json
 from pocketport.commands.options import Json, RunDirectory
 from pocketport.commands.summary import print_run
-from pocketport.report.document import load_document, render
+from pocketport.report.html import render
+from pocketport.run_document import load_document
 
 
 def register(app: typer.Typer) -> None:

@@ -27,7 +27,8 @@ from pocketport.profiles.timeline.setting import (
 from pocketport.profiles.timeline.timeline import Phase, Timeline, timeline
 from pocketport.profiles.timeline.verdict import RequestVerdict, judge
 from pocketport.profiles.units import format_quantity
-from pocketport.report.document import load_document, run_figures
+from pocketport.report.verdict import run_figures
+from pocketport.run_document import load_document
 from pocketport.suggest import nearest
 from pocketport.targets.contract import Target
 

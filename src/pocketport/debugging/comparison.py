@@ -12,10 +12,9 @@ from pocketport.calibration.encodings import Encoding, EncodingTable, Palette
 from pocketport.compress.planning.plan import Plan, TensorPlan
 from pocketport.debugging.opened import OpenedTarget
 from pocketport.errors import UsageError
-from pocketport.report.document import load_document
 from pocketport.report.figures import artifact_bytes
 from pocketport.request import Request
-from pocketport.run_document import RunDocument, TargetRecord
+from pocketport.run_document import RunDocument, TargetRecord, load_document
 from pocketport.targets.contract import Target
 
 NOT_SETTINGS = frozenset({"targets", "formats", "budget", "memory_limit"})  # what does not change a target's numbers

@@ -14,7 +14,7 @@ from pocketport.debugging.document import RepairRecord, TrialRecord
 from pocketport.debugging.opened import OpenedRun, OpenedTarget
 from pocketport.errors import PocketportError, UsageError
 from pocketport.files import write_text
-from pocketport.pipeline import folder_of
+from pocketport.run_document import folder_of
 from pocketport.stages.calibrate import load_statistics
 from pocketport.stages.compile import compile_component, load_compiled
 from pocketport.stages.quantize import quantize

@@ -8,8 +8,7 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.float_cache import with_float_ends
 from pocketport.compress.planning.plan import Plan
 from pocketport.errors import UsageError
-from pocketport.pipeline import folder_of
-from pocketport.run_document import RunDocument, TargetRecord
+from pocketport.run_document import RunDocument, TargetRecord, folder_of
 from pocketport.stages.calibrate import calibrate
 from pocketport.stages.condition import condition
 from pocketport.stages.context import Context

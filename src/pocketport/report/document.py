@@ -4,26 +4,17 @@ import platform
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from pocketport import __version__
-from pocketport.calibration.sources.rendered_text import RenderedText
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.ingest import REFERENCE
-from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_path, size_of, write_json
-from pocketport.pipeline import Run, TargetRun, folder_of
-from pocketport.profiles.budget import Budget, default_budget, load_budget
+from pocketport.pipeline import Run, TargetRun
 from pocketport.profiles.cost import component_cost
-from pocketport.profiles.gate import gate
-from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
-from pocketport.profiles.units import format_quantity
-from pocketport.report.html import shown_indices, write_report
-from pocketport.report.requests import request_figures
+from pocketport.report.html import render
+from pocketport.report.verdict import gate_document, read_budget
 from pocketport.run_document import (
+    RUN_FILE,
     ArtifactRecord,
     CacheRecord,
-    CheckRecord,
     ComponentRecord,
     ConditioningRecord,
     DiagnosticRecord,
@@ -36,6 +27,7 @@ from pocketport.run_document import (
     TargetRecord,
     TensorError,
     VerdictRecord,
+    folder_of,
 )
 from pocketport.stages.compile import load_compiled
 from pocketport.stages.condition import load_equivalence, load_rewrites
@@ -44,15 +36,11 @@ from pocketport.stages.profile import load_profile
 from pocketport.stages.quantize import load_layer_errors, load_plan
 from pocketport.stages.verify import load_verified, task_record
 from pocketport.store import package_version
-from pocketport.targets.contract import Target
 from pocketport.tasks import choose_task
-from pocketport.tasks.read_text import HELD_OUT_SEED
 
-RUN_FILE, REPORT_FILE = "run.json", "report.html"
 PACKAGES = (
     "torch", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-qnn", "coreai-core", "coremltools", "ai-edge-litert", "openvino",
 )  # fmt: skip
-DEFAULT_BUDGET = "default"
 
 
 def finish_run(run: Run) -> RunDocument:
@@ -64,11 +52,6 @@ def finish_run(run: Run) -> RunDocument:
     write_json(run.context.out / RUN_FILE, document.model_dump(by_alias=True))
     render(document, run.context.out)
     return document
-
-
-def read_budget(name: str) -> Budget:
-    """``default`` or a file."""
-    return default_budget() if name == DEFAULT_BUDGET else load_budget(Path(name))
 
 
 def build_document(run: Run) -> RunDocument:
@@ -197,72 +180,3 @@ def _add_compiled(record: ComponentRecord, run: Run, one: TargetRun) -> None:
             npu_ops=o.npu_ops, total_ops=o.total_ops, source=o.source, elsewhere=list(o.elsewhere)
         )
     record.estimates = dict(result.estimates)
-
-
-def gate_document(document: RunDocument, budget: Budget, directory: Path) -> VerdictRecord:
-    """Hold a run's figures, and those of the budget's requests, against a budget; `directory` is the run's."""
-    figures = {t.id: run_figures(t) for t in document.targets}
-    requests = request_figures(document, budget, figures, directory)
-    verdict = gate(budget, {str(Target.parse(name)): known for name, known in figures.items()}, requests)
-    checks = [
-        CheckRecord(
-            target=c.target, scenario=c.scenario, name=c.name, limit=format_quantity(c.limit, c.unit), value=c.value, unit=c.unit,
-            shown="–" if c.value is None else format_quantity(c.value, c.unit), provenance=c.provenance or "", status=c.status.value,
-            hard=c.hard, reason=c.reason,
-        )
-        for c in verdict.checks
-    ]  # fmt: skip
-    return VerdictRecord(status=verdict.status.value, checks=checks)
-
-
-def run_figures(target: TargetRecord) -> dict[str, Measurement]:
-    """All that a budget may speak about: profile figures, score drop, offload share."""
-    figures = {
-        m.name: Measurement(m.name, m.value, m.unit, Provenance(ProvenanceKind(m.provenance), m.detail), m.low, m.high)
-        for m in (target.profile.measurements if target.profile else [])
-    }
-    if target.task:
-        drop = 100 * (target.task.float_value - target.task.value)
-        detail = f"{target.task.engine}, n = {target.task.n}"
-        figures["score_drop"] = Measurement(
-            "score_drop", drop, "points", Provenance(ProvenanceKind(target.task.provenance), detail)
-        )
-    offloads = [c.offload for c in target.components if c.offload]
-    if offloads and len(offloads) == len(target.components):
-        share = sum(o.npu_ops for o in offloads) / max(1, sum(o.total_ops for o in offloads))
-        source = Provenance(ProvenanceKind.PREDICTED, offloads[0].source)
-        figures["npu_offload"] = Measurement("npu_offload", share, "share", source)
-    return figures
-
-
-def load_document(directory: Path) -> RunDocument:
-    """Read a run directory's ``run.json``.
-
-    Raises:
-        UsageError: there is none yet.
-        InputError: it is damaged, or of another schema version.
-    """
-    path = directory / RUN_FILE
-    if not path.is_file():
-        raise UsageError(
-            "it holds no finished run", where=str(directory), fix="run `pocketport port … --out DIR` first"
-        )
-    try:
-        return RunDocument.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"not a {RunDocument.model_fields['schema_name'].default} document: {error}",
-            where=str(path),
-            fix="run again",
-        ) from error
-
-
-def render(document: RunDocument, directory: Path) -> Path:
-    """Write ``report.html``; the reference model's held-out images are drawn again from their seeds."""
-    images = {}
-    if document.model.name == REFERENCE:
-        source = RenderedText(seed=HELD_OUT_SEED, fonts="held_out")
-        images = {i: source[i].image for i in shown_indices(document)}
-    path = directory / REPORT_FILE
-    write_report(document, images, path)
-    return path

@@ -10,11 +10,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from PIL import Image
 
 from pocketport import __version__
+from pocketport.calibration.sources.rendered_text import RenderedText
+from pocketport.compress.ingest import REFERENCE
 from pocketport.files import write_text
 from pocketport.profiles.units import format_quantity
 from pocketport.report.charts import colour, layer_chart, memory_chart
 from pocketport.report.figures import figure_rows, format_db, format_share, size_rows
 from pocketport.run_document import RunDocument
+from pocketport.tasks.read_text import HELD_OUT_SEED
+
+REPORT_FILE = "report.html"
+
+
+def render(document: RunDocument, directory: Path) -> Path:
+    """Write ``report.html``; the reference model's held-out images are drawn again from their seeds."""
+    images = {}
+    if document.model.name == REFERENCE:
+        source = RenderedText(seed=HELD_OUT_SEED, fonts="held_out")
+        images = {i: source[i].image for i in shown_indices(document)}
+    path = directory / REPORT_FILE
+    write_report(document, images, path)
+    return path
 
 
 def write_report(document: RunDocument, images: dict[int, Image.Image], path: Path) -> None:

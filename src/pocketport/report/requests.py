@@ -6,7 +6,6 @@ from pathlib import Path
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.families.registry import chat_of
 from pocketport.errors import InputError
-from pocketport.pipeline import folder_of
 from pocketport.profiles.budget import Budget, Request
 from pocketport.profiles.device import slug
 from pocketport.profiles.gate import RequestFigures
@@ -14,7 +13,7 @@ from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceK
 from pocketport.profiles.story import story
 from pocketport.profiles.timeline.describe import plan_by_shapes
 from pocketport.profiles.timeline.handset import Handset, handsets
-from pocketport.run_document import RunDocument, TargetRecord
+from pocketport.run_document import RunDocument, TargetRecord, folder_of
 from pocketport.targets.configuration import DEFAULT_NAME, Configuration, load_configuration
 from pocketport.targets.contract import Target
 
