@@ -51,6 +51,8 @@ def test_nothing_heavy_is_imported(code: int, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("code", "arguments"),
     [
+        (0, ["port", "--help"]),
+        (2, ["port", "perceptron.onnx"]),
         (0, ["targets"]),
         (0, ["inspect", "perceptron.onnx"]),
         (0, ["profile", "perceptron.onnx", "--device", "galaxy-s25", "--quick"]),

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from pocketport.commands.console import err, out, print_json
-from pocketport.commands.formats import write_formats
 from pocketport.commands.options import (
     Cache,
     Formats,
@@ -20,8 +19,6 @@ from pocketport.commands.options import (
     parse_shapes,
 )
 from pocketport.commands.summary import print_run
-from pocketport.pipeline import run_until
-from pocketport.report.document import finish_run
 from pocketport.request import Request
 
 
@@ -69,6 +66,10 @@ def port(
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Port a model: ingest, calibrate, quantize, compile, verify, profile, gate, report."""
+    from pocketport.commands.formats import write_formats  # every stage, and torch: help and mistakes do without
+    from pocketport.pipeline import run_until
+    from pocketport.report.document import finish_run
+
     request = Request(
         source=source, shapes=parse_shapes(shape), recipe=recipe, targets=list(dict.fromkeys(target or [])), data=data, task=task,
         budget=budget, calibration_samples=calibration_samples, task_samples=task_samples,
