@@ -9,6 +9,9 @@ from pocketport.compress.passes.fold_affine import FoldAffine
 from pocketport.compress.passes.fold_constants import FoldConstants
 from pocketport.compress.passes.fuse_activations import FuseActivations
 from pocketport.compress.passes.fuse_layer_norm import FuseLayerNorm
+from pocketport.compress.passes.fuse_linear import FuseLinear
+from pocketport.compress.passes.keep_rows import KeepRows
+from pocketport.compress.passes.merge_reshapes import MergeReshapes
 from pocketport.compress.passes.remove_noops import RemoveNoops
 
 MAX_ROUNDS = 16  # each round makes new shapes known; real exports need two or three
@@ -30,6 +33,10 @@ class RemoveUnused(Pass):
         return PassResult(graph, common.RemoveUnusedNodesPass()(graph).modified)
 
 
+# Behind all others: a norm or an activation that is still spelled out would be moved in pieces.
+LINEAR_LAYERS = (FuseLinear(), KeepRows(), MergeReshapes(), RemoveNoops(), FoldAffine(), RemoveUnused())
+
+
 def fold(model: ir.Model) -> ir.Model:
     """A copy of `model` in which everything that does not depend on the inputs is a constant, in any opset."""
     model = clone_graph(model)
@@ -49,6 +56,7 @@ def simplify(model: ir.Model) -> ir.Model:
         RemoveUnused(),
     ]
     model = run_passes(fold(model), [InferShapes(), *rewrites], rounds=MAX_ROUNDS).graph
+    model = run_passes(model, LINEAR_LAYERS, rounds=MAX_ROUNDS).graph
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)

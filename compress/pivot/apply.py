@@ -253,7 +253,7 @@ class _Applier:
         if new is old:
             return
         if least is not None and isinstance(done.encoding, Encoding):  # such a bias fills int32, and there is no room
-            new = np.where(channel_scales(done.encoding, 0) < 2 * least, old, new)
+            new = np.where(channel_scales(done.encoding, tensor.channel_axis or 0) < 2 * least, old, new)
         bias.const_value = ir.tensor(new, name=bias.name)
         if bias.name in constants:
             constants[bias.name] = new

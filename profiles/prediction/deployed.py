@@ -4,11 +4,8 @@ Qualcomm AI Hub Models, whose latencies predictions are fitted to, hand pictures
 graph: a subtraction and a division of three channels, for which an accelerator that keeps channels by 32 takes as long as for all of a small
 model (MobileNetV2 in ``w8a16``: 0.40 of 0.64 ms by the compiler's estimate; 0.90 ms measured on a chip alike). And a batch normalization that
 no product before it takes up stays float in their quantized graphs, between two conversions (DenseNet-121 has 2·62 layers more than in float).
-The vendor's converter makes a linear layer and its bias one fully connected op, which is as exact and takes less: MiniLM in float 1.47 ms instead of
-1.93 by the compiler's estimate, DistilBERT in ``w8a16`` 8.9 instead of 11.5.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,53 +87,3 @@ def whole_normalizations(model: ir.Model) -> None:
         whole = ir.node("BatchNormalization", inputs, attributes={"epsilon": 0.0}, name=f"{total.name}.whole")
         replace_node(graph, total, whole)
         graph.remove(product, safe=True)
-
-
-def whole_linears(model: ir.Model) -> None:
-    """Make products with constant matrices and the biases added to them one Gemm on rank 2 each, in place."""
-    graph = model.graph
-    for total in list(graph):
-        found = _biased(total)
-        if found is None:
-            continue
-        product, bias = found
-        x, weight = product.inputs[:2]
-        assert x is not None and weight is not None
-        *leading, width = shape_of(x)
-        flat = [math.prod(leading), width]
-        if len(leading) > 1:
-            rows = _reshaped(graph, x, flat, f"{total.name}.rows")
-            graph.insert_before(total, rows)
-            x = rows.outputs[0]
-        whole = ir.node("Gemm", [x, weight, bias], name=f"{total.name}.whole")
-        if len(leading) > 1:
-            out = whole.outputs[0]
-            out.name, out.type = f"{total.name}.whole.out", total.outputs[0].type
-            out.shape = ir.Shape([flat[0], *shape_of(bias)])
-            graph.insert_before(total, whole)
-            whole = _reshaped(graph, out, shape_of(total.outputs[0]), f"{total.name}.back")
-        replace_node(graph, total, whole)
-        graph.remove(product, safe=True)
-
-
-def _biased(total: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """A product with a constant matrix, to which alone `total` adds a constant vector, and that vector."""
-    if total.op_type != "Add":
-        return None
-    for value, bias in (total.inputs, total.inputs[::-1]):
-        product = value.producer() if value is not None else None
-        if product is None or product.op_type != "MatMul" or len(product.outputs[0].uses()) != 1 or bias is None:
-            continue
-        weight = constant(product.inputs[1])
-        if constant(bias) is None or weight is None or weight.ndim != 2 or product.outputs[0].is_graph_output():
-            continue
-        if shape_of(bias) == weight.shape[1:]:
-            return product, bias
-    return None
-
-
-def _reshaped(graph: ir.Graph, value: ir.Value, shape: Sequence[int], name: str) -> ir.Node:
-    node = ir.node("Reshape", [value, add_initializer(graph, f"{name}.shape", np.array(shape, np.int64))], name=name)
-    out = node.outputs[0]
-    out.name, out.shape, out.type = f"{name}.out", ir.Shape(shape), value.type
-    return node

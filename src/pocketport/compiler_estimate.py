@@ -19,7 +19,7 @@ from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import shape_of
 from pocketport.errors import ToolchainError
 from pocketport.files import cache_root, write_json
-from pocketport.profiles.prediction.deployed import normalize_pictures, whole_linears, whole_normalizations
+from pocketport.profiles.prediction.deployed import normalize_pictures, whole_normalizations
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.targets.contract import CompileRequest, EstimatingBackend, Target
 from pocketport.targets.registry import backend_for
@@ -87,7 +87,6 @@ def estimate_in_worker(source: Path, name: str, target: Target, precision: str) 
     assert isinstance(backend, EstimatingBackend)
     bundle = ModelBundle.load(source)
     normalize_pictures(bundle[name].graph)
-    whole_linears(bundle[name].graph)
     images_channels_last(bundle[name].graph)
     if precision != "float":
         whole_normalizations(bundle[name].graph)

@@ -15,7 +15,6 @@ from pocketport.profiles.prediction.deployed import (
     DEVIATION,
     MEAN,
     normalize_pictures,
-    whole_linears,
     whole_normalizations,
 )
 from pocketport.profiles.prediction.extraction import graph_features
@@ -94,43 +93,6 @@ def test_a_normalization_taken_apart_is_put_together() -> None:
     whole_normalizations(model)
     assert kinds(model)["BatchNormalization"] == 1 and not kinds(model)["Mul"] + kinds(model)["Add"]
     np.testing.assert_allclose(run(model, x), wanted, rtol=1e-4, atol=1e-5)
-
-
-def projections(*shape: int, read_twice: bool = False) -> ir.Model:
-    """Two linear layers on [*shape, 6], the first's bias written before the product, a Relu between them."""
-    arrays = {"w1": NOISE.standard_normal((6, 8)), "b1": NOISE.standard_normal(8), "w2": NOISE.standard_normal((8, 4))}
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["p1"]), helper.make_node("Add", ["b1", "p1"], ["y1"], name="first"),
-        helper.make_node("Relu", ["p1" if read_twice else "y1"], ["z"]), helper.make_node("MatMul", ["z", "w2"], ["p2"]),
-        helper.make_node("Add", ["p2", "p2"], ["out"], name="doubled"),
-    ]  # fmt: skip
-    graph = helper.make_graph(
-        nodes, "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*shape, 6])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [*shape, 4])],
-        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
-    )  # fmt: skip
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(made))
-
-
-@pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 3, 5)])
-def test_a_bias_goes_into_its_product(shape: tuple[int, ...]) -> None:
-    model = projections(*shape)
-    x = NOISE.standard_normal((*shape, 6)).astype(np.float32)
-    wanted = run(model, x)
-    whole_linears(model)
-    found = kinds(model)
-    assert (found["Gemm"], found["MatMul"], found["Add"]) == (1, 1, 1)  # a sum of products is no bias
-    assert found["Reshape"] == (2 if len(shape) > 1 else 0)
-    np.testing.assert_allclose(run(model, x), wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_a_product_that_others_read_keeps_its_bias_apart() -> None:
-    model = projections(1, 5, read_twice=True)
-    before = kinds(model)
-    whole_linears(model)
-    assert kinds(model) == before
 
 
 def test_the_report_says_what_was_put_in(tmp_path: Path) -> None:

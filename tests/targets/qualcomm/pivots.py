@@ -153,7 +153,10 @@ def quantized(
         linear = node.op_type in ("Gemm", "MatMul", "Conv", "ConvTranspose") and value.ndim >= 2
         if linear or (node.op_type == "Gather" and position == 0):
             dtype, low, top = SIGNED[weight_bits.get(name, 8)]
-            axis = 1 if node.op_type in ("MatMul", "ConvTranspose") else 0
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            axis = (
+                1 if node.op_type in ("MatMul", "ConvTranspose") or (node.op_type == "Gemm" and not transposed) else 0
+            )
             if block and dtype == TensorProto.INT4:
                 axis = 1 - axis
                 cut = (*value.shape[:axis], value.shape[axis] // block, block, *value.shape[axis + 1 :])
@@ -175,7 +178,7 @@ def quantized(
         if position == 2 and node.op_type in ("Gemm", "Conv", "LayerNormalization"):
             weight = scales[node.input[1]]
             if weight.ndim == 2:
-                weight = weight.max(1) / 16
+                weight = weight.max(1 if any(a.name == "transB" and a.i for a in node.attribute) else 0) / 16
             scale = np.asarray(scales[node.input[0]] * weight, np.float32)
             spread_by = {"axis": 0} if scale.ndim else {}
             return dequantize(

@@ -17,7 +17,7 @@ from pocketport.targets.qualcomm.context import read_context
 from pocketport.targets.qualcomm.target import SOCS
 from pocketport.workers import call_in_worker
 
-from .blocks import decoder, picture, table, vision
+from .blocks import decoder, normal, picture, table, vision
 from .op_graphs import OPS
 from .pivots import Sketch, run_on_cpu, sqnr_db
 
@@ -70,6 +70,17 @@ def test_blocks_run_whole_on_the_accelerator(build, soc: str, least: float, tmp_
 def test_blocked_weights_stay_exact(tmp_path: Path) -> None:
     sketch = Sketch()
     request = request_for(tmp_path, sketch.pivot(*decoder(sketch), block=32))
+    result = port(request)
+    assert result.diagnostics == () and emulated_db(request, result, sketch) > 55
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_blocked_weights_with_a_bias_stay_exact(tmp_path: Path, transposed: int) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", normal(sketch, 6, 64))
+    weight = sketch.weight(*((96, 64) if transposed else (64, 96)), bits=4)
+    layer = sketch.op("Gemm", x, weight, sketch.constant(normal(sketch, 96)), transB=transposed)
+    request = request_for(tmp_path, sketch.pivot(layer, block=32))
     result = port(request)
     assert result.diagnostics == () and emulated_db(request, result, sketch) > 55
 

@@ -101,15 +101,31 @@ def test_rows_are_padded_on_v69_only(rows: int, soc: str, padded: bool, tmp_path
         assert sqnr_db(expected[name], values) > 35
 
 
-def test_lpbq_blocks_become_matmul_and_turn_the_option_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_lpbq_blocks_become_matmul_and_turn_the_option_on(tmp_path: Path, biased: bool, transposed: int) -> None:
     sketch = Sketch()
     x = sketch.input("x", normal(sketch, 3, 64))
-    pivot = sketch.pivot(sketch.op("Gemm", x, sketch.weight(32, 64, bits=4), transB=1), block=16)
+    weight = sketch.weight(*((32, 64) if transposed else (64, 32)), bits=4)
+    bias = [sketch.constant(10 * normal(sketch, 32))] if biased else []
+    pivot = sketch.pivot(sketch.op("Gemm", x, weight, *bias, transB=transposed), block=16)
     result = lowered(tmp_path, pivot)
     assert "MatMul" in op_types(result) and "Gemm" not in op_types(result)
+    assert op_types(result).count("Add") == len(bias)
     assert json.loads(result.paths["options"].read_text()) == {"enable_block_quant_weight_optimization": "1"}
     name, expected = next(iter(run_on_cpu(pivot, sketch.feeds).items()))
-    np.testing.assert_allclose(run_lowered(result, sketch.feeds)[name], expected, rtol=0, atol=np.ptp(expected) / 65000)
+    step = np.ptp(expected) / 65000
+    np.testing.assert_allclose(
+        run_lowered(result, sketch.feeds)[name], expected, rtol=0, atol=step * (3 if bias else 1)
+    )
+
+
+def test_an_8_bit_sum_has_no_room_for_its_product(tmp_path: Path) -> None:
+    """One layer as a whole, on slower kernels, rather than rounded once more to 8 bits."""
+    sketch = Sketch()
+    x = sketch.input("x", normal(sketch, 3, 64))
+    layer = sketch.op("Gemm", x, sketch.weight(32, 64, bits=4), sketch.constant(normal(sketch, 32)), transB=1)
+    assert "Gemm" in op_types(lowered(tmp_path, sketch.pivot(layer, bits=8, block=16)))
 
 
 def test_other_blocks_are_told_and_left(tmp_path: Path) -> None:
