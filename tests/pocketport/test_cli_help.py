@@ -1,6 +1,7 @@
 """The command list is part of the contract: scripts name these."""
 
 import pytest
+from rich.text import Text
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -25,3 +26,18 @@ def test_the_list_says_what_the_command_says(name: str) -> None:
     listed = get_command(app).commands[name]  # type: ignore[attr-defined]
     command = listed.make_context(name, [], resilient_parsing=True).command
     assert command.help.partition("\n\n")[0].replace("\n", " ") == listed.help
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"devices {name}" for name in ("list", "show", "compare", "fit"))])
+def test_every_parameter_is_explained_at_80_columns(name: str) -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, [*name.split(), "--help"])
+    assert shown.exit_code == 0
+    assert max(map(len, shown.output.splitlines())) <= 80
+    first, *others = name.split()
+    command = get_command(app).commands[first].make_context(first, [], resilient_parsing=True).command  # type: ignore[attr-defined]
+    for part in others:
+        command = command.commands[part]
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        assert Text.from_markup(parameter.help).plain == parameter.help.replace("\\[", "["), "taken for a style"
+        assert all(option in shown.output.split() for option in parameter.opts if option.startswith("--"))

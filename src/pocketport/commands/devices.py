@@ -37,7 +37,10 @@ def list_devices(json_output: Json = False) -> None:
 
 
 @devices.command("show")
-def show(name: str, json_output: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A phone, a chip or a target: galaxy-s25, snapdragon-8-elite, sm8750.")],
+    json_output: Json = False,
+) -> None:
     """One profile: every figure with its source and certainty."""
     profile = _profile(name)
     if json_output:

@@ -15,10 +15,11 @@ from pocketport.stages.context import Context, SilentProgress
 from pocketport.store import Store
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run's directory.", file_okay=False)]
+SAMPLES = "Samples"  # a panel of its own in the help: the longest names, beside which no other column has room
 RunDirectory = Annotated[
     Path, typer.Argument(help="A run's directory, as made by `ingest` or `port`.", file_okay=False)
 ]
-Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help="vendor/soc[@sdk]; repeat for several.")]
+Targets = Annotated[list[str] | None, typer.Option("--target", "-t", help=r"vendor/soc\[@sdk]; repeat for several.")]
 Formats = Annotated[
     list[str] | None,
     typer.Option("--format", "-f", help="Checkpoint format, name[:variant], e.g. gguf:q4_k_m; repeat for several."),

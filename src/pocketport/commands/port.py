@@ -7,6 +7,7 @@ import typer
 
 from pocketport.commands.console import err, out, print_json
 from pocketport.commands.options import (
+    SAMPLES,
     Cache,
     Formats,
     Json,
@@ -48,14 +49,24 @@ def port(
     task: Annotated[
         str | None, typer.Option(help="read-text, ctc-recognition, agreement or segmentation (default: by family).")
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Samples that ranges are taken from.")] = 64,
+    calibration_samples: Annotated[
+        int, typer.Option(min=1, help="Samples that ranges are taken from.", rich_help_panel=SAMPLES)
+    ] = 64,
     task_samples: Annotated[
-        int, typer.Option(min=1, help="Held-out samples of the task score on fast runtimes.")
+        int,
+        typer.Option(min=1, help="Held-out samples of the task score on fast runtimes.", rich_help_panel=SAMPLES),
     ] = 200,
-    emulated_task_samples: Annotated[int, typer.Option(min=1, help="The same on slow emulators.")] = 64,
+    emulated_task_samples: Annotated[
+        int, typer.Option(min=1, help="The same on slow emulators.", rich_help_panel=SAMPLES)
+    ] = 64,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     sequence_length: Annotated[
-        int, typer.Option(min=8, help="Tokens of a calibration sequence, where weights are calibrated block by block.")
+        int,
+        typer.Option(
+            min=8,
+            help="Tokens of a calibration sequence, where weights are calibrated block by block.",
+            rich_help_panel=SAMPLES,
+        ),
     ] = 512,
     visual_weight: Annotated[
         float, typer.Option(min=0, help="What a vision token counts where a text token counts 1 (formats).")

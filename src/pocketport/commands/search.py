@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pocketport.commands.console import out, print_json, table
-from pocketport.commands.options import Cache, Json, MemoryLimit, Shapes, opened, parse_bytes, parse_shapes
+from pocketport.commands.options import SAMPLES, Cache, Json, MemoryLimit, Shapes, opened, parse_bytes, parse_shapes
 from pocketport.compress.mixed_precision.allocation import Layer
 from pocketport.errors import UsageError
 from pocketport.profiles.units import format_quantity
@@ -29,7 +29,7 @@ def search(
     ],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.", dir_okay=False)],
     format_: Annotated[str | None, typer.Option("--format", "-f", help="Checkpoint format, name[:variant].")] = None,
-    target: Annotated[str | None, typer.Option("--target", "-t", help="vendor/soc[@sdk].")] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help=r"vendor/soc\[@sdk].")] = None,
     budget_bytes: Annotated[str | None, typer.Option(help="Bytes of the whole model, e.g. 80MB.")] = None,
     budget_bits: Annotated[
         float | None, typer.Option(min=1, help="Mean bits of a weight, scales included, over the layers searched.")
@@ -41,14 +41,21 @@ def search(
     recipe: Annotated[str, typer.Option(help="The recipe that the rules are added to.")] = "default",
     data: Annotated[str | None, typer.Option(help="What `port` calibrates on: a text, images, or .npz files.")] = None,
     shape: Shapes = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 64,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Calibration samples.", rich_help_panel=SAMPLES)] = 64,
     error_samples: Annotated[
-        int | None, typer.Option(min=1, help="Of a format: samples that errors are taken from (default: as many).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a format: samples that errors are taken from (default: as many).",
+            rich_help_panel=SAMPLES,
+        ),
     ] = None,
     measured_samples: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of a format: samples that allocations are measured on (default: 96 images, 8 texts)."
+            min=1,
+            help="Of a format: samples that allocations are measured on (default: 96 images, 8 texts).",
+            rich_help_panel=SAMPLES,
         ),
     ] = None,
     exchanges: Annotated[
@@ -58,7 +65,9 @@ def search(
             help="Of a format: rounds in which layers exchange bits by what that measures; each takes two measurements a layer.",
         ),
     ] = 0,
-    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens of a calibration sequence.")] = 512,
+    sequence_length: Annotated[
+        int, typer.Option(min=8, help="Tokens of a calibration sequence.", rich_help_panel=SAMPLES)
+    ] = 512,
     confirm: Annotated[
         bool, typer.Option(help="Quantize with the best of each error model and measure; the best measured one wins.")
     ] = True,

@@ -39,8 +39,8 @@ def ingest(
 def calibrate(
     directory: RunDirectory,
     data: Annotated[str | None, typer.Option(help=".npz file or folder, or a folder of images.")] = None,
-    samples: Annotated[int, typer.Option(min=1)] = 64,
-    seed: int = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Samples that ranges are taken from.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     target: Targets = None,
     cache: Cache = None,
     json_output: Json = False,
@@ -53,7 +53,9 @@ def calibrate(
 def quantize(
     directory: RunDirectory,
     target: Targets = None,
-    recipe: str | None = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A named recipe or a YAML file (default: as asked for before, or `default`).")
+    ] = None,
     cache: Cache = None,
     json_output: Json = False,
 ) -> None:
@@ -68,9 +70,13 @@ def compile_(directory: RunDirectory, target: Targets = None, cache: Cache = Non
 
 def verify(
     directory: RunDirectory,
-    task: str | None = None,
-    task_samples: int | None = None,
-    emulated_task_samples: int | None = None,
+    task: Annotated[
+        str | None, typer.Option(help="read-text, ctc-recognition, agreement or segmentation (default: by family).")
+    ] = None,
+    task_samples: Annotated[
+        int | None, typer.Option(min=1, help="Held-out samples of the task score on fast runtimes.")
+    ] = None,
+    emulated_task_samples: Annotated[int | None, typer.Option(min=1, help="The same on slow emulators.")] = None,
     cache: Cache = None,
     json_output: Json = False,
 ) -> None:
