@@ -39,7 +39,8 @@ def find_regions(
 
     A tensor stays float when its producer computes in float, when nothing that reads it computes in integers, or when
     a clamp follows that compilers fuse into its producer. An op with one float operand computes in float, and so does an
-    element-wise or moving op whose result is only read as float: so a mask's Add before a float Softmax is float too.
+    element-wise or moving op whose result is only read as float: so a mask's Add before a float Softmax is float too. What only
+    moves floats gives floats: a Reshape behind a float norm has no range of its own.
 
     Args:
         graph: a float graph with known dtypes.
@@ -74,6 +75,9 @@ def find_regions(
             read = [v.name for v in activations_read(node)]
             if node not in float_in and any(n in why and not _is_fused(values[n or ""], outputs) for n in read):
                 float_in[node] = f"another operand of {node.name} is float"
+                changed = True
+            if node not in float_out and node.op_type in MOVEMENT_OPS and read and read[0] in why:
+                float_out[node] = why[read[0] or ""]
                 changed = True
     return Regions(frozenset(values) - frozenset(why), why)
 

@@ -211,3 +211,19 @@ def test_the_scale_of_attention_goes_into_its_projection() -> None:
     graph, ops = made.simplified(made.op("Mul", made.linear("x", 6, 8), made.given(np.array(0.125))))
     assert ops == {"Reshape": 2, "Gemm": 1}
     assert not any(node.op_type == "Mul" for node in graph.graph)
+
+
+def test_a_reshape_behind_a_float_norm_gives_floats() -> None:
+    """It moves what has no range, to the graph's output or to a layer, which then computes in float too."""
+    made = Exported(2, 4, 6)
+    h = made.op("LayerNormalization", made.linear("x", 6, 8), made.constant(8), axis=-1)
+    graph, ops = made.simplified(made.linear(made.shaped(h, 8, 8), 8, 6), h)
+    assert ops["Reshape"] == 2
+    bundle = bundle_of(main=graph)
+    plan = make_plan(
+        bundle, Recipe(name="t"), "x/y", legality(float_ops=["LayerNormalization"], defaults={"main": "w8a8"})
+    )
+    pivot, _ = apply_plan(bundle, plan, calibrate({"main": graph}, [("main", {"x": made.x})]))
+    assert next(t for t in plan["main"].tensors if t.tensor == h).dtype == "float"
+    expected, found = (OrtExecutor(b["main"].graph).run({"x": made.x})[h] for b in (bundle, pivot))
+    assert sqnr_db(expected, found) > 25
