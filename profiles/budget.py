@@ -132,7 +132,9 @@ def load_budget(path: Path) -> Budget:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"it can't be read: {error.strerror}", where=str(path), fix="check the path") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"not a readable budget: {error}", where=str(path), fix="check the path") from error
     return parse_budget(text, str(path))
 

@@ -14,8 +14,13 @@ def open_source(path: Path) -> Source:
         UsageError: there is no such file or folder.
         InputError: it is damaged, hostile, or of a kind that is not known.
     """
-    if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
+    if not path.exists():
         raise UsageError("no such model", where=str(path), fix="give a checkpoint's folder, a .gguf or an .onnx file")
+    if path.is_file() and path.suffix != ".gguf":
+        raise UsageError(
+            "not a checkpoint", where=str(path),
+            fix="give its folder or a .gguf file; for targets, an .onnx or .pt2 file will do too",
+        )  # fmt: skip
     if path.is_file() or (not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
         from pocketport.compress.sources.gguf import open_gguf
 

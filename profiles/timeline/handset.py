@@ -72,7 +72,7 @@ def find_handset(name: str) -> Handset:
     if wanted not in known:
         raise UsageError(
             f"nothing is known of the processor, memory and storage of {name!r}",
-            where="--device", fix=f"{nearest(wanted, known)}; known: {', '.join(known)}",
+            where="--device", fix=nearest(wanted, known),
         )  # fmt: skip
     return known[wanted]
 

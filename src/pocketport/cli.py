@@ -1,8 +1,10 @@
 """The command line: ``pocketport``."""
 
+import errno
+import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -10,7 +12,7 @@ from typer.main import get_group
 
 from pocketport import __version__
 from pocketport.commands.console import print_error
-from pocketport.errors import PocketportError
+from pocketport.errors import PocketportError, UsageError
 
 # In the order of the road; the first paragraphs of the commands' own help, for a list that imports none of them.
 COMMANDS = {
@@ -37,6 +39,8 @@ COMMANDS = {
 MODULES = dict.fromkeys(
     ("ingest", "calibrate", "quantize", "compile", "verify"), "stages"
 )  # the others' by their names
+
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)  # of a file system
 
 
 class LazyCommand(TyperCommand):
@@ -76,5 +80,15 @@ def main() -> None:
     try:
         app()
     except PocketportError as error:
-        print_error(error, as_json="--json" in sys.argv)
-        sys.exit(error.exit_code)
+        _leave(error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        place = "the file system" if error.filename is None else os.fsdecode(error.filename)
+        why = os.strerror(error.errno).lower()
+        _leave(UsageError(f"the system says: {why}", where=place, fix="name a place that can be written, or make room"))
+
+
+def _leave(error: PocketportError) -> NoReturn:
+    print_error(error, as_json="--json" in sys.argv)
+    sys.exit(error.exit_code)

@@ -191,6 +191,8 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError("there is no such file", where=str(path), fix="check the path") from error
     except (
         OSError,
         ValueError,

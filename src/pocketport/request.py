@@ -71,8 +71,10 @@ class Request(BaseModel):
                 fix="start with `pocketport ingest SOURCE --out DIR`",
             )
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
+            first = error.errors()[0]
+            where = ", ".join((str(path), *map(str, first["loc"])))
             raise InputError(
-                f"damaged: {error}", where=str(path), fix="start again with `pocketport ingest`"
+                f"damaged: {first['msg']}", where=where, fix="start again with `pocketport ingest`"
             ) from error

@@ -255,12 +255,12 @@ def load_document(directory: Path) -> RunDocument:
             "it holds no finished run", where=str(directory), fix="run `pocketport port … --out DIR` first"
         )
     try:
-        return RunDocument.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        return RunDocument.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        schema, first = RunDocument.model_fields["schema_name"].default, error.errors()[0]
+        where = ", ".join((str(path), *map(str, first["loc"])))
         raise InputError(
-            f"not a {RunDocument.model_fields['schema_name'].default} document: {error}",
-            where=str(path),
-            fix="run again",
+            f"not a {schema} document: {first['msg']}", where=where, fix="run `pocketport port` again"
         ) from error
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pocketport import cli
 from pocketport.commands import console
+from pocketport.diagnostics import Diagnostic, Severity
 from tests.pocketport.conftest import perceptron
 
 TARGET = ("--target", "x86")
@@ -146,3 +147,44 @@ def test_json_errors_are_documents(run: Run, tmp_path: Path) -> None:
     document = json.loads(text)
     assert document["schema"] == "pocketport.error/1"
     assert set(document) == {"schema", "kind", "where", "why", "fix"}
+
+
+def test_a_place_that_cannot_be_written(run: Run, model: Path) -> None:
+    code, text = run("ingest", model, "--out", model / "out")
+    assert code == 2
+    assert "UsageError" in text and "perceptron.onnx/out" in text and "not a directory" in text
+
+
+def test_a_file_that_is_no_checkpoint(run: Run, model: Path) -> None:
+    code, text = run("plan", model, "--format", "gguf:q4_k_m")
+    assert code == 2
+    assert "not a checkpoint" in text and ".gguf file" in text
+
+
+def test_a_run_that_was_cut_short(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"schema": "pocketport.run/1", "model": {')
+    code, text = run("report", tmp_path)
+    assert code == 2
+    assert "InputError" in text and "Invalid JSON" in text and "pydantic" not in text
+
+
+def test_a_request_of_another_kind(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text('{"source": "reference", "task_samples": "many"}')
+    code, text = run("verify", tmp_path)
+    assert code == 2
+    assert "request.json, task_samples" in text and "integer" in text and "pydantic" not in text
+
+
+def test_unknown_device(run: Run) -> None:
+    code, text = run("devices", "show", "nothing")
+    assert code == 2
+    assert "use one of" in text and "pocketport devices list" in text and "iphone-12" not in text
+
+
+def test_a_long_diagnostic_keeps_its_indent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console.err, "width", 60)
+    console.print_diagnostics([Diagnostic("x", Severity.NOTE, "here", "why [a] " * 12, "fix " * 30)])
+    first, *others = capfd.readouterr().err.splitlines()
+    assert first == "note x here"
+    assert len(others) > 4 and all(line.startswith("    ") and len(line) <= 60 for line in others)
+    assert "why [a]" in others[0]

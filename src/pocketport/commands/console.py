@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
@@ -28,6 +29,7 @@ from pocketport.errors import PocketportError
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 MARKS = {"pass": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 
+INDENT = (0, 0, 0, 4)  # of a diagnostic's lines below its first
 LOG_WIDTH = 120  # where nobody says how wide the terminal is: CI logs, pipes
 
 
@@ -115,14 +117,14 @@ def print_diagnostics(diagnostics: list[Diagnostic], limit: int = 12) -> None:
                 diagnostic.where,
             )
         )
-        err.print(Text(f"    {diagnostic.why}"))
-        err.print(Text.assemble("    ", ("fix ", "green"), diagnostic.fix))
+        err.print(Padding(Text(diagnostic.why), INDENT, expand=False))
+        err.print(Padding(Text.assemble(("fix ", "green"), diagnostic.fix), INDENT, expand=False))
     if len(diagnostics) > limit:
         err.print(f"    … and {len(diagnostics) - limit} more in run.json", style="dim")
 
 
-def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
-    """A table in the house style: columns named in `right` are numbers."""
+def table(title: str, *columns: str, right: tuple[int, ...] = (), whole: tuple[int, ...] = ()) -> Table:
+    """A table in the house style: columns named in `right` are numbers, cells of those named in `whole` stay on one line."""
     made = Table(
         title=title,
         title_justify="left",
@@ -134,5 +136,6 @@ def table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
         pad_edge=False,
     )
     for index, name in enumerate(columns):
-        made.add_column(name, justify="right" if index in right else "left", overflow="fold")
+        justify: JustifyMethod = "right" if index in right else "left"
+        made.add_column(name, justify=justify, no_wrap=index in whole, overflow="fold")
     return made

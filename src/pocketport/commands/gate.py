@@ -28,20 +28,13 @@ def gate(
         print_json({"schema": "pocketport.verdict/1", **verdict.model_dump()})
     else:
         shown = table(
-            f"{directory} against {budget}",
-            "",
-            "target",
-            "request",
-            "figure",
-            "limit",
-            "value",
-            "provenance",
-            "why",
-            right=(4, 5),
-        )
+            f"{directory} against {budget}", "", "target", "figure", "limit", "value", "provenance", "why",
+            right=(3, 4), whole=(0, 1, 3, 4, 5),
+        )  # fmt: skip
         for c in verdict.checks:
-            name = c.name.replace("_", " ")
-            shown.add_row(MARKS[c.status], c.target, c.scenario, name, c.limit, c.shown, c.provenance, c.reason)
+            of, name = f"{c.target}\n{c.scenario}".rstrip(), c.name.replace("_", " ")
+            why = "" if c.status == "pass" else c.reason  # which only repeats the limit
+            shown.add_row(MARKS[c.status], of, name, c.limit, c.shown, c.provenance, why)
         out.print(shown)
         out.print(f"Verdict: {VERDICTS[verdict.status]}")
     raise typer.Exit(1 if verdict.status == "fail" else 0)

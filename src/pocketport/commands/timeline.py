@@ -8,9 +8,9 @@ from typing import Annotated, Any, cast
 import typer
 from rich.text import Text
 
-from pocketport.commands.console import MARKS, out, print_diagnostics, print_json, table
+from pocketport.commands.console import MARKS, err, out, print_diagnostics, print_json, table
 from pocketport.errors import UsageError
-from pocketport.profiles.budget import load_budget, parse_size
+from pocketport.profiles.budget import Budget, load_budget, parse_size
 from pocketport.profiles.device import slug
 from pocketport.profiles.measurement import Measurement, Provenance
 from pocketport.profiles.timeline.describe import describe, plan_image
@@ -87,12 +87,16 @@ def follow_request(
     """
     if run is not None and budget is None:
         raise UsageError("only a budget asks for scores", where="--run", fix="give --budget too")
-    handset, model = find_handset(device), describe(source)
-    setting = replace(chosen_setting(on, weights, engine, resident), cache_bits=cache_bits)
     if cache_bits not in WIDTHS:
         raise UsageError(f"{cache_bits} bits", where="--cache-bits", fix="give 16, 8 or 4")
-    if budget is None:
-        scenario = planned(source, image, prompt_tokens, answer_tokens)
+    handset = find_handset(device)
+    setting = replace(chosen_setting(on, weights, engine, resident), cache_bits=cache_bits)
+    size = None if image is None else parse_size(image, "--image")
+    limits = None if budget is None else load_budget(budget)
+    with err.status(f"the shapes of {source}"):  # of a large preset, the first time, a minute
+        model = describe(source)
+    if limits is None:
+        scenario = planned(source, size, prompt_tokens, answer_tokens)
         followed = timeline(model, handset, scenario, setting)
         if json_output:
             print_json(document(followed))
@@ -100,7 +104,12 @@ def follow_request(
             print_timeline(followed)
         return
     known = {} if run is None else scores(run, handset)
-    verdicts = judged(source, model, handset, setting, budget, known)
+    verdicts = judged(source, model, handset, setting, limits, known)
+    if not verdicts:
+        raise UsageError(
+            f"it has no scenario with limits for {slug(handset.name)}",
+            where=str(budget), fix="write version: 2, scenarios and devices",
+        )  # fmt: skip
     if json_output:
         print_json({"schema": "pocketport.request-verdicts/1", "requests": [
             {"scenario": name, **document(followed), "verdict": verdict_document(verdict)}
@@ -135,9 +144,9 @@ def _pair(text: str, where: str) -> tuple[Part, str]:
     return part, value
 
 
-def planned(source: str, image: str | None, prompt_tokens: int, answer_tokens: int) -> Scenario:
+def planned(source: str, image: tuple[int, int] | None, prompt_tokens: int, answer_tokens: int) -> Scenario:
     """The request; its image is cut as the model's family does."""
-    plan = None if image is None else plan_image(source, parse_size(image, "--image"))
+    plan = None if image is None else plan_image(source, image)
     return Scenario(plan, prompt_tokens, answer_tokens)
 
 
@@ -162,23 +171,17 @@ def scores(run: Path, handset: Handset) -> dict[str, Measurement]:
 
 
 def judged(
-    source: str, model: ModelDescription, handset: Handset, setting: Setting, budget: Path,
+    source: str, model: ModelDescription, handset: Handset, setting: Setting, budget: Budget,
     known: Mapping[str, Measurement],
 ) -> dict[str, tuple[Timeline, RequestVerdict]]:  # fmt: skip
     """Every scenario of a budget that has limits for the device, with its verdict; `known`: what no timeline has."""
-    read, found = load_budget(budget), {}
-    for name, request in read.scenarios.items():
-        limits = read.request_limits(slug(handset.name), name)
+    found = {}
+    for name, request in budget.scenarios.items():
+        limits = budget.request_limits(slug(handset.name), name)
         if limits:
-            size = None if request.image is None else "x".join(map(str, request.image))
-            scenario = planned(source, size, request.prompt_tokens, request.answer_tokens)
+            scenario = planned(source, request.image, request.prompt_tokens, request.answer_tokens)
             followed = timeline(model, handset, scenario, setting)
             found[name] = (followed, judge(followed, limits, f"{slug(handset.name)}, {name}", known))
-    if not found:
-        raise UsageError(
-            f"it has no scenario with limits for {slug(handset.name)}",
-            where=str(budget), fix="write version: 2, scenarios and devices",
-        )  # fmt: skip
     return found
 
 

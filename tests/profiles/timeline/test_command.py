@@ -10,7 +10,7 @@ from hand_made import IMAGE, MODEL, PHONE, set_up_by_hand
 
 from pocketport.commands import timeline as command
 from pocketport.compress.bundle import ModelBundle
-from pocketport.errors import UsageError
+from pocketport.errors import InputError, UsageError
 from pocketport.run_document import TargetRecord, TaskRecord
 from tests.pocketport.hand_made_run import write_document
 
@@ -100,10 +100,19 @@ def test_mistakes_are_told(options: dict[str, object], told: str) -> None:
         command.follow_request("m", "hand", **{"image": "10x10", **options})  # type: ignore[arg-type]
 
 
+def test_mistakes_are_told_before_the_model_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "describe", lambda _: pytest.fail("described"))
+    for options in ({"on": ["vision=gpu"]}, {"image": "10by10"}, {"image": None, "cache_bits": 3}):
+        with pytest.raises(UsageError):
+            command.follow_request("m", "hand", **{"image": "10x10", **options})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="can't be read: No such file"):
+        command.follow_request("m", "hand", image=None, budget=tmp_path / "none.yaml")
+
+
 def test_a_budget_without_the_device_is_told(tmp_path: Path) -> None:
     path = tmp_path / "budget.yaml"
     path.write_text(BUDGET.replace("LIMIT", "1 s").replace("hand:", "other:"), encoding="utf-8")
-    with pytest.raises(UsageError, match="no scenario"):
+    with pytest.raises(UsageError, match=r"budget\.yaml: it has no scenario"):
         command.follow_request("m", "hand", image=None, budget=path)
 
 
