@@ -39,7 +39,7 @@ from pocketport.profiles.prediction.conformal import LEVEL, bounds
 from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.profiles.prediction.fit import Fitted
-from pocketport.profiles.prediction.predictors import ESTIMATE, TRAFFIC
+from pocketport.profiles.prediction.predictors import BOUNDS, ESTIMATE, TRAFFIC, certain
 from pocketport.profiles.prediction.roofline import KINDS, Factors, Work
 
 OUT = Path(__file__).parent.parent / "profiles" / "prediction" / "parameters.json"
@@ -58,11 +58,12 @@ MEDIATEK = ("mediatek/mt6897", "mediatek/mt6989", "mediatek/mt6991")
 
 
 def estimates(precision: str) -> dict[str, dict[str, float]]:
-    """Model → the compiler's figures, as ``htp_estimates.py`` got them."""
-    columns = (ESTIMATE, *TRAFFIC)
+    """Model → the compiler's figures, as ``htp_estimates.py`` got them, where they say something."""
+    columns = (ESTIMATE, *BOUNDS, *TRAFFIC)
     with ESTIMATES.open(encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["precision"] == precision]
-    return {row["model"]: {c: float(row[c]) for c in columns if row.get(c)} for row in rows}
+    found = {row["model"]: {c: float(row[c]) for c in columns if row.get(c)} for row in rows}
+    return {model: figures for model, figures in found.items() if certain(figures)}
 
 
 def factors_data(fitted: Fitted, q: Problem, ids: Mapping[str, str]) -> dict[str, p.FactorsData]:

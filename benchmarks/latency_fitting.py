@@ -16,6 +16,10 @@ from pocketport.profiles.prediction.roofline import Factors, Work
 
 REFERENCE = "Samsung Galaxy S24"
 MODEL_FOLDS, FAMILY_FOLDS = 100, 20  # at most: each model, and each family, is a fold
+PRIORS = {
+    "w8a8": "float",
+    "w8a16": "w8a8",
+}  # precision → the one whose rates are the prior: int16 × int8 is int8 × int8 twice
 LIKE_SPREAD = 0.5  # of a roofline's priors around the rates of another precision
 SHARES = np.linspace(0, 1, 21)
 Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name
@@ -70,7 +74,7 @@ def problem(
         np.array([devices.index(s.device) for s in kept], np.intp),
         np.log([s.ms for s in kept]),
     )
-    prior = None if precision == "float" else problem(samples, features, "float", estimates)
+    prior = problem(samples, features, PRIORS[precision], estimates) if precision in PRIORS else None
     return Problem(
         kept, models, tuple(group(features[m]) for m in models), devices, work, seen, prior, estimates is None
     )

@@ -5,6 +5,7 @@ The names are those of ``snapdragon_models.csv``, which says how close each cons
 
 from latency_models.base import Construction
 from latency_models.classification import CLASSIFICATION
+from latency_models.compact import COMPACT
 from latency_models.darknet import DARKNET
 from latency_models.detection import DETECTION
 from latency_models.reidentification import REIDENTIFICATION
@@ -14,7 +15,8 @@ from latency_models.transformer import TRANSFORMER
 from latency_models.yolov10 import YOLOV10
 
 CONSTRUCTIONS: dict[str, Construction] = {
-    **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10, **SEGMENTATION,
+    **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
+    **COMPACT, **SEGMENTATION,
 }  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]

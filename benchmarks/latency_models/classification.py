@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latency_models.base import Centered, Construction, conv, image
+from latency_models.base import Centered, Construction, Normalized, conv, image
 
 
 class MobileNetV1(nn.Module):
@@ -56,6 +56,66 @@ def _posenet() -> nn.Module:
     return Centered(_PoseNet(MobileNetV1(3, [(w, s, 1) for w, s in widths], [17, 34, 32, 32], pool=False)))
 
 
+class Inverted(nn.Module):
+    """MobileNetV2's block with SiLU, or with ReLU and a gate of channels; `fused`: one 3×3 convolution for the first two."""
+
+    def __init__(self, cin: int, cout: int, stride: int, *, fused: bool = False, gate: int = 0) -> None:
+        super().__init__()
+        mid, act = 5 * cin, nn.ReLU() if fused or gate else nn.SiLU()
+        layers: list[nn.Module] = [conv(cin, mid, 3, stride, act=act)]
+        if not fused:
+            layers = [conv(cin, mid, 1, act=act), conv(mid, mid, 3, stride, groups=mid, act=act)]
+        if gate:
+            layers.append(torchvision.ops.SqueezeExcitation(mid, gate))
+        self.layers, self.shortcut = nn.Sequential(*layers, nn.Conv2d(mid, cout, 1)), cin == cout and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """With a shortcut where the shape stays."""
+        return x + self.layers(x) if self.shortcut else self.layers(x)
+
+
+def _gpunet() -> nn.Module:
+    """GPUNet-0 (Wang et al. 2022)."""
+    fused = [(32, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 64, 1)]
+    return nn.Sequential(
+        conv(3, 32, 3, 2), conv(32, 32), conv(32, 32),
+        *[Inverted(*shape, fused=True) for shape in fused],
+        *[Inverted(*shape) for shape in ((64, 256, 2), (256, 256, 1), (256, 256, 1))],
+        Inverted(256, 704, 2, gate=64), Inverted(704, 704, 1, gate=176),
+        conv(704, 1280, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000),
+    )  # fmt: skip
+
+
+class VggBox(nn.Module):
+    """VGG-19's features, and from them an object's direction, which of two ranges it is in, and its size (Mousavian et al. 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torchvision.models.vgg19_bn().features
+        self.turn, self.range, self.size = (_head(*sizes) for sizes in ((256, 4), (256, 2), (512, 3)))
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        """[1, 2, 2], [1, 2] and [1, 3]."""
+        x = self.features(picture).flatten(1)
+        return functional.normalize(self.turn(x).view(1, 2, 2), dim=2), self.range(x), self.size(x)
+
+
+def _head(mid: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(512 * 7 * 7, mid), nn.ReLU(), nn.Linear(mid, mid), nn.ReLU(), nn.Linear(mid, out))
+
+
+class Flipped(nn.Module):
+    """A model that wants a picture's colours the other way round."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        """What the model makes of it."""
+        return self.model(picture.flip(1))
+
+
 def _yamnet() -> nn.Module:
     widths = [(32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
     return MobileNetV1(1, [(w, s, 1) for w, s in widths], [521], pool=True)
@@ -87,6 +147,7 @@ def _video(name: str) -> Construction:
 CLASSIFICATION: dict[str, Construction] = {
     "convnext_tiny": _torchvision("convnext_tiny", "convnext"),
     "convnext_v2_base": _timm("convnextv2_base", "convnext"),
+    "deepbox:vgg_3d_detection": Construction(lambda: Flipped(Normalized(VggBox())), image(224), "vgg"),
     "densenet121": _torchvision("densenet121", "incept"),
     "dla102x": _timm("dla102x", "resnet"),
     "efficientformer": _timm("efficientformer_l1", "hybrid"),
@@ -95,6 +156,7 @@ CLASSIFICATION: dict[str, Construction] = {
     "efficientnet_lite4": _timm("tf_efficientnet_lite4", "effnet", 300),
     "efficientvit_b2_cls": _timm("efficientvit_b2", "hybrid"),
     "efficientvit_l2_cls": _timm("efficientvit_l2", "hybrid", 384),
+    "gpunet": Construction(_gpunet, image(224), "effnet"),
     "inception_v3": Construction(_inception_v3, image(299), "incept"),
     "inception_v4": Construction(
         lambda: Centered(timm.create_model("inception_v4", exportable=True)), image(299), "incept"

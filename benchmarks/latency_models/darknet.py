@@ -1,4 +1,4 @@
-"""Small detectors on Darknet's line: YOLOv3-tiny, YOLOv4-tiny, YOLOv7-tiny, after their papers and public configurations."""
+"""Detectors on Darknet's line: YOLOv3 and its tiny form, YOLOv4-tiny, YOLOv7-tiny, after their papers and public configurations."""
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,53 @@ from latency_models.detection import V8Head, cbs, detections, twice
 def leaky(cin: int, cout: int, k: int = 3, s: int = 1) -> nn.Sequential:
     """Darknet's convolution."""
     return nn.Sequential(nn.Conv2d(cin, cout, k, s, k // 2), nn.LeakyReLU(0.1))
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions over half of the channels, with or without a shortcut."""
+
+    def __init__(self, width: int, *, shortcut: bool = True) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(cbs(width, width // 2, 3), cbs(width // 2, width, 3))
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return x + self.layers(x) if self.shortcut else self.layers(x)
+
+
+class V3(nn.Module):
+    """YOLOv3 (Redmon and Farhadi 2018) with the head of YOLOv8, as it is distributed today."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages, last = [nn.Sequential(cbs(3, 32, 3))], 32
+        for w, n in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
+            stages.append(nn.Sequential(cbs(last, w, 3, 2), *[Residual(w) for _ in range(n)]))
+            last = w
+        self.p3, self.p4, self.p5 = nn.Sequential(*stages[:4]), stages[4], stages[5]
+        plain = [Residual(w, shortcut=False) for w in (1024, 512, 256, 256)]
+        self.deep = nn.Sequential(plain[0], cbs(1024, 512), cbs(512, 1024, 3), cbs(1024, 512))
+        self.far, self.lift5 = cbs(512, 1024, 3), cbs(512, 256)
+        self.middle = nn.Sequential(_narrowed(768, 512), plain[1], cbs(512, 256))
+        self.between, self.lift4 = cbs(256, 512, 3), cbs(256, 128)
+        self.near = nn.Sequential(_narrowed(384, 256), *plain[2:])
+        self.head = V8Head([256, 512, 1024], 80)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Corners, the best class's score and number."""
+        p3 = self.p3(x)
+        p4 = self.p4(p3)
+        deep = self.deep(self.p5(p4))
+        middle = self.middle(torch.cat([twice(self.lift5(deep)), p4], 1))
+        near = self.near(torch.cat([twice(self.lift4(middle)), p3], 1))
+        boxes, scores = self.head([near, self.between(middle), self.far(deep)])
+        return detections(boxes.transpose(1, 2), scores.transpose(1, 2))
+
+
+def _narrowed(cin: int, cout: int) -> nn.Sequential:
+    """What a residual block without a shortcut is where its ends differ."""
+    return nn.Sequential(cbs(cin, cout // 2, 3), cbs(cout // 2, cout, 3))
 
 
 class TinyV3(nn.Module):
@@ -145,6 +192,7 @@ class TinyV7(nn.Module):
 
 
 DARKNET: dict[str, Construction] = {
+    "deepbox:yolo_2d_detection": Construction(V3, image(224, 640), "yolo"),
     "yolov3": Construction(TinyV3, image(640), "yolo"),
     "yolov4": Construction(TinyV4, image(416), "yolo"),
     "yolov7": Construction(TinyV7, image(640), "yolo"),

@@ -1,5 +1,7 @@
 """Dense prediction: segmentation and key points."""
 
+import itertools
+
 import timm
 import torch
 import torchvision
@@ -38,6 +40,62 @@ class DeepLabV3Plus(nn.Module):
         parts.append(_resized(self.pooled(high.mean((2, 3), keepdim=True)), high))
         y = _resized(self.project(torch.cat(parts, 1)), low)
         return _resized(self.classes(self.decode(torch.cat([self.reduce(low), y], 1))), x)
+
+
+class Separable(nn.Sequential):
+    """A depthwise 3×3 convolution and a pointwise one; a ReLU before the first, or one after each."""
+
+    def __init__(self, cin: int, cout: int, s: int = 1, dilation: int = 1, *, before: bool = False) -> None:
+        depthwise = nn.Conv2d(cin, cin, 3, s, dilation, dilation, groups=cin)
+        pointwise = nn.Conv2d(cin, cout, 1)
+        if before:
+            super().__init__(nn.ReLU(), depthwise, pointwise)
+        else:
+            super().__init__(depthwise, nn.ReLU(), pointwise, nn.ReLU())
+
+
+class XceptionBlock(nn.Module):
+    """Three separable convolutions, the last with a stride, and a shortcut."""
+
+    def __init__(self, widths: list[int], stride: int = 1) -> None:
+        super().__init__()
+        pairs = list(itertools.pairwise(widths))
+        self.first = nn.Sequential(*[Separable(*pair, before=True) for pair in pairs[:2]])
+        self.last = Separable(*pairs[2], stride, before=True)
+        self.same = widths[0] == widths[-1] and stride == 1
+        self.shortcut = nn.Identity() if self.same else nn.Conv2d(widths[0], widths[-1], 1, stride)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, and what is in the middle at the input's resolution."""
+        middle = self.first(x)
+        return self.last(middle) + self.shortcut(x), middle
+
+
+class DeepLabXception(nn.Module):
+    """Xception-65 at output stride 16, separable atrous pyramid and decoder (Chen et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 32, 3, 2), conv(32, 64))
+        self.entry = nn.ModuleList(XceptionBlock([a, b, b, b], 2) for a, b in ((64, 128), (128, 256), (256, 728)))
+        self.flow = nn.ModuleList(XceptionBlock([728] * 4) for _ in range(16))
+        self.exit = XceptionBlock([728, 728, 1024, 1024])
+        self.end = nn.Sequential(*[Separable(a, b, 1, 2) for a, b in ((1024, 1536), (1536, 1536), (1536, 2048))])
+        self.point, self.pooled, self.project = conv(2048, 256, 1), conv(2048, 256, 1), conv(1280, 256, 1)
+        self.pyramid = nn.ModuleList(Separable(2048, 256, 1, rate) for rate in (6, 12, 18))
+        self.reduce, self.decode = conv(256, 48, 1), nn.Sequential(Separable(304, 256), Separable(256, 256))
+        self.classes = nn.Conv2d(256, 21, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores of every pixel."""
+        y, low = self.stem(x), x
+        for i, block in enumerate((*self.entry, *self.flow, self.exit)):
+            y, middle = block(y)
+            low = middle if i == 1 else low
+        y = self.end(y)
+        pooled = _resized(self.pooled(functional.adaptive_avg_pool2d(y, 1)), y)
+        y = self.project(torch.cat([pooled, self.point(y), *[part(y) for part in self.pyramid]], 1))
+        return _resized(self.classes(self.decode(torch.cat([_resized(y, low), self.reduce(low)], 1))), x)
 
 
 class SuperPoint(nn.Module):
@@ -142,6 +200,7 @@ class Classes(First):
 
 
 SEGMENTATION: dict[str, Construction] = {
+    "deeplab_xception": Construction(lambda: Normalized(Classes(DeepLabXception())), image(480, 520), "seg"),
     "deeplabv3_plus_mobilenet": Construction(lambda: Normalized(Classes(DeepLabV3Plus())), image(520), "seg"),
     "fcn_resnet50": Construction(
         lambda: Normalized(Classes(FcnOut(torchvision.models.segmentation.fcn_resnet50(weights_backbone=None)))),

@@ -22,6 +22,8 @@ RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
 BORROWED = {"w4a16": "w8a16"}  # too few measured graphs of its own: the other's rates, its own bytes
 BORROWED_SPREAD = 0.3  # log half-width that borrowing rates adds
 ESTIMATE = "sa8255p_us"  # the compiler's simulation, microseconds
+BOUNDS = ("sa8255p_us_low", "sa8255p_us_high")  # the compiler's own
+LOOSE = 4.0  # times that its bounds may be apart; those of 150 models are at most 3, GPUNet's in float 9 (and 20 times what it takes)
 TRAFFIC = ("sa8255p_intermediate_fill_bytes", "sa8255p_intermediate_spill_bytes")
 RARE = 0.05  # ops in fewer of the fitted models are unlike anything measured
 WIDE = 1.5  # how much wider, in logarithms, the interval of such a graph is
@@ -122,7 +124,7 @@ class CompilerPredictor:
     ) -> Prediction | None:
         """See `Predictor`."""
         key = precision if precision in self._fitted.compiler else BORROWED.get(precision, precision)
-        if key not in self._fitted.compiler or ESTIMATE not in features.estimates:
+        if key not in self._fitted.compiler or not certain(features.estimates):
             return None
         model = _model(self._fitted.compiler, precision, runtime)
         work = estimate_work([features.estimates], [features.graph])
@@ -135,6 +137,12 @@ class CompilerPredictor:
         scale = (graph.ms / found.ms) ** model.graph_share
         found = replace(found, ms=found.ms * scale, low=found.low * scale, high=found.high * scale)
         return _at_runtime(self._fitted, found, precision, runtime)
+
+
+def certain(estimates: Mapping[str, float]) -> bool:
+    """Whether the compiler estimated, and with bounds that say something."""
+    low, high = (estimates.get(bound, estimates.get(ESTIMATE, 0.0)) for bound in BOUNDS)
+    return ESTIMATE in estimates and high <= LOOSE * low
 
 
 def estimate_work(estimates: Sequence[Mapping[str, float]], graphs: Sequence[GraphFeatures]) -> Work:

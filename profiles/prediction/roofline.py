@@ -6,7 +6,7 @@ After Williams et al. 2009 (doi 10.1145/1498765.1498785), per op instead of per 
                 + memory·ms_per_spilled_mb·spilled(op) + overhead·ms_per_op[unit(kind)]
     ms(graph) = sum over ops + memory·ms_per_io_mb·(megabytes in and out) + overhead·offset_ms·n/(n + 30,000), n elements in and out
 
-Work is counted in the granules in which the units do it (32 channels, 8×4 pixels, 32 rows of a matrix), in 10⁹ multiply-accumulates for these (of
+Work is counted in the granules in which the units do it (32 channels, 8×4 pixels of an image or of each frame, 32 rows of a matrix), in 10⁹ multiply-accumulates for these (of
 convolutions at least 128 for each element that they read or write) and in 10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. Rates belong
 to a precision; `arithmetic` (of matrices and of vectors), `memory` and `overhead` belong to a device.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketport.profiles.prediction.deployed import COLOURS
 from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
 
 Floats = NDArray[np.float64]
@@ -32,6 +33,7 @@ ROWS = 32  # of a matrix that are
 MOVED = 128  # multiply-accumulates that take as long as bringing a convolution one element, or taking one away
 IN_PLACE = ("Concat", "Split")  # parts of whole granules of channels are written and read where they lie
 CONVERTED = 10  # times the work of a batch normalization where it stays float between two conversions; 4 (w8a8) and 50 (w8a16) by the compiler
+PACKED = 5  # times the work of an op with a constant for each colour: a picture's channels lie together; the same by the compiler at each precision
 ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
 HANDED_OVER = 30_000  # elements in and out at which half of a call's overhead is there
 # activation and weight bytes of an element
@@ -105,8 +107,8 @@ def _work(op: OpFeatures) -> float:
     image = len(op.output) == 4 and op.kind not in (Kind.LINEAR, Kind.MATMUL, Kind.SOFTMAX)
     convolves = op.kind in (Kind.CONV, Kind.POINTWISE, Kind.GROUPED, Kind.DEPTHWISE)
     more = 1.0
-    if image and convolves:
-        more = _padded(op.output[2], TILE[0]) * _padded(op.output[3], TILE[1])
+    if convolves and len(op.output) >= 4:
+        more = _padded(op.output[-2], TILE[0]) * _padded(op.output[-1], TILE[1])
     elif op.kind is Kind.LINEAR:
         more = _padded(math.prod(op.output[:-1]), ROWS)
     elif op.kind is Kind.MATMUL and len(op.output) > 1:
@@ -125,6 +127,10 @@ def _work(op: OpFeatures) -> float:
     depth = laid_out[1] if image and len(laid_out) == 4 else laid_out[-1] if len(laid_out) > 4 else CHANNELS
     if depth < CHANNELS:
         more *= _padded(depth, CHANNELS)
+    if len(op.output) == 3 and op.output[0] > 1 and op.kind in (Kind.NORM, Kind.ACTIVATION, Kind.ELEMENTWISE):
+        more *= _padded(op.output[1], TILE[1])  # a batch behind the sequence lies where an image has its columns
+    if op.kind is Kind.ELEMENTWISE and image and 0 < op.weights == op.output[1] <= COLOURS:
+        more *= PACKED
     if op.kind is Kind.DEPTHWISE:
         return more * math.prod(op.output) * op.window / 1e6
     if op.op == "Slice":  # reads no more than it writes

@@ -116,6 +116,15 @@ def test_the_compilers_estimate_speaks_where_it_is() -> None:
     assert 1.5**share < slow.ms / found.ms < 2.05**share
 
 
+def test_an_estimate_that_the_compiler_bounds_loosely_is_none() -> None:
+    bounds = {"sa8255p_us_low": 6595.0, "sa8255p_us_high": 61512.0}
+    loose = replace(PLAIN, estimates={ESTIMATE: 19281.0, **bounds})
+    assert CompilerPredictor().predict(loose, device("qualcomm/sm8650"), "float", "qnn_dlc") is None
+    bounds["sa8255p_us_high"] = 20000.0
+    tight = replace(PLAIN, estimates={ESTIMATE: 19281.0, **bounds})
+    assert CompilerPredictor().predict(tight, device("qualcomm/sm8650"), "float", "qnn_dlc") is not None
+
+
 def test_the_graph_has_its_share_in_what_the_compiler_says() -> None:
     """Geometric mean of both, between them whatever the share."""
     features, known = replace(PLAIN, estimates={ESTIMATE: 9000.0}), parameters()

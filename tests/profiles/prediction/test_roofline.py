@@ -57,6 +57,28 @@ def test_images_are_computed_in_tiles() -> None:
     assert work[1] == pytest.approx(32 * 64 * 64 / 1e6)
 
 
+def test_frames_of_a_video_are_computed_in_tiles_too() -> None:
+    small = OpFeatures("Conv", Kind.CONV, 64 * 8 * 49 * 64 * 27, 110592, ((1, 64, 8, 7, 7),), (1, 64, 8, 7, 7), 27)
+    assert Work.of([GraphFeatures((small,), 0)], "float").work[0] == pytest.approx(small.macs / 1e9 * (8 / 7) ** 2)
+
+
+def test_a_batch_behind_the_sequence_is_padded() -> None:
+    """[length, batch, width]: one sequence lies in a tile of four columns; what is copied and what is batch first is not padded."""
+    behind, first = (197, 1, 768), (1, 197, 768)
+    ops = [
+        OpFeatures("Gelu", Kind.ACTIVATION, 0, 0, (behind,), behind), OpFeatures("Gelu", Kind.ACTIVATION, 0, 0, (first,), first),
+        OpFeatures("Transpose", Kind.MOVE, 0, 0, (first,), behind),
+    ]  # fmt: skip
+    assert Work.of([GraphFeatures(tuple(ops), 0)], "float").work == pytest.approx([4 * 0.151296, 0.151296, 0.151296])
+
+
+def test_normalizing_a_picture_spreads_its_channels_first() -> None:
+    picture, inside = (1, 3, 224, 224), (1, 64, 224, 224)
+    ops = [OpFeatures("Sub", Kind.ELEMENTWISE, 0, shape[1], (shape,), shape) for shape in (picture, inside)]
+    work = Work.of([GraphFeatures(tuple(ops), 0)], "float").work
+    assert work == pytest.approx([5 * 32 * 224 * 224 / 1e6, 64 * 224 * 224 / 1e6])
+
+
 def test_convolutions_of_few_multiplications_wait_for_their_elements() -> None:
     """A pointwise convolution of 64 to 8 channels multiplies 512 times a pixel, which reads 64 elements and writes a block of 32."""
     thin = OpFeatures("Conv", Kind.POINTWISE, 64 * 8 * 1024, 512, ((1, 64, 32, 32),), (1, 8, 32, 32))
