@@ -14,8 +14,8 @@ import onnx_ir as ir
 from pocketport.compress.graph import constant, shape_of
 from pocketport.compress.passes.rewriting import add_initializer, replace_node
 from pocketport.compress.structure import is_float
+from pocketport.profiles.prediction.features import COLOURS
 
-COLOURS = 3
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from pocketport.compress.graph import inferred, shape_of
 from pocketport.profiles.cost import QDQ, folded_nodes
 from pocketport.profiles.macs import macs
-from pocketport.profiles.prediction.deployed import COLOURS, normalizes, shifted
-from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
+from pocketport.profiles.prediction.deployed import normalizes, shifted
+from pocketport.profiles.prediction.features import COLOURS, GraphFeatures, Kind, OpFeatures
 from pocketport.profiles.tensors import TensorSizes
 
 _KINDS: dict[Kind, tuple[str, ...]] = {

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from pocketport.errors import InputError
 
+COLOURS = 3  # channels of a picture
+
 
 class Kind(StrEnum):
     """What part of an NPU an op keeps busy."""

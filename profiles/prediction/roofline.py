@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.profiles.prediction.deployed import COLOURS
-from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
+from pocketport.profiles.prediction.features import COLOURS, GraphFeatures, Kind, OpFeatures
 
 Floats = NDArray[np.float64]
 
