@@ -264,9 +264,7 @@ def sizes(programs: Programs, source: str, work: Path) -> list[Row]:
         for who, path in (("ours", _language(port(source, f"gguf:{variant}", work))), ("llama-quantize", theirs)):
             reader = gguf.GGUFReader(path)
             kinds = {t.name: t.tensor_type.name for t in reader.tensors}
-            noise = [
-                sqnr_db(state[n], value) for n, value in _values(path).items() if kinds[n] not in ("F32", "F16")
-            ]
+            noise = [sqnr_db(state[n], value) for n, value in _values(path).items() if kinds[n] not in ("F32", "F16")]
             figures = {
                 "bytes": float(path.stat().st_size),
                 "tensor bytes": float(sum(int(t.n_bytes) for t in reader.tensors)),
