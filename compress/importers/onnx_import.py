@@ -103,17 +103,18 @@ def normalized(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path,
 
 @contextmanager
 def memory_bound(extra: int) -> Iterator[None]:
-    """The process may take `extra` bytes of address space more than now; then MemoryError.
+    """The process may allocate `extra` bytes more than now; then MemoryError.
 
-    ONNX's shape inference counts out constants element by element, so that a few bytes of a file could fill any memory.
+    ONNX's shape inference counts out constants element by element, so that a few bytes of a file could fill any memory. Files
+    that are only mapped do not count: every external tensor maps the whole of its file.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = psutil.Process().memory_info().vms + extra
-    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = psutil.Process().memory_info().data + extra
+    resource.setrlimit(resource.RLIMIT_DATA, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _check_ops(model: ir.Model, path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import static_shape
+from pocketport.compress.importers.onnx_import import SPARE_BYTES
 from pocketport.compress.ingest import ingest
 from pocketport.compress.parity import check_parity
 from pocketport.errors import InputError, UsageError, VerificationError
@@ -43,6 +44,35 @@ def test_real_ocr_models_come_through(name: str) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
     report = check_parity(bundle, path)
     assert all(figure.sqnr_db > 90 for figure in report.figures)
+
+
+def test_a_file_of_weights_is_not_counted_once_a_tensor(tmp_path: Path) -> None:
+    """As torch exports models: each tensor maps the file, together far more than what simplifying may allocate."""
+    layers, width = 48, 512
+    rng = np.random.default_rng(0)
+    weights, nodes, value = [], [], "x"
+    for layer in range(layers):
+        arrays = {
+            f"w{layer}": 0.03 * rng.standard_normal((width, width)).astype(np.float32),
+            f"b{layer}": rng.standard_normal(width).astype(np.float32),
+        }
+        weights += [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+        nodes += [
+            onnx.helper.make_node("MatMul", [value, f"w{layer}"], [f"p{layer}"]),
+            onnx.helper.make_node("Add", [f"p{layer}", f"b{layer}"], [f"y{layer}"]),
+        ]
+        value = f"y{layer}"
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2, width]) for n in ("x", value)]
+    graph = onnx.helper.make_graph(nodes, "main", ends[:1], ends[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    path = tmp_path / "m.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    size = (tmp_path / "m.data").stat().st_size
+    assert 2 * layers * size > SPARE_BYTES + 2 * size
+    bundle = ingest(path)
+    x = rng.standard_normal((2, width)).astype(np.float32)
+    (expected,), (found,) = (list(OrtExecutor(g).run({"x": x}).values()) for g in (path, bundle["main"].graph))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_open_shapes_must_be_said(tmp_path: Path) -> None:
