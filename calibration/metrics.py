@@ -24,7 +24,9 @@ def sqnr_db(reference: NDArray[np.generic], test: NDArray[np.generic]) -> float:
 
 
 def decibels(signal: float, noise: float, limit: float = math.inf) -> float:
-    """10·log10(signal / noise) of two energies, held within ±`limit`; no noise at all gives `limit`."""
+    """10·log10(signal / noise) of two energies, held within ±`limit`; no noise at all gives `limit`, more than floats hold −`limit`."""
     if noise == 0.0:
         return limit
-    return max(-limit, min(limit, 10.0 * math.log10(signal / noise))) if signal > 0.0 else -limit
+    if signal <= 0.0 or math.isinf(noise):
+        return -limit
+    return max(-limit, min(limit, 10.0 * (math.log10(signal) - math.log10(noise))))

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from pocketport.calibration.metrics import sqnr_db
+from pocketport.calibration.metrics import decibels, sqnr_db
 
 
 def test_the_formula_by_hand() -> None:
@@ -17,6 +17,13 @@ def test_scale_free_and_its_limits() -> None:
     assert sqnr_db(reference, reference) == math.inf
     assert sqnr_db(np.zeros(3), np.ones(3)) == -math.inf
     assert sqnr_db(np.zeros(3), np.zeros(3)) == math.inf
+
+
+def test_energies_that_floats_do_not_hold() -> None:
+    assert decibels(25.0, math.inf) == -math.inf
+    assert decibels(25.0, math.inf, 300.0) == -300.0
+    assert decibels(1e300, 1e-300) == pytest.approx(6000.0)  # whose ratio is more than a float holds
+    assert decibels(1e-300, 1e300, 300.0) == -300.0
 
 
 def test_a_full_scale_sine_in_b_bits_has_six_db_a_bit() -> None:
