@@ -2,12 +2,11 @@
 
 Errors of layers meet each other, so that what a layer's bits are worth depends on what all others have. In the allocation as
 it is each layer alone gets its next larger and its next smaller scheme, and is measured. Such small changes do add up:
-the knapsack over each layer's three schemes by those measurements is solved exactly. Many changes that promise little
-are chance, and disappoint together: solutions of fewer changes, those that promise more than some price, are measured too.
-The best one, if it is better, is what the next round starts from.
+the knapsack over each layer's three schemes by those measurements is solved exactly, and its solution, if it measures
+better, is what the next round starts from.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from pocketport.compress.mixed_precision.knapsack import Options, solve, steps
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors
 
 EXCHANGED = "exchanged"
-PRICES = 3  # of a change, each twice the last one or more
 
 
 def exchange(
@@ -31,7 +29,7 @@ def exchange(
         start: within the budget.
         budget: in the unit of the layers' costs.
         measure: of an allocation; at least 0, less is better.
-        rounds: each takes two measurements a layer and at most `PRICES` more; fewer are made where one brings nothing.
+        rounds: each takes two measurements a layer and one more; fewer are made where one brings nothing.
     """
     best, least = start, measure(start)
     for _ in range(rounds):
@@ -46,36 +44,18 @@ def exchange(
             ]
             for layer, schemes in backwards
         ][::-1]
-        candidates = [(measure(c), c) for c in _solutions(layers, errors, best, choices, found, least, budget)]
-        value, candidate = min(candidates, key=lambda c: c[0], default=(least, best))
+        options = [
+            Options(np.array([layer.costs[s] for s in schemes], np.float64), np.array(values) - min(values))
+            for layer, schemes, values in zip(layers, choices, found, strict=True)
+        ]
+        places = solve(options, budget).indices
+        chosen = {layer.name: own[i] for layer, own, i in zip(layers, choices, places, strict=True)}
+        candidate = _of(layers, errors, chosen)
+        value = measure(candidate)
         if value >= least:
             break
         best, least = candidate, value
     return best
-
-
-def _solutions(
-    layers: Sequence[Layer], errors: Mapping[str, Mapping[str, Errors]], start: Allocation,
-    choices: Sequence[Sequence[str]], found: Sequence[Sequence[float]], least: float, budget: float,
-) -> Iterator[Allocation]:  # fmt: skip
-    """The best allocation where changes are free, then where each costs what half of those promised less than."""
-    price = 0.0
-    for _ in range(PRICES):
-        options = []
-        for layer, schemes, values in zip(layers, choices, found, strict=True):
-            own = start.schemes[layer.name]
-            priced = np.array([v + price * (s != own) for s, v in zip(schemes, values, strict=True)])
-            options.append(Options(np.array([layer.costs[s] for s in schemes], np.float64), priced - priced.min()))
-        places = solve(options, budget).indices
-        chosen = {layer.name: own[i] for layer, own, i in zip(layers, choices, places, strict=True)}
-        differences = [abs(values[i] - least) for values, i in zip(found, places, strict=True)]
-        changes = [
-            d for d, (name, scheme) in zip(differences, chosen.items(), strict=True) if scheme != start.schemes[name]
-        ]
-        if not changes:
-            return
-        yield _of(layers, errors, chosen)
-        price = max(float(np.median(changes)), 2 * price)
 
 
 def _neighbours(layer: Layer, errors: Mapping[str, Mapping[str, Errors]], own: str) -> list[str]:
