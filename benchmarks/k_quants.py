@@ -20,7 +20,8 @@ import numpy as np
 import torch
 import yaml
 from docs_section import replace_section
-from llama_cpp import Programs, port
+from llama_cpp import Programs, language_file, port
+from mixed_precision import QUANTILES, REPORT_SEED, RESAMPLED
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,9 +56,6 @@ OURS = {  # row → format, and the rule of all linear layers
     },
 }  # fmt: skip
 LANGUAGE = "llm."
-REPORT_SEED = 7_000
-RESAMPLED = 1_000
-QUANTILES = (0.05, 0.95)
 
 
 @dataclass
@@ -124,7 +122,7 @@ def theirs(
     search: FormatSearch, uses: Mapping[str, Use], data: Answers, programs: Programs, work: Path
 ) -> Iterator[Row]:
     """Rows of llama-quantize, with the matrix and without."""
-    plain = next(p for p in port(REFERENCE, "gguf:f32", work).glob("*.gguf") if not p.name.startswith("mmproj"))
+    plain = language_file(port(REFERENCE, "gguf:f32", work))
     places = text_names(str(gguf.GGUFReader(plain).fields["general.architecture"].contents()), LANGUAGE)
     names = {name: places.of_published(name)[0].gguf for name in uses}
     matrix = work / "imatrix.gguf"

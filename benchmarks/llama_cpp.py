@@ -203,7 +203,7 @@ def families(programs: Programs, work: Path) -> list[Row]:
         expected = runner.generate(tokenizer.encode(PROMPT, add_special_tokens=False).ids, NEW_TOKENS)
         pair = port(str(folder), "gguf:f32", work)
         printed, _ = programs.run(
-            "llama-completion", "-m", _language(pair), "-p", PROMPT, "-n", str(len(expected)), "--temp", "0", "-no-cnv",
+            "llama-completion", "-m", language_file(pair), "-p", PROMPT, "-n", str(len(expected)), "--temp", "0", "-no-cnv",
             "--no-display-prompt", "-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "--no-warmup", "-c", "128",
         )  # fmt: skip
         wanted = token_bytes(tokenizer, expected)
@@ -255,13 +255,13 @@ def _exact(wanted: Sequence[tuple[str, Image.Image, Image.Image]], read: Sequenc
 
 def sizes(programs: Programs, source: str, work: Path) -> list[Row]:
     """Our language file against llama-quantize's."""
-    plain = _language(port(source, "gguf:f32", work))
+    plain = language_file(port(source, "gguf:f32", work))
     state = _values(plain)
     rows = []
     for variant in VARIANTS:
         theirs = work / f"{Path(source).name}-llama-quantize-{variant}.gguf"
         programs.run("llama-quantize", plain, theirs, variant)
-        for who, path in (("ours", _language(port(source, f"gguf:{variant}", work))), ("llama-quantize", theirs)):
+        for who, path in (("ours", language_file(port(source, f"gguf:{variant}", work))), ("llama-quantize", theirs)):
             reader = gguf.GGUFReader(path)
             kinds = {t.name: t.tensor_type.name for t in reader.tensors}
             noise = [sqnr_db(state[n], value) for n, value in _values(path).items() if kinds[n] not in ("F32", "F16")]
@@ -274,7 +274,8 @@ def sizes(programs: Programs, source: str, work: Path) -> list[Row]:
     return rows
 
 
-def _language(folder: Path) -> Path:
+def language_file(folder: Path) -> Path:
+    """The language model's file of a pair."""
     return next(p for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
 
 
@@ -288,9 +289,9 @@ def language(programs: Programs, work: Path) -> list[Row]:
     text = work / "prose.txt"
     text.write_text(prose()[:60_000], "utf-8")
     rows = sizes(programs, str(folder), work)
-    paths = {"f32": _language(port(str(folder), "gguf:f32", work))}
+    paths = {"f32": language_file(port(str(folder), "gguf:f32", work))}
     for variant in VARIANTS:
-        paths[f"{variant}, ours"] = _language(port(str(folder), f"gguf:{variant}", work))
+        paths[f"{variant}, ours"] = language_file(port(str(folder), f"gguf:{variant}", work))
         paths[f"{variant}, llama-quantize"] = work / f"{folder.name}-llama-quantize-{variant}.gguf"
     for name, path in paths.items():
         printed, messages = programs.run(
