@@ -8,7 +8,7 @@ from pocketport.compress.pivot.palettes import stored_palettes
 from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import UsageError
 from pocketport.suggest import nearest
-from pocketport.targets.contract import Target
+from pocketport.targets.contract import UNNAMED, Target
 from pocketport.targets.legality import Legality
 
 UNCOUNTED = frozenset({"Constant", "QuantizeLinear", "DequantizeLinear"})
@@ -16,6 +16,9 @@ UNCOUNTED = frozenset({"Constant", "QuantizeLinear", "DequantizeLinear"})
 
 def unknown_soc(target: Target, known: Iterable[str]) -> UsageError:
     """The error for a SoC that a vendor's backend doesn't know."""
+    if target.soc == UNNAMED:
+        fix = f"write {target.vendor}/SOC, with one of {', '.join(sorted(known))}"
+        return UsageError(f"{target.vendor} compiles for one SoC, and none is named", where="--target", fix=fix)
     return UsageError(
         f"{target.vendor} has no SoC {target.soc!r} here", where=f"target {target}", fix=nearest(target.soc, known)
     )

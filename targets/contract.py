@@ -23,6 +23,9 @@ from pocketport.targets.legality import Legality
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
 
+UNNAMED = "generic"
+"""The SoC of a target that names none."""
+
 
 @dataclass(frozen=True, order=True)
 class Target:
@@ -41,7 +44,7 @@ class Target:
             raise UsageError(
                 f"{text!r} is not a target", where="--target", fix="write vendor/soc, e.g. qualcomm/sm8650"
             )
-        return cls(vendor, soc or "generic", sdk)
+        return cls(vendor, soc or UNNAMED, sdk)
 
     def __str__(self) -> str:
         return f"{self.vendor}/{self.soc}" + (f"@{self.sdk}" if self.sdk else "")

@@ -31,6 +31,14 @@ def test_an_unknown_vendor_names_the_nearest() -> None:
     assert "did you mean qualcomm?" in caught.value.fix
 
 
+@pytest.mark.parametrize("vendor", ["apple", "mediatek", "qualcomm"])
+def test_a_vendor_without_a_soc_lists_those_there_are(vendor: str) -> None:
+    backend = registry.backend_for(Target.parse(vendor))
+    with pytest.raises(UsageError, match="none is named") as caught:
+        backend.legality(Target.parse(vendor))
+    assert all(target.soc in caught.value.fix for target in backend.targets())
+
+
 def test_third_parties_are_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     provide(monkeypatch, EntryPoint("mychip", "pocketport.targets.example:backend", registry.ENTRY_POINT_GROUP))
     assert registry.backend_for(Target.parse("mychip/one")) is example
