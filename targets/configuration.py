@@ -12,6 +12,7 @@ Value: TypeAlias = str | int | float | bool | None
 SettingValues: TypeAlias = dict[str, Value]
 SCHEMA: Final = "pocketport.x86-configuration/1"
 DEFAULT_NAME = "x86.json"
+GGUF_NAME = "llama-cpp.json"  # of GGUF files, in their folder
 
 
 class _Record(BaseModel):
@@ -35,8 +36,8 @@ class Contender(_Record):
         ms: median time of a run.
         mad_ms: median of the absolute deviations from it.
         gain: how many times as long as the chosen settings it takes; None for the chosen ones.
-        fidelity_db: signal to noise ratio of its worst output against the graph run op by op.
-        cold_ms: opening it and the first run in a fresh process, the file in the system's cache.
+        fidelity_db: signal to noise ratio of its worst output against the graph run op by op; None where no setting changes what is computed.
+        cold_ms: opening it and the first run in a fresh process, the file in the system's cache; None where the engine does not say.
         peak_bytes: most memory that its process ever had resident.
     """
 
@@ -45,9 +46,9 @@ class Contender(_Record):
     ms: float
     mad_ms: float
     gain: Gain | None
-    fidelity_db: float
-    cold_ms: float
-    peak_bytes: int | None
+    fidelity_db: float | None = None
+    cold_ms: float | None = None
+    peak_bytes: int | None = None
 
 
 class OpTime(_Record):
@@ -69,13 +70,13 @@ class ComponentConfiguration(_Record):
     """One component.
 
     Attributes:
-        kind: of the artifact: ``onnx``, ``openvino-ir``.
+        kind: of the artifact: ``onnx``, ``openvino-ir``, ``gguf``.
         artifact: where it lies: in a run relative to its folder.
         sha256: of the artifact.
         settings: the chosen ones.
         tried: how many sets of settings were opened.
         turns: of the final measurement.
-        least_db: what was asked of every candidate's outputs.
+        least_db: what was asked of every candidate's outputs, if anything.
         contenders: the final measurement, the chosen settings first.
         rejected: see there.
         ops: the most expensive kinds, in falling order.
@@ -87,7 +88,7 @@ class ComponentConfiguration(_Record):
     settings: SettingValues
     tried: int
     turns: int
-    least_db: float
+    least_db: float | None = None
     contenders: list[Contender] = Field(default_factory=list)
     rejected: list[Rejected] = Field(default_factory=list)
     ops: list[OpTime] = Field(default_factory=list)
@@ -100,8 +101,9 @@ class Configuration(_Record):
         processor: on which it was found.
         threads: that the engines were allowed.
         engines: their versions.
-        shapes: of inputs that the file leaves open.
-        components: by name.
+        shapes: of inputs that the file leaves open; of a GGUF file the tokens of each phase.
+        arguments: what programs of an engine are told, where it is programs that run the model.
+        components: by name; of a GGUF file its phases, ``prefill`` and ``decode``.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -111,6 +113,7 @@ class Configuration(_Record):
     threads: int
     engines: dict[str, str]
     shapes: dict[str, list[int]] = Field(default_factory=dict)
+    arguments: list[str] = Field(default_factory=list)
     components: dict[str, ComponentConfiguration]
 
     def save(self, path: Path) -> None:

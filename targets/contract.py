@@ -225,6 +225,20 @@ class TuningBackend(Protocol):
         """Search within `seconds`; `done` is called with every component that is finished."""
         ...
 
+    def tune_gguf(
+        self, model: Path, programs: Path | None, tokens: tuple[int, int], seconds: float, begin: Callable[[str], None]
+    ) -> Configuration:
+        """Search llama.cpp's settings for a GGUF file.
+
+        Args:
+            model: the file.
+            programs: the folder of llama.cpp's programs; None: the PATH.
+            tokens: of a prompt and of an answer.
+            seconds: for the search.
+            begin: is called with each phase that begins.
+        """
+        ...
+
     def execute_with(self, artifact: Artifact, target: Target, settings: SettingValues) -> Executor:
         """As `execute`, with settings of a Configuration."""
         ...

@@ -49,6 +49,31 @@ def tune_file(
     return found
 
 
+def tune_gguf(
+    model: Path, programs: Path | None, tokens: tuple[int, int], seconds: float, progress: Progress
+) -> Configuration:
+    """Tune llama.cpp for a GGUF file, prompts and answers apart.
+
+    Args:
+        model: the file.
+        programs: the folder of llama.cpp's programs; None: the PATH.
+        tokens: of a prompt and of an answer.
+        seconds: for the search.
+        progress: is told what is under way.
+
+    Raises:
+        UsageError: there is no such file or no llama.cpp, or the time is too short.
+        ToolchainError: llama.cpp does not run the file.
+    """
+    if not model.is_file():
+        raise UsageError("no such file", where=str(model), fix="check the path")
+    backend = backend_for(HOST)
+    assert isinstance(backend, TuningBackend)
+    return backend.tune_gguf(
+        model, programs, tokens, seconds, lambda phase: progress.start(f"tune {phase}", f"tune {phase}", None)
+    )
+
+
 def tune_run(
     directory: Path, target: str | None, seconds: float, cache: Path | None, progress: Progress
 ) -> Configuration:

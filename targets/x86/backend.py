@@ -106,6 +106,14 @@ class X86Backend:
         require_host(target)
         return tune(jobs, seconds, done, openvino=_has_openvino())
 
+    def tune_gguf(
+        self, model: Path, programs: Path | None, tokens: tuple[int, int], seconds: float, begin: Callable[[str], None]
+    ) -> Configuration:
+        """Race llama.cpp's settings on this host, see `pocketport.targets.x86.llama_cpp_search`."""
+        from pocketport.targets.x86.llama_cpp_search import tune_gguf
+
+        return tune_gguf(model, programs, *tokens, seconds, begin)
+
     def execute_with(self, artifact: Artifact, target: Target, settings: SettingValues) -> Executor:
         """Open an artifact with settings of a configuration; InputError when they do not fit this host."""
         from pocketport.targets.x86.engines import open_engine

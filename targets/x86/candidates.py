@@ -4,9 +4,10 @@ A full grid of these fields has thousands of points for differences of a percent
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
+from pydantic import BaseModel
 
 from pocketport.targets.x86.settings import (
     ONNX,
@@ -18,6 +19,8 @@ from pocketport.targets.x86.settings import (
     thread_counts,
 )
 from pocketport.workers import processors
+
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 def first_round(kinds: Sequence[str]) -> list[Settings]:
@@ -60,7 +63,7 @@ def changes(settings: Settings, capabilities: Sequence[str] = ()) -> list[Settin
     return [changed for changed in dict.fromkeys(found) if changed != settings]
 
 
-def together(settings: Settings, changed: Sequence[Settings]) -> Settings:
+def together(settings: Fields, changed: Sequence[Fields]) -> Fields:
     """`settings` with what is different in each of `changed`; of two values of one field, the first."""
     base, update = settings.model_dump(), dict[str, Any]()
     for other in changed:

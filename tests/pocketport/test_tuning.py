@@ -94,3 +94,29 @@ def test_damaged_configurations_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x86.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="x86-configuration/1"):
         load_configuration(tmp_path / "x86.json")
+
+
+def test_a_gguf_file_is_tuned_by_llama_cpps_own_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketport.targets.x86.llama_cpp_search.thread_counts", lambda: (1,))
+    program = tmp_path / "llama-bench"
+    answer = '[{"avg_ns": 8000000, "build_number": 7, "build_commit": "abc"}]'
+    program.write_text(f"#!/bin/sh\necho '{answer}'\n", encoding="utf-8")
+    program.chmod(0o755)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    command = [
+        "tune",
+        str(tmp_path / "model.gguf"),
+        "--llama-cpp",
+        str(tmp_path),
+        "--answer-tokens",
+        "16",
+        "--budget",
+        "3s",
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "decode of 16 tokens" in result.stdout and " 2000 " in result.stdout, "16 tokens in 8 ms are 2000 a second"
+    found = load_configuration(tmp_path / "llama-cpp.json")
+    assert found.shapes == {"prefill": [512], "decode": [16]} and found.engines == {"llama.cpp": "7 (abc)"}
+    for wrong in (["tune", str(tmp_path / "none.gguf")], [*command, "--target", "x86"]):
+        assert isinstance(CliRunner().invoke(app, wrong).exception, PocketportError)

@@ -37,6 +37,12 @@ Shapes = Annotated[
     list[str] | None,
     typer.Option("--shape", help="Static shape of an ONNX input: name=1,3,48,320; repeat for several."),
 ]
+LlamaCpp = Annotated[
+    Path | None,
+    typer.Option(
+        "--llama-cpp", help="Of a .gguf file: the folder of llama.cpp's programs (default: the PATH).", file_okay=False
+    ),
+]
 
 
 def parse_shapes(texts: Sequence[str] | None) -> dict[str, list[int]]:
