@@ -19,8 +19,9 @@ from pocketport.calibration.metrics import sqnr_db
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import Pair, family_named
-from pocketport.compress.graph import clone_graph, load_graph, static_shape
+from pocketport.compress.graph import clone_graph, load_graph
 from pocketport.compress.ingest import path_of
+from pocketport.compress.random_inputs import random_input
 from pocketport.compress.sources.open import open_source
 from pocketport.errors import UsageError, VerificationError
 
@@ -112,7 +113,7 @@ def _compared(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, float
 
 
 def _compare_onnx(component: Component, path: Path) -> Iterator[Pair]:
-    """The file as it came against the simplified graph, on random inputs (normal floats, integers 0 and 1)."""
+    """The file as it came against the simplified graph, on random inputs."""
     graph = component.graph
     names = [str(v.name) for v in graph.graph.outputs]
     source = load_graph(path)
@@ -120,13 +121,7 @@ def _compare_onnx(component: Component, path: Path) -> Iterator[Pair]:
     original, ported = (OrtExecutor(_unsaturated(model)) for model in (source, graph))
     rng = np.random.default_rng(SAMPLE_SEED)
     for _ in range(SAMPLE_COUNT):
-        feeds = {}
-        for value in graph.graph.inputs:
-            assert value.dtype is not None
-            shape, dtype = static_shape(value) or (), value.dtype.numpy()
-            feeds[str(value.name)] = (
-                rng.normal(size=shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
-            ).astype(dtype)
+        feeds = {str(value.name): random_input(value, rng) for value in graph.graph.inputs}
         widened = {name: array.astype(np.int64) if name in wide else array for name, array in feeds.items()}
         expected, found = original.run(widened), ported.run(feeds)
         for name, before, after in zip(names, original.outputs, ported.outputs, strict=True):

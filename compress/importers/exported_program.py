@@ -16,9 +16,10 @@ from torch.export import ExportedProgram
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.families.registry import Pair
-from pocketport.compress.graph import load_graph, save_graph, static_shape
+from pocketport.compress.graph import load_graph, save_graph
 from pocketport.compress.importers.onnx_import import import_graph
 from pocketport.compress.importers.pt2_archive import open_pt2
+from pocketport.compress.random_inputs import random_input
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_file
 
@@ -81,7 +82,7 @@ def translated(program: ExportedProgram, where: Path) -> ir.Model:
 
 
 def compare_exported(bundle: ModelBundle, program: ExportedProgram | Path) -> Iterator[Pair]:
-    """The program's own outputs against the graph's, on random inputs (normal floats, integers 0 and 1)."""
+    """The program's own outputs against the graph's, on random inputs."""
     opened = open_pt2(program) if isinstance(program, Path) else program
     module, graph = opened.module(check_guards=False), bundle["main"].graph.graph
     executor, rng = OrtExecutor(bundle["main"].graph), np.random.default_rng(SAMPLE_SEED)
@@ -89,9 +90,7 @@ def compare_exported(bundle: ModelBundle, program: ExportedProgram | Path) -> It
     for _ in range(SAMPLE_COUNT):
         feeds, tensors = {}, []
         for value, meta in zip(graph.inputs, declared, strict=True):
-            assert value.dtype is not None
-            shape, dtype = static_shape(value) or (), value.dtype.numpy()
-            array = (rng.normal(size=shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
+            array = random_input(value, rng)
             feeds[str(value.name)] = array
             tensors.append(torch.from_numpy(array).to(meta.dtype))
         spec = opened.call_spec.in_spec

@@ -14,7 +14,9 @@ from onnx import version_converter
 from pocketport.compress.builder import IR_VERSION, OPSET
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.graph import clone_graph, inferred, load_graph, static_shape, without_weights
+from pocketport.compress.passes.base import run_passes
 from pocketport.compress.passes.narrow_inputs import NarrowInputs
+from pocketport.compress.passes.remove_noops import RemoveNoops
 from pocketport.compress.passes.simplify import fold, simplify
 from pocketport.errors import InputError, UsageError
 from pocketport.files import sha256_files
@@ -95,7 +97,7 @@ def normalized(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path,
     _remove_initialized_inputs(model)
     model = _with_static_inputs(model, shapes, path, prefix)
     model = simplify(_with_opset(fold(model), path))
-    model = NarrowInputs()(model).graph
+    model = run_passes(model, [NarrowInputs(), RemoveNoops()]).graph
     _check_float(model, path)
     _check_static(model, path)
     return model

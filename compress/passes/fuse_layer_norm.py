@@ -24,8 +24,8 @@ class FuseLayerNorm(Pass):
             if shape is None:
                 continue
             width = shape[-1]
-            last, gamma = _then(node, "Mul", width)
-            last, beta = _then(last, "Add", width)
+            last, gamma = then(node, "Mul", width)
+            last, beta = then(last, "Add", width)
             inputs = [x]
             for part, vector in (("gamma", gamma if gamma is not None else np.ones(width)), ("beta", beta)):
                 if vector is None:
@@ -48,17 +48,17 @@ def _normalized(node: ir.Node) -> tuple[ir.Value, float] | None:
         return None
     x, mean = centred.inputs
     shifted = root.inputs[0].producer() if root.inputs[0] is not None else None
-    if x is None or mean is None or _mean_over_last(mean) is not x or shifted is None or shifted.op_type != "Add":
+    if x is None or mean is None or mean_over_last(mean) is not x or shifted is None or shifted.op_type != "Add":
         return None
     for variance, epsilon in (shifted.inputs, shifted.inputs[::-1]):
         number = scalar(epsilon)
-        square = _mean_over_last(variance) if number is not None and variance is not None else None
-        if square is not None and number is not None and _is_square_of(square, centred.outputs[0]):
+        square = mean_over_last(variance) if number is not None and variance is not None else None
+        if square is not None and number is not None and is_square_of(square, centred.outputs[0]):
             return x, number
     return None
 
 
-def _mean_over_last(value: ir.Value) -> ir.Value | None:
+def mean_over_last(value: ir.Value) -> ir.Value | None:
     """x, if `value` is its mean over the last axis, kept as a dimension of 1."""
     node = value.producer()
     if (
@@ -75,7 +75,8 @@ def _mean_over_last(value: ir.Value) -> ir.Value | None:
     return node.inputs[0]
 
 
-def _is_square_of(value: ir.Value, base: ir.Value) -> bool:
+def is_square_of(value: ir.Value, base: ir.Value) -> bool:
+    """Whether `value` is base², as a power or as a product."""
     node = value.producer()
     if node is None or node.inputs[0] is not base:
         return False
@@ -84,7 +85,7 @@ def _is_square_of(value: ir.Value, base: ir.Value) -> bool:
     )
 
 
-def _then(node: ir.Node, op: str, width: int) -> tuple[ir.Node, NDArray[np.generic] | None]:
+def then(node: ir.Node, op: str, width: int) -> tuple[ir.Node, NDArray[np.generic] | None]:
     """The following `op` by a constant [width] and that constant, if it is all that reads `node`; else `node` itself."""
     output = node.outputs[0]
     users = output.consumers()

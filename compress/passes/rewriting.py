@@ -1,5 +1,7 @@
 """What rewriting passes share: reading scalars, adding weights, putting one node in the place of another."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -37,3 +39,48 @@ def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     graph.insert_before(old, new)
     replace_value(old.outputs[0], new.outputs[0])
     graph.remove(old, safe=True)
+
+
+class NodeWriter:
+    """Puts new nodes of one output, and constants, into a graph under names that are free. Shapes are left to inference."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
+        self._taken |= set(graph.initializers)
+
+    def insert(
+        self,
+        before: ir.Node,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        dtype: ir.DataType | None,
+        attributes: Mapping[str, ir.Attr | int | Sequence[int]] | None = None,
+    ) -> ir.Value:
+        """A new node in front of another one; its output, which is called `name`, or that and a number."""
+        free = self._free(name)
+        node = ir.node(op, inputs, attributes, name=free)
+        self.graph.insert_before(before, node)
+        output = node.outputs[0]
+        output.name = free
+        if dtype is not None:
+            output.dtype = dtype
+        return output
+
+    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        """A new initializer, which is called `name`, or that and a number."""
+        return add_initializer(self.graph, self._free(name), array)
+
+    def replace(self, old: ir.Node, value: ir.Value) -> None:
+        """`value`, which a new node gives, takes the place of what `old` gives."""
+        value.shape, value.type = old.outputs[0].shape, old.outputs[0].type
+        replace_value(old.outputs[0], value)
+        self.graph.remove(old, safe=True)
+
+    def _free(self, name: str) -> str:
+        number, free = 1, name
+        while free in self._taken:
+            number, free = number + 1, f"{name}{number + 1}"
+        self._taken.add(free)
+        return free

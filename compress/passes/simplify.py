@@ -5,13 +5,18 @@ from onnx_ir.passes import common
 
 from pocketport.compress.graph import clone_graph, inferred
 from pocketport.compress.passes.base import Pass, PassResult, run_passes
+from pocketport.compress.passes.bound_masks import BoundMasks
+from pocketport.compress.passes.float_masks import FloatMasks
 from pocketport.compress.passes.fold_affine import FoldAffine
 from pocketport.compress.passes.fold_constants import FoldConstants
 from pocketport.compress.passes.fuse_activations import FuseActivations
 from pocketport.compress.passes.fuse_layer_norm import FuseLayerNorm
 from pocketport.compress.passes.fuse_linear import FuseLinear
+from pocketport.compress.passes.fuse_rms_norm import FuseRMSNorm
 from pocketport.compress.passes.keep_rows import KeepRows
 from pocketport.compress.passes.merge_reshapes import MergeReshapes
+from pocketport.compress.passes.plain_gathers import PlainGathers
+from pocketport.compress.passes.prefix_sums import PrefixSums
 from pocketport.compress.passes.remove_noops import RemoveNoops
 
 MAX_ROUNDS = 16  # each round makes new shapes known; real exports need two or three
@@ -52,7 +57,12 @@ def simplify(model: ir.Model) -> ir.Model:
         FoldConstants(),
         FoldAffine(),
         FuseLayerNorm(),
+        FuseRMSNorm(),
         FuseActivations(),
+        PlainGathers(),
+        PrefixSums(),
+        BoundMasks(),
+        FloatMasks(),
         RemoveUnused(),
     ]
     model = run_passes(fold(model), [InferShapes(), *rewrites], rounds=MAX_ROUNDS).graph
