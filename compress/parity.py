@@ -27,6 +27,7 @@ from pocketport.errors import UsageError, VerificationError
 
 LEAST_SQNR_DB = 60.0  # float32 against float32 gives 90 and more; a wrong epsilon or mask gives less than 60
 SATURATING = frozenset({"Sigmoid", "Softmax"})
+MOVING = frozenset({"Identity", "Reshape"})
 SAMPLE_SEED = 7
 SAMPLE_COUNT = 2
 
@@ -135,9 +136,17 @@ def _unsaturated(model: ir.Model) -> ir.Model:
     """
     copy = clone_graph(model)
     for index, output in enumerate(copy.graph.outputs):
-        node = output.producer()
-        while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        node, moves = output.producer(), list[ir.Node]()
+        while node is not None and node.op_type in MOVING and node.inputs[0] is not None:
+            moves.append(node)
             node = node.inputs[0].producer()
-        if node is not None and node.op_type in SATURATING and node.inputs[0] is not None:
-            copy.graph.outputs[index] = node.inputs[0]
+        if node is None or node.op_type not in SATURATING or node.inputs[0] is None:
+            continue
+        value = node.inputs[0]
+        for number, move in enumerate(reversed(moves)):  # anew: others may read what they give
+            again = ir.node(move.op_type, [value, *move.inputs[1:]])
+            copy.graph.append(again)
+            value = again.outputs[0]
+            value.name, value.type = f"{output.name}.unsaturated{number}", output.type
+        copy.graph.outputs[index] = value
     return copy

@@ -72,6 +72,13 @@ class NodeWriter:
         """A new initializer, which is called `name`, or that and a number."""
         return add_initializer(self.graph, self._free(name), array)
 
+    def reshape(self, before: ir.Node, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value:
+        """A Reshape of `value` in front of another node."""
+        target = self.constant(f"{name}.shape", np.array(shape, np.int64))
+        made = self.insert(before, "Reshape", [value, target], name, value.dtype)
+        made.shape = ir.Shape(shape)
+        return made
+
     def replace(self, old: ir.Node, value: ir.Value) -> None:
         """`value`, which a new node gives, takes the place of what `old` gives."""
         value.shape, value.type = old.outputs[0].shape, old.outputs[0].type

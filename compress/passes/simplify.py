@@ -15,9 +15,12 @@ from pocketport.compress.passes.fuse_linear import FuseLinear
 from pocketport.compress.passes.fuse_rms_norm import FuseRMSNorm
 from pocketport.compress.passes.keep_rows import KeepRows
 from pocketport.compress.passes.merge_reshapes import MergeReshapes
+from pocketport.compress.passes.narrow_transposes import NarrowTransposes
 from pocketport.compress.passes.plain_gathers import PlainGathers
+from pocketport.compress.passes.plain_windows import PlainWindows
 from pocketport.compress.passes.prefix_sums import PrefixSums
 from pocketport.compress.passes.remove_noops import RemoveNoops
+from pocketport.compress.passes.spell_out import SpellOut
 
 MAX_ROUNDS = 16  # each round makes new shapes known; real exports need two or three
 
@@ -39,7 +42,16 @@ class RemoveUnused(Pass):
 
 
 # Behind all others: a norm or an activation that is still spelled out would be moved in pieces.
-LINEAR_LAYERS = (FuseLinear(), KeepRows(), MergeReshapes(), RemoveNoops(), FoldAffine(), RemoveUnused())
+LINEAR_LAYERS = (
+    PlainWindows(),
+    NarrowTransposes(),
+    FuseLinear(),
+    KeepRows(),
+    MergeReshapes(),
+    RemoveNoops(),
+    FoldAffine(),
+    RemoveUnused(),
+)
 
 
 def fold(model: ir.Model) -> ir.Model:
@@ -61,6 +73,7 @@ def simplify(model: ir.Model) -> ir.Model:
         FuseActivations(),
         PlainGathers(),
         PrefixSums(),
+        SpellOut(),
         BoundMasks(),
         FloatMasks(),
         RemoveUnused(),

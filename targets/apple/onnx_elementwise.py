@@ -162,6 +162,16 @@ def _layer_norm(call: Call) -> Any:
     return call.emit.layer_norm(call.value(), axes, call.array(1, "scale"), beta, call.number("epsilon", 1e-5))
 
 
+@lowering("InstanceNormalization")
+def _instance_norm(call: Call) -> Any:
+    shape = call.shape()
+    axes = tuple(range(2, len(shape)))
+    ones = np.ones(shape[2:], np.float32)
+    x = call.emit.layer_norm(call.value(), axes, ones, None, call.number("epsilon", 1e-5))
+    scale, shift = (call.array(i, "scale and shift").reshape(-1, *[1] * len(axes)) for i in (1, 2))
+    return call.emit.binary("add", call.emit.binary("mul", x, call.emit.constant(scale)), call.emit.constant(shift))
+
+
 @lowering("RMSNormalization")
 def _rms_norm(call: Call) -> Any:
     rank = len(call.shape())

@@ -3,6 +3,9 @@
 from typing import Any
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from pocketport.targets.apple.call import Call, NotLowerable, lowering
 
@@ -104,8 +107,26 @@ def _resize(call: Call) -> Any:
         ("half_pixel", "round_prefer_floor"),
         ("half_pixel", "round_prefer_ceil"),
     )
-    if call.text("mode", "nearest") != "nearest" or not (whole and repeats):
-        raise NotLowerable(
-            "only nearest-neighbour enlargement of H and W by whole factors is taken", "resize by a whole factor"
-        )
-    return call.emit.upsample(call.value(), (out[2] // shape[2], out[3] // shape[3]))
+    if call.text("mode", "nearest") == "nearest" and whole and repeats:
+        return call.emit.upsample(call.value(), (out[2] // shape[2], out[3] // shape[3]))
+    if len(shape) != 4 or shape[:2] != out[:2]:
+        raise NotLowerable("resizing other dimensions than H and W is not taken", "resize [N, C, H, W] in H and W")
+    height, width = (_interpolation(call, axis) for axis in (2, 3))
+    x = call.value() if shape[3] == out[3] else call.emit.matmul(call.value(), call.emit.constant(width))
+    return x if shape[2] == out[2] else call.emit.matmul(call.emit.constant(height.swapaxes(2, 3)), x)
+
+
+def _interpolation(call: Call, axis: int) -> NDArray[np.float32]:
+    """What of every place along `axis` comes into every resized one [1, 1, before, after]: resizing is linear, whatever its mode."""
+    before, after = call.shape()[axis], call.out_shape()[axis]
+    kept = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside", "mode", "nearest_mode")
+    attributes = {name: call.node.attributes[name].value for name in kept if name in call.node.attributes}
+    scale = call.array(2, "scales").reshape(-1) if call.has(2) else np.empty(0)
+    scales = np.array([1.0, scale[axis - 4]], np.float32) if scale.size else None
+    sizes = None if scale.size else np.array([before, after], np.int64)
+    node = onnx.helper.make_node(
+        "Resize", ["x", "", "s" if sizes is None else "", "" if sizes is None else "n"], ["y"], **attributes
+    )
+    given = {"x": np.eye(before, dtype=np.float32), "s": scales, "n": sizes}
+    (matrix,) = ReferenceEvaluator(node).run(None, {k: v for k, v in given.items() if v is not None})
+    return np.asarray(matrix, np.float32).reshape(1, 1, before, after)

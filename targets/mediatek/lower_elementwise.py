@@ -64,12 +64,17 @@ def inputs_of(node: ir.Node) -> list[ir.Value]:
     return [v for v in node.inputs if v is not None]
 
 
+def kind_of(tensors: Sequence[Tensor]) -> str:
+    """What arithmetic without an encoding computes in: whole numbers if all operands are, else floats."""
+    return "int32" if all(t.dtype == "int32" and t.encoding is None for t in tensors) else "float32"
+
+
 @lowers("Add", "Sub", "Mul")
 def arithmetic(context: Lowering, node: ir.Node) -> None:
     """ADD, SUB and MUL in integers with rescaling, or in float; a following Relu/Clip goes inside."""
     activation, output = fused_activation(context, node)
     tensors, order = aligned(context, inputs_of(node), output)
-    dtype = tensors[0].dtype if all(t.dtype == "int32" for t in tensors) else "float32"
+    dtype = kind_of(tensors)
     tensors, encoding = context.settle(tensors, output)
     table = f"{node.op_type}Options"
     general = {} if node.op_type == "Mul" else {"potScaleInt16": False}  # scales here aren't powers of two
@@ -131,11 +136,12 @@ def extremum(context: Lowering, node: ir.Node) -> None:
     if len(values) != 2:
         raise Refused(f"{node.op_type} of {len(values)} inputs is not taken", "chain it in pairs")
     tensors, order = aligned(context, values, node.outputs[0])
+    dtype = kind_of(tensors)
     tensors, encoding = context.settle(tensors, node.outputs[0])
     if encoding is not None:
         tensors = [context.quantized(t, encoding) for t in tensors]
     code = {"Max": "MAXIMUM", "Min": "MINIMUM"}[node.op_type]
-    context.emit(code, tensors, node.outputs[0], encoding, order=order, table="MaximumMinimumOptions")
+    context.emit(code, tensors, node.outputs[0], encoding, order=order, dtype=dtype, table="MaximumMinimumOptions")
 
 
 @lowers("Sigmoid", "Tanh")
@@ -204,9 +210,10 @@ def hard_sigmoid(context: Lowering, node: ir.Node) -> None:
 
 @lowers("Sqrt", "Exp", "Neg", "Abs", "Log", "Sin", "Cos")
 def float_unary(context: Lowering, node: ir.Node) -> None:
-    """Computed in float."""
+    """Computed in float; ABS and NEG of whole numbers in those."""
     held = context.value(inputs_of(node)[0])
-    context.emit(node.op_type.upper(), [context.as_float(held.tensor)], node.outputs[0], order=held.order)
+    x, dtype = context.as_float(held.tensor), kind_of([held.tensor])
+    context.emit(node.op_type.upper(), [x], node.outputs[0], order=held.order, dtype=dtype)
 
 
 @lowers("Pow")

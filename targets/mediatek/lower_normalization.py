@@ -4,6 +4,8 @@ The plugin's composites (``odml.rms_norm``, ``odml.group_norm``) are not used: i
 ``odml.rms_norm`` puts float32's machine epsilon in the place of the model's.
 """
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,6 +29,24 @@ def rms_normalization(context: Lowering, node: ir.Node) -> None:
     """x · rsqrt(mean(x²) + epsilon) · gamma."""
     x, order = _last_dimension_last(context, node)
     _scaled(context, node, x, order)
+
+
+@lowers("InstanceNormalization")
+def instance_normalization(context: Lowering, node: ir.Node) -> None:
+    """(x − mean) · rsqrt(mean((x − mean)²) + epsilon) · gamma + beta, over all that belongs to one channel."""
+    source, output = inputs_of(node)[0], node.outputs[0]
+    weights = [context.weight(v) for v in node.inputs[1:3]]
+    if any(w is None for w in weights):
+        raise Refused("its gamma or beta is not a constant", "make it an initializer")
+    shape = context.shape(source)
+    x = context.reshaped(context.as_float(context.read(source)), (*shape[:2], math.prod(shape[2:])))
+    centred = context.internal("SUB", [x, _mean(context, x)], x.shape, table="SubOptions")
+    gamma, beta = (context.emitter.constant(w.real().reshape(-1, 1)) for w in weights if w is not None)
+    unit = _unit(context, node, centred)
+    stretched = context.internal("MUL", [unit, gamma], x.shape, table="MulOptions")
+    context.define(
+        output, context.reshaped(context.internal("ADD", [stretched, beta], x.shape, table="AddOptions"), shape)
+    )
 
 
 def _last_dimension_last(context: Lowering, node: ir.Node) -> tuple[Tensor, Order]:
@@ -53,17 +73,22 @@ def _scaled(context: Lowering, node: ir.Node, x: Tensor, order: Order) -> None:
     if any(p is None for p in parameters):
         raise Refused("its gamma or beta is not a constant", "make it an initializer")
     gamma, *beta = [context.emitter.constant(p.real()) for p in parameters if p is not None]
-    epsilon = context.emitter.scalar(attribute(node, "epsilon", 1e-5))
-    square = context.internal("MUL", [x, x], x.shape, table="MulOptions")
-    power = _mean(context, square)
-    safe = context.internal("ADD", [power, epsilon], power.shape, table="AddOptions")
-    factor = context.internal("RSQRT", [safe], power.shape)
-    unit = context.internal("MUL", [x, factor], x.shape, table="MulOptions")
+    unit = _unit(context, node, x)
     if not beta:
         context.emit("MUL", [unit, gamma], output, order=order, table="MulOptions")
         return
     stretched = context.internal("MUL", [unit, gamma], x.shape, table="MulOptions")
     context.emit("ADD", [stretched, beta[0]], output, order=order, table="AddOptions")
+
+
+def _unit(context: Lowering, node: ir.Node, x: Tensor) -> Tensor:
+    """x · rsqrt(mean(x²) + epsilon) over the last dimension."""
+    epsilon = context.emitter.scalar(attribute(node, "epsilon", 1e-5))
+    square = context.internal("MUL", [x, x], x.shape, table="MulOptions")
+    power = _mean(context, square)
+    safe = context.internal("ADD", [power, epsilon], power.shape, table="AddOptions")
+    factor = context.internal("RSQRT", [safe], power.shape)
+    return context.internal("MUL", [x, factor], x.shape, table="MulOptions")
 
 
 @lowers("BatchNormalization")

@@ -85,6 +85,7 @@ def every_op() -> tuple[onnx.ModelProto, dict[str, NDArray[np.generic]]]:
     s.add("LayerNormalization", [x, s.weight(s.normal(32) + 1), s.weight(s.normal(32))], epsilon=1e-6)
     s.add("LayerNormalization", [x, s.weight(s.normal(32) + 1)])
     s.add("RMSNormalization", [x, s.weight(s.normal(32) + 1)], epsilon=1e-6)
+    s.add("InstanceNormalization", [image, s.weight(s.normal(8) + 1), s.weight(s.normal(8))])
     statistics = [s.weight(np.abs(s.normal(8)) + 0.5) for _ in range(4)]
     s.add("BatchNormalization", [image, *statistics])
     # linear algebra
@@ -119,6 +120,10 @@ def every_op() -> tuple[onnx.ModelProto, dict[str, NDArray[np.generic]]]:
     s.add("Pad", [image, s.weight(np.array([0, 0, 1, 2, 0, 0, 3, 0], np.int64)), s.weight(np.float32(0.5))])
     s.add("Resize", [image, "", s.weight(np.array([1, 1, 2, 3], np.float32))], mode="nearest",
           coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+    s.add("Resize", [image, "", s.weight(np.array([1, 1, 2, 2], np.float32))], mode="linear")
+    s.add("Resize", [image, "", "", s.weight(np.array([1, 8, 5, 30], np.int64))], mode="cubic",
+          coordinate_transformation_mode="align_corners")  # fmt: skip
+    s.add("Resize", [image, "", "", s.weight(np.array([1, 8, 7, 10], np.int64))], mode="nearest")
     _quantized(s, x, image)
     feeds: dict[str, NDArray[np.generic]] = {
         x: s.normal(6, 32, scale=1.0), image: s.normal(1, 8, 12, 10, scale=1.0), ids: np.array([4, 0, 5, 1, 1], np.int32),

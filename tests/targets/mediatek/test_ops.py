@@ -104,6 +104,7 @@ CASES = [
     Case("Softmax", ROWS, axis=-1), Case("Softmax", IMAGE, axis=1), Case("Softmax", (3, 200), axis=-1),
     Case("LayerNormalization", ROWS, sample((12,)), sample((12,)), axis=-1),
     Case("RMSNormalization", ROWS, sample((12,)), axis=-1, epsilon=1e-6),
+    Case("InstanceNormalization", IMAGE, sample((6,)), sample((6,)), epsilon=1e-4),
     Case("BatchNormalization", IMAGE, *(sample((6,), 0.5) for _ in range(4))),
     Case("Identity", ROWS), Case("Cast", ROWS, to=TensorProto.FLOAT),
     Case("Reshape", ROWS, np.array([3, 20])), Case("Flatten", IMAGE), Case("Squeeze", (1, 5, 1, 4), np.array([0, 2])),
@@ -224,3 +225,18 @@ def test_whole_blocks(scheme: str, builder: Any, tmp_path: Path) -> None:
     got, wanted = executed(model, graph.feeds, tmp_path), graphs.reference(model, graph.feeds)
     least = {"w8a16": 70.0, "w4a16": 70.0, "w8a8": 35.0}.get(scheme, 100.0)
     assert min(sqnr_db(wanted[name], got[name]) for name in wanted) > least
+
+
+def test_a_mask_made_of_integers(tmp_path: Path) -> None:
+    """Comparisons as ingestion writes them: |ids − 1|, at most 1, is a flag, and so is max(ids − 3, 0)."""
+    nodes = [
+        helper.make_node("Sub", ["ids", "one"], ["d"]), helper.make_node("Abs", ["d"], ["a"]),
+        helper.make_node("Min", ["a", "one"], ["differs"]), helper.make_node("Sub", ["ids", "three"], ["e"]),
+        helper.make_node("Max", ["e", "zero"], ["p"]), helper.make_node("Min", ["p", "one"], ["exceeds"]),
+        helper.make_node("Mul", ["differs", "exceeds"], ["both"]), helper.make_node("Concat", ["both", "ids"], ["all"], axis=0),
+        helper.make_node("Cast", ["all"], ["f"], to=TensorProto.FLOAT), helper.make_node("Mul", ["f", "x"], ["y"]),
+    ]  # fmt: skip
+    numbers = {"zero": np.int32(0), "one": np.int32(1), "three": np.int32(3)}
+    feeds = {"ids": np.array([[1, 5, 3, 250001, 0, -4]], np.int32), "x": sample((2, 6))}
+    graph = float_graph(nodes, {n: np.asarray(v) for n, v in numbers.items()}, feeds)
+    assert agreement(graph, "float", tmp_path) == 200.0
