@@ -1,7 +1,8 @@
 """The reference's language model in few bits, by llama.cpp with an importance matrix and by ours: divergence at equal bytes.
 
-``python benchmarks/k_quants.py BIN [--samples 64] [--report-samples 600] [--work DIR] [--docs docs/quantization.md] [--json FILE]``,
-with BIN the folder of llama.cpp's programs (llama-quantize).
+``python benchmarks/k_quants.py BIN [--rows PATTERN] [--samples 64] [--report-samples 600] [--work DIR] [--docs docs/quantization.md]
+[--json FILE]``, with BIN the folder of llama.cpp's programs (llama-quantize). Every row is kept in the work folder; those that match
+the pattern and are not there are made, and the table shows all that are.
 
 Everyone calibrates on the same prompts about images, vision tokens included: llama-imatrix reads only text, so the matrix that
 llama-quantize is given is written here, from the mean squares of the same rows that ours see. All linear layers are
@@ -10,9 +11,12 @@ predicted answers from the float model's on other images, with 90 % intervals ov
 """
 
 import argparse
+import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 import gguf
@@ -43,14 +47,23 @@ from pocketport.stages.search import Answers, FormatSearch
 from pocketport.stages.weights import plan_formats, quantize_format
 from pocketport.store import Store
 
+TOLD = ("", ", imatrix")  # what is told of llama.cpp's rows
 TYPES = ("Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M")
-REFINED = {"propagation": 0.5, "sweeps": 2, "distillation": 1}
+REFINED = {"propagation": 0.5, "sweeps": 2}
+ALL = {**REFINED, "distillation": 1}
 OURS = {  # row → format, and the rule of all linear layers
-    "q4_k_m, importance": ("gguf:q4_k_m", {"algorithm": "importance"}),
-    "iq4_xs, importance": ("gguf:iq4_xs", {"algorithm": "importance"}),
+    **{
+        f"{kind}, {told}": (f"gguf:{kind.lower()}", rule)
+        for kind in TYPES
+        for told, rule in (
+            ("importance", {"algorithm": "importance"}),
+            ("gptq", {"algorithm": "gptq"}),
+            ("gptq refined", {"algorithm": "gptq", "algorithm_options": REFINED}),
+        )
+    },
     **{
         f"{scheme}{'' if symmetric else ', asymmetric'}, gptq refined and distilled": (
-            "gptq", {"algorithm": "gptq", "algorithm_options": REFINED, "scheme": f"{scheme}fp16", "symmetric": symmetric},
+            "gptq", {"algorithm": "gptq", "algorithm_options": ALL, "scheme": f"{scheme}fp16", "symmetric": symmetric},
         )
         for scheme in ("w3b64", "w3b32", "w4b64", "w4b32") for symmetric in (True, False)
     },
@@ -119,16 +132,21 @@ def mean_squares(search: FormatSearch, uses: Mapping[str, Use]) -> dict[str, NDA
 
 
 def theirs(
-    search: FormatSearch, uses: Mapping[str, Use], data: Answers, programs: Programs, work: Path
+    search: FormatSearch, uses: Mapping[str, Use], data: Answers, programs: Programs, work: Path, wanted: Sequence[str]
 ) -> Iterator[Row]:
-    """Rows of llama-quantize, with the matrix and without."""
+    """Rows of llama-quantize, with the matrix and without; those of `wanted`."""
+    if not {f"{kind}{told}" for kind in TYPES for told in TOLD}.intersection(wanted):
+        return
     plain = language_file(port(REFERENCE, "gguf:f32", work))
     places = text_names(str(gguf.GGUFReader(plain).fields["general.architecture"].contents()), LANGUAGE)
     names = {name: places.of_published(name)[0].gguf for name in uses}
     matrix = work / "imatrix.gguf"
     importance_matrix(matrix, mean_squares(search, uses), names)
     for kind in TYPES:
-        for told, arguments in (("", []), (", imatrix", ["--imatrix", matrix])):
+        for told in TOLD:
+            if f"{kind}{told}" not in wanted:
+                continue
+            arguments = ["--imatrix", matrix] if told else []
             path = work / f"{kind}{'-imatrix' if told else ''}.gguf"
             programs.run("llama-quantize", *arguments, plain, path, kind)
             source = open_source(path)
@@ -138,9 +156,13 @@ def theirs(
             yield row("llama.cpp", f"{kind}{told}", search, weights, data, size)
 
 
-def ours(search: FormatSearch, uses: Mapping[str, Use], data: Answers, work: Path) -> Iterator[Row]:
-    """Rows of `OURS`."""
+def ours(
+    search: FormatSearch, uses: Mapping[str, Use], data: Answers, work: Path, wanted: Sequence[str]
+) -> Iterator[Row]:
+    """Rows of `OURS`, those of `wanted`."""
     for name, (form, told) in OURS.items():
+        if name not in wanted:
+            continue
         recipe = work / "recipe.yaml"
         recipe.write_text(yaml.safe_dump({"version": 1, "rules": [told]}))
         request = search.context.request.model_copy(update={"formats": [form], "recipe": str(recipe)})
@@ -163,13 +185,15 @@ def main() -> None:
     """Measure all rows, print the table, write it where it was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bin", type=Path)
+    parser.add_argument("--rows", default="*", help="which of them are made, a pattern")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--report-samples", type=int, default=600)
     parser.add_argument("--work", type=Path, default=Path("build/k-quants"))
     parser.add_argument("--docs", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    kept = options.work / f"rows-{options.samples}-{options.report_samples}"
+    kept.mkdir(parents=True, exist_ok=True)
     request = Request(source=REFERENCE, formats=["gptq"], recipe="gptq", calibration_samples=options.samples)
     with BarProgress() as progress, tempfile.TemporaryDirectory() as folder:
         context = Context(request, Store(options.work / "cache"), Path(folder), progress)
@@ -178,10 +202,15 @@ def main() -> None:
         assert isinstance(data, Answers)
         linear = {weight for layer in search.found.layers for weight in layer.weights}
         uses = {name: use for name, use in find_uses(search.bundle).items() if name in linear}
-        rows = [
-            *theirs(search, uses, data, Programs(options.bin), options.work),
-            *ours(search, uses, data, options.work),
+        names = [f"{kind}{told}" for kind in TYPES for told in TOLD] + list(OURS)
+        wanted = [n for n in names if fnmatchcase(n, options.rows) and not (kept / f"{n}.json").is_file()]
+        made = [
+            theirs(search, uses, data, Programs(options.bin), options.work, wanted),
+            ours(search, uses, data, options.work, wanted),
         ]
+        for found in chain(*made):
+            write_json(kept / f"{found.name}.json", asdict(found))
+    rows = [Row(**json.loads(path.read_text("utf-8"))) for path in sorted(kept.glob("*.json"))]
     rows.sort(key=lambda r: (r.bits, r.divergence))
     shown = table("the reference's language model", "", "by", "bits", "divergence", right=(2, 3))
     for r in rows:

@@ -56,6 +56,10 @@ OURS = {  # method → algorithm and options
     "gptq-refined-distilled": ("gptq", {"propagation": 0.5, "sweeps": 2, "distillation": 1}),
     "gptq-all": ("gptq", {"propagation": 0.5, "sweeps": 2, "distillation": 1, "damping_search": 4}),
 }
+GGUF = {  # method → a type of ggml, which has 4.5 bits a weight as w4b32 has, and which of `OURS`
+    f"{kind}-{name}": (kind, name)
+    for kind in ("iq4_nl", "q4_0") for name in ("gptq", "gptq-refined", "gptq-distilled", "gptq-refined-distilled")
+}  # fmt: skip
 PEERS = {  # method → its script, and what it is told beside bits, groups and symmetry
     "gptqmodel": ("gptqmodel_gptq.py", {}),
     "gptqmodel-desc_act": ("gptqmodel_gptq.py", {"desc_act": True}),
@@ -144,17 +148,22 @@ def parsed(setting: str) -> tuple[int, int | None, bool]:
 def ours(method: str, setting: str, model: Path, tokens: Path, options: argparse.Namespace) -> tuple[list[str], Path]:
     """The command that quantizes with an algorithm of ours, and the folder that it writes."""
     bits, group, symmetric = parsed(setting)
-    algorithm, told = OURS[method]
-    scheme = f"w{bits}{'c' if group is None else f'b{group}'}fp16"
-    rule = {"algorithm": algorithm, "algorithm_options": told, "scheme": scheme, "symmetric": symmetric}
+    kind, name = GGUF.get(method, ("", method))
+    if kind and setting != "w4b32":
+        raise RuntimeError("its type has 4 bits in blocks of 32")
+    algorithm, told = OURS[name]
+    scheme = kind or f"w{bits}{'c' if group is None else f'b{group}'}fp16"
+    rule = {"algorithm": algorithm, "algorithm_options": told, "scheme": scheme}
+    rule |= {} if kind else {"symmetric": symmetric}
+    form = "gguf:f32" if kind else "gptq"
     file, result = options.work / f"{method}-{setting}.yaml", options.work / "made" / f"{method}-{setting}"
     file.write_text(yaml.safe_dump({"version": 1, "rules": [rule]}))
     command = [
-        sys.executable, "-m", "pocketport", "port", str(model), "--format", "gptq", "--recipe", str(file), "--data", str(tokens),
+        sys.executable, "-m", "pocketport", "port", str(model), "--format", form, "--recipe", str(file), "--data", str(tokens),
         "--calibration-samples", str(options.sequences), "--sequence-length", str(options.length), "--out", str(result),
         "--cache", str(result / "cache"),
     ]  # fmt: skip
-    return command, result / "gptq"
+    return command, result / form.replace(":", "-")
 
 
 def peer(method: str, setting: str, model: Path, tokens: Path, options: argparse.Namespace) -> tuple[list[str], Path]:
@@ -217,7 +226,7 @@ def measured(
         return Row(
             setting, method, 0, 0, folder_bytes(model), options.text, len(ids), perplexity(model, ids, first_token)
         )
-    command, folder = (ours if method in OURS else peer)(method, setting, model, tokens, options)
+    command, folder = (ours if method in OURS or method in GGUF else peer)(method, setting, model, tokens, options)
     shutil.rmtree(options.work / "made" / f"{method}-{setting}", ignore_errors=True)
     (options.work / "made").mkdir(exist_ok=True)
     seconds, peak = run(command, options.work / f"{method}-{setting}.log")
@@ -237,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="smollm2")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--methods", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
+    parser.add_argument("--methods", nargs="+", choices=[*OURS, *GGUF, *PEERS], default=[*OURS, *GGUF, *PEERS])
     parser.add_argument("--text", choices=["report", "development"], default="report")
     parser.add_argument("--tokens", type=int, default=49 * WINDOW)
     parser.add_argument("--sequences", type=int, default=32)

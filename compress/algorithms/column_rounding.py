@@ -144,19 +144,39 @@ def descended(weight: Tensor, hessian: Tensor, now: Tensor, rounded: Rounding, d
     """
     now = now.mT.contiguous()  # so that a column is
     gradient = hessian @ (now - weight.mT)
-    curvature = hessian.diagonal(dim1=1, dim2=2)[..., None]
     integers = torch.empty(now.shape, dtype=dtype, device=now.device)
     for start in range(0, now.shape[1], INNER):
-        stop = min(start + INNER, now.shape[1])
-        slope = gradient[:, start:stop].clone()
-        change = torch.empty_like(slope)
-        for j in range(start, stop):
-            own = j - start
-            integers[:, j], real = rounded(j, now[:, j] - slope[:, own] / curvature[:, j])
-            torch.sub(real, now[:, j], out=change[:, own])
-            slope[:, own + 1 :].addcmul_(hessian[:, j + 1 : stop, j, None], change[:, own, None])
-        _add_products(gradient[:, stop:], hessian[:, start:stop, stop:], change, 1)
+        part = slice(start, min(start + INNER, now.shape[1]))
+        change = descended_columns(
+            hessian[:, part, part], now[:, part], gradient[:, part], integers[:, part], start, rounded
+        )
+        _add_products(gradient[:, part.stop :], hessian[:, part, part.stop :], change, 1)
     return integers.mT.contiguous()
+
+
+def descended_columns(
+    hessian: Tensor, now: Tensor, gradient: Tensor, integers: Tensor, first: int, rounded: Rounding
+) -> Tensor:
+    """The same of a few columns beside all others, which stay as they are.
+
+    Args:
+        hessian: [G, B, B], of these columns.
+        now: [G, B, N], what the integers so far stand for.
+        gradient: [G, B, N], of half the error by each weight; it is used up.
+        integers: [G, B, N], written.
+        first: place of the first of these columns.
+        rounded: see `Rounding`.
+
+    Returns:
+        What was added to `now`, [G, B, N].
+    """
+    change = torch.empty_like(gradient)
+    curvature = hessian.diagonal(dim1=1, dim2=2)[..., None]
+    for j in range(now.shape[1]):
+        integers[:, j], real = rounded(first + j, now[:, j] - gradient[:, j] / curvature[:, j])
+        torch.sub(real, now[:, j], out=change[:, j])
+        gradient[:, j + 1 :].addcmul_(hessian[:, j + 1 :, j, None], change[:, j, None])
+    return change
 
 
 def _add_products(rest: Tensor, rows: Tensor, columns: Tensor, sign: int) -> None:

@@ -18,10 +18,9 @@ from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
 from pocketport.compress.blockwise.damping import Sharer, searched_damping
 from pocketport.compress.blockwise.drift import target
 from pocketport.compress.blockwise.gptq import solve
-from pocketport.compress.blockwise.grids import Form
 from pocketport.compress.blockwise.journal import Journal
 from pocketport.compress.blockwise.options import GptqOptions
-from pocketport.compress.blockwise.rounding import as_weight, pack_ggml
+from pocketport.compress.blockwise.rounding import form_of, pack_ggml
 from pocketport.compress.blockwise.samples import Samples, float_chain, taken_in
 from pocketport.compress.blockwise.segments import Segment, Stage, segments, stages
 from pocketport.compress.blockwise.sums import Sums
@@ -125,10 +124,6 @@ def _residual(node: ir.Node) -> str:
         return ""
     others = [v for v in followers[0].inputs if v is not None and v is not product and not is_constant(v)]
     return (others[0].name or "") if others and others[0].shape == product.shape else ""
-
-
-def _form(plan: WeightPlan) -> Form:
-    return Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
 
 
 def _options(plan: WeightPlan) -> GptqOptions:
@@ -242,7 +237,7 @@ class _Layer:
                 damping = searched_damping(
                     sums,
                     [
-                        Sharer(self.weights.get(use.value), _form(use.plan), use.residual, wanted.propagation)
+                        Sharer(self.weights.get(use.value), form_of(use.plan), use.residual, wanted.propagation)
                         for use, wanted in zip(uses, options, strict=True)
                     ],
                 )
@@ -251,7 +246,7 @@ class _Layer:
             factor = sums.hessian.factor(damping, whole=any(o.sweeps for o in options))
         quantized: dict[str, Quantized] = {}
         for use, wanted in zip(uses, options, strict=True):
-            form = _form(use.plan)
+            form = form_of(use.plan)
             with self.timing.phase("solve"):
                 weight = self.weights.get(use.value)
                 if sums.drift is not None and wanted.propagation:
@@ -259,5 +254,5 @@ class _Layer:
                     weight = target(weight, missing, factor, wanted.propagation)
                 integers, grid = solve(weight, factor, form, wanted.sweeps)
                 self.weights.replace(use.plan.tensor, grid.dequantized(integers))
-            quantized[use.plan.tensor] = as_weight(integers, grid, form)
+                quantized[use.plan.tensor] = form.stored(integers, grid)
         return quantized

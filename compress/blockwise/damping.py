@@ -6,13 +6,13 @@ too: what few samples say of columns that vary little does not hold for others, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.drift import target
-from pocketport.compress.blockwise.gptq import InputFactor, solve
-from pocketport.compress.blockwise.grids import Form
+from pocketport.compress.blockwise.gptq import InputFactor, WeightForm, solve
 from pocketport.compress.blockwise.sums import Sums
 
 CANDIDATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -25,13 +25,13 @@ class Sharer:
 
     Attributes:
         weight: float32 [N, K].
-        form: see `Form`.
+        form: how it is written.
         residual: that its outputs are added to, "" for none.
         propagation: the share of the drift that it makes up for.
     """
 
     weight: Tensor
-    form: Form
+    form: WeightForm[Any]
     residual: str
     propagation: float
 

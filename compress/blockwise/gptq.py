@@ -5,17 +5,59 @@ the Hessian's diagonal.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from pocketport.compress.algorithms.affine_grid import Grid
-from pocketport.compress.algorithms.column_rounding import Factor, damp, factored, propagated, symmetric_permuted
-from pocketport.compress.blockwise.grids import Form, searched_grid
-from pocketport.compress.blockwise.refine import refined
+from pocketport.compress.algorithms.column_rounding import (
+    Factor,
+    Rounding,
+    damp,
+    factored,
+    propagated,
+    symmetric_permuted,
+)
+from pocketport.compress.quantized_weights import Quantized
 from pocketport.errors import VerificationError
 
 RANK_BLOCK = 512  # columns of a Hessian that are summed at a time: about half of the products are left out
+
+
+class ColumnGrid(Protocol):
+    """What integers of a matrix [N, K] stand for."""
+
+    def columns(self, order: Tensor) -> Rounding:
+        """Rounding of columns that go in this order, [1, K]."""
+        ...
+
+    def dequantized(self, integers: Tensor) -> Tensor:
+        """What integers [N, K] stand for, float32."""
+        ...
+
+
+G = TypeVar("G", bound=ColumnGrid)
+
+
+class WeightForm(Protocol[G]):
+    """How a matrix is written."""
+
+    def searched(self, weight: Tensor, importance: Tensor | None = None) -> G:
+        """The grid of least squared error for nearest integers.
+
+        Args:
+            weight: float32 [N, K].
+            importance: float32 [K] ≥ 0, the mean square of each input; None: all the same.
+        """
+        ...
+
+    def refined(self, weight: Tensor, hessian: Tensor, integers: Tensor, grid: G, sweeps: int) -> tuple[Tensor, G]:
+        """Integers uint8 [N, K] and their grid made better under the whole Hessian [K, K]."""
+        ...
+
+    def stored(self, integers: Tensor, grid: G) -> Quantized:
+        """Integers uint8 [N, K] with their grid, as files hold them."""
+        ...
 
 
 class Hessian:
@@ -89,21 +131,21 @@ class InputFactor(Factor):
     hessian: Tensor | None = None
 
 
-def solve(weight: Tensor, factor: InputFactor, form: Form, sweeps: int = 0) -> tuple[Tensor, Grid]:
+def solve(weight: Tensor, factor: InputFactor, form: WeightForm[G], sweeps: int = 0) -> tuple[Tensor, G]:
     """Round column by column and spread each error over the columns still to come.
 
     Args:
         weight: float32 [N, K].
         factor: of the Hessian of its input; with the Hessian itself for sweeps.
-        form: see `Form`.
-        sweeps: of `refined` afterwards.
+        form: how it is written.
+        sweeps: of `WeightForm.refined` afterwards.
 
     Returns:
         Integers uint8 [N, K] in the original order of the columns, and their grid.
     """
-    grid = searched_grid(weight, form, factor.diagonal)
+    grid = form.searched(weight, factor.diagonal)
     integers = propagated(weight[None], factor, grid.columns(factor.order), torch.uint8)[0]
     if not sweeps:
         return integers, grid
     assert factor.hessian is not None
-    return refined(weight, factor.hessian, integers, grid, sweeps, half=form.half)
+    return form.refined(weight, factor.hessian, integers, grid, sweeps)

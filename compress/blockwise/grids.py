@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.algorithms.affine_grid import Grid, joined
+from pocketport.compress.blockwise.refine import refined
+from pocketport.compress.quantized_weights import QuantizedWeight
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.torch_device import row_runs
 from pocketport.errors import InputError
@@ -49,6 +51,23 @@ class Form:
     def highest(self) -> int:
         """The greatest integer; the least is 0."""
         return int(2**self.bits - 1)
+
+    def searched(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
+        """See `searched_grid`."""
+        return searched_grid(weight, self, importance)
+
+    def refined(
+        self, weight: Tensor, hessian: Tensor, integers: Tensor, grid: Grid, sweeps: int
+    ) -> tuple[Tensor, Grid]:
+        """See `pocketport.compress.blockwise.refine.refined`."""
+        return refined(weight, hessian, integers, grid, sweeps, half=self.half)
+
+    def stored(self, integers: Tensor, grid: Grid) -> QuantizedWeight:
+        """Integers [N, K] with their grid, as they are stored."""
+        return QuantizedWeight(
+            self.bits, self.group, self.symmetric,
+            integers.cpu().numpy(), grid.scale.cpu().numpy(), grid.zero.to(torch.uint8).cpu().numpy(),
+        )  # fmt: skip
 
 
 def extreme_grid(weight: Tensor, form: Form) -> Grid:

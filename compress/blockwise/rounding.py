@@ -1,14 +1,18 @@
 """Weights that need no calibration data, and what becomes of rounded ones."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.compress.algorithms.affine_grid import Grid
+from pocketport.compress.blockwise.gptq import WeightForm
 from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 from pocketport.compress.blockwise.half_quadratic import half_quadratic_grid
 from pocketport.compress.formats.contract import WeightPlan
+from pocketport.compress.ggml.blocks import FORMS
+from pocketport.compress.ggml.quantize import BlockMatrix
 from pocketport.compress.quantized_weights import PackedWeight, Quantized, QuantizedWeight
 from pocketport.compress.sources.source import QuantizedTensor
 from pocketport.compress.torch_device import row_runs, stored_as_torch
@@ -41,7 +45,7 @@ def rounded(plan: WeightPlan, tensor: ir.TensorProtocol, device: torch.device) -
     for run in row_runs(stored, RUN_ELEMENTS // stored.shape[-1]):
         weight = run.to(device, torch.float32)
         grid = make_grid(weight, form)
-        parts.append(as_weight(round_to(weight, grid), grid, form))
+        parts.append(form.stored(round_to(weight, grid), grid))
     return QuantizedWeight(
         form.bits, form.group, form.symmetric,
         np.concatenate([p.integers for p in parts]),
@@ -50,12 +54,11 @@ def rounded(plan: WeightPlan, tensor: ir.TensorProtocol, device: torch.device) -
     )  # fmt: skip
 
 
-def as_weight(integers: Tensor, grid: Grid, form: Form) -> QuantizedWeight:
-    """Integers [N, K] with their grid, as they are stored."""
-    return QuantizedWeight(
-        form.bits, form.group, form.symmetric,
-        integers.cpu().numpy(), grid.scale.cpu().numpy(), grid.zero.to(torch.uint8).cpu().numpy(),
-    )  # fmt: skip
+def form_of(plan: WeightPlan) -> WeightForm[Any]:
+    """How a tensor's plan says that it is written."""
+    if plan.scheme in FORMS:
+        return BlockMatrix(plan.scheme, plan.shape[-1])
+    return Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
 
 
 def pack_ggml(plan: WeightPlan, stored: Tensor, importance: Tensor | None) -> PackedWeight:
@@ -66,9 +69,7 @@ def pack_ggml(plan: WeightPlan, stored: Tensor, importance: Tensor | None) -> Pa
         stored: [N, K] in any float dtype.
         importance: float32 [K], the mean square of each input, or None.
     """
-    from pocketport.compress.ggml.quantize import quantize
-
-    heed = None if importance is None else importance.numpy()
+    form = BlockMatrix(plan.scheme, stored.shape[-1])
     runs = row_runs(stored.reshape(-1, stored.shape[-1]), PACKED_ELEMENTS // stored.shape[-1])
-    data = [quantize(plan.scheme, run.float().numpy(), heed) for run in runs]
+    data = [form.nearest(run.float(), importance) for run in runs]
     return PackedWeight(plan.scheme, plan.shape, np.concatenate(data))

@@ -9,20 +9,19 @@ Memory holds one layer's weights, the inputs of all layers for one sequence, and
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
+from pocketport.compress.distillation.moving import moving_weight
 from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.mixed_precision.next_token import Head
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
-from pocketport.compress.quantized_weights import Quantized, QuantizedWeight, QuantizedWeights, write_index, write_part
+from pocketport.compress.quantized_weights import Quantized, QuantizedWeights, write_index, write_part
 from pocketport.compress.structure import weight_operand
 
 LEARNING_RATE = 1.5e-3  # of a scale's relative change, falling to 0 along a cosine
@@ -46,7 +45,7 @@ def distill_scales(
     Args:
         graph: the component ``prefill``, float.
         weights: of it.
-        forms: the weights whose scales move, and whether a scale is a float16 number.
+        forms: the weights whose scales move, and whether a scale is a float16 number (in ggml's block formats it always is).
         feeds: calibration samples, with ``row_weights`` [S] where some rows (padding) do not count.
         directory: where the new weights go.
         passes: over the samples.
@@ -61,16 +60,16 @@ def distill_scales(
         UsageError: there are no samples.
         InputError: an op has no gradient here, or the logits do not come from the last row of a sequence.
     """
-    moving = MovingScales(weights, forms, device)
+    scales = MovingScales(weights, forms, device)
     head = Head(graph, device)
     found: list[float] = []
     with Activations(directory / SPILL_NAME, budget) as activations:
         stream = Stream(lambda _: graph, feeds, [head.hidden], activations, device)
         steps = passes * stream.count
-        optimizer = torch.optim.Adam(moving.changes.values(), lr=LEARNING_RATE, betas=MOMENTS)
+        optimizer = torch.optim.Adam(scales.changes.values(), lr=LEARNING_RATE, betas=MOMENTS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for step in range(steps):
-            found.append(divergence_step(stream, head, moving, step % stream.count))
+            found.append(divergence_step(stream, head, scales, step % stream.count))
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -81,7 +80,7 @@ def distill_scales(
         parts.setdefault(weights.form(name)["part"], []).append(name)
     entries: dict[str, dict[str, Any]] = {}
     for part, names in sorted(parts.items()):
-        entries |= write_part(directory / part, {name: moving.quantized(name) for name in names})
+        entries |= write_part(directory / part, {name: scales.quantized(name) for name in names})
     write_index(directory, entries)
     return found
 
@@ -113,14 +112,15 @@ class MovingScales(Mapping[str, Tensor]):
     """
 
     def __init__(self, weights: QuantizedWeights, forms: Mapping[str, bool], device: torch.device) -> None:
-        self._weights, self._forms, self._device = weights, forms, device
+        self._weights = weights
+        self._moving = {name: moving_weight(weights, name, half=half) for name, half in forms.items()}
         self.changes = {
-            name: torch.zeros(weights.part(name, "scale").shape, device=device, requires_grad=True) for name in forms
+            name: torch.zeros(own.shape, device=device, requires_grad=True) for name, own in self._moving.items()
         }
-        """Weight → relative change of each scale, float32 [N, G]."""
+        """Weight → relative change of each of its scales; see `Moving`."""
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.from_numpy(self._moved(name).dequantized()).to(self._device)
+        return self._moving[name].floats(self.changes[name].detach())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.changes)
@@ -134,26 +134,15 @@ class MovingScales(Mapping[str, Tensor]):
         return operand is not None and (operand.value.name or "") in self.changes
 
     def visit(self, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
-        """Add up the gradient of one node: by each scale's change, Σ ∂W ∘ W / (1 + change) over its group."""
+        """Add up the gradient of one node."""
         operand = weight_operand(node)
         assert operand is not None
         name = operand.value.name or ""
         change = self.changes[name]
         by_weight = gradient.reshape(-1, gradient.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-        grouped = by_weight.mul_(self[name]).reshape(*change.shape, -1).sum(-1) / (1 + change.detach())
-        change.grad = grouped if change.grad is None else change.grad + grouped
+        slopes = self._moving[name].slopes(by_weight, change.detach())
+        change.grad = slopes if change.grad is None else change.grad + slopes
 
     def quantized(self, name: str) -> Quantized:
         """A weight with its scales as they are to be stored."""
-        if name not in self.changes:
-            return self._weights[name]
-        weight = self._moved(name)
-        return (
-            replace(weight, scale=weight.scale.astype(np.float16).astype(np.float32)) if self._forms[name] else weight
-        )
-
-    def _moved(self, name: str) -> QuantizedWeight:
-        """A weight under its scales as they are now."""
-        weight = self._weights[name]
-        assert isinstance(weight, QuantizedWeight)
-        return replace(weight, scale=weight.scale * (1 + self.changes[name].detach().cpu().numpy()))
+        return self._moving[name].stored(self.changes[name].detach()) if name in self.changes else self._weights[name]

@@ -15,6 +15,7 @@ from pocketport.compress.families.minicpmv.prompt import Template, jinja_templat
 from pocketport.compress.families.minicpmv.published import DECODER, HEAD
 from pocketport.compress.families.minicpmv.versions import decoder_of, version_of
 from pocketport.compress.formats.contract import Progress, SchemeChoice
+from pocketport.compress.ggml.blocks import FORMS
 from pocketport.compress.ggml.casting import computed_tensor, float_tensor, packed_tensor
 from pocketport.compress.ggml.language_file import check_decoder, decoder_metadata, rotary_tensors
 from pocketport.compress.ggml.mixtures import BASE, FILE_TYPES, FLOATS, Shape, mixed_type, with_fallback
@@ -29,7 +30,6 @@ from pocketport.compress.ggml.projector_file import (
     projector_metadata,
     table_rows,
 )
-from pocketport.compress.ggml.quantize import QUANTIZERS
 from pocketport.compress.ggml.tokenizer_metadata import tokenizer_metadata
 from pocketport.compress.ggml.types import TYPES
 from pocketport.compress.ggml.writer import TensorData, Value, write_gguf
@@ -257,7 +257,7 @@ def _wanted_type(wanted: str, tensor: str) -> str | None:
     Raises:
         UsageError: there is none.
     """
-    if wanted in QUANTIZERS:
+    if wanted in FORMS:
         return wanted
     scheme = Scheme.parse(wanted)
     if scheme.weight_bits is None:
@@ -267,6 +267,6 @@ def _wanted_type(wanted: str, tensor: str) -> str | None:
         raise UsageError(
             f"gguf has no type for {scheme}",
             where=f"recipe, tensor {tensor}",
-            fix=f"name a type ({', '.join(QUANTIZERS)}), or use w4b32fp16, w8b32fp16 or float",
+            fix=f"name a type ({', '.join(FORMS)}), or use w4b32fp16, w8b32fp16 or float",
         )
     return SAME_NUMBERS[scheme.weight_bits]

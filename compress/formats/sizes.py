@@ -7,7 +7,7 @@ from pocketport.compress.schemes import Granularity, Scheme
 
 GGML_BLOCKS: Mapping[str, tuple[int, int]] = {
     "f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20),
-    "q5_0": (32, 22), "q5_1": (32, 24), "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210),
+    "q5_0": (32, 22), "q5_1": (32, 24), "q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210),
     "iq4_nl": (32, 18), "iq4_xs": (256, 136),
 }  # fmt: skip
 """Type → (weights of a block, bytes of a block), from ggml's block structures."""

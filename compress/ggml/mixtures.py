@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from pocketport.compress.ggml.types import TYPES
 
 BASE: Mapping[str, str] = {
-    "q4_k_m": "q4_k", "q5_k_m": "q5_k", "q6_k": "q6_k", "q8_0": "q8_0", "q4_0": "q4_0", "iq4_xs": "iq4_xs",
+    "q4_k_m": "q4_k", "q4_k_s": "q4_k", "q5_k_m": "q5_k", "q6_k": "q6_k", "q8_0": "q8_0", "q4_0": "q4_0",
+    "iq4_nl": "iq4_nl", "iq4_xs": "iq4_xs", "q3_k_m": "q3_k", "q3_k_s": "q3_k", "q2_k": "q2_k",
 }  # fmt: skip
 """Mixture → the type of most of its matrices."""
 
 FLOATS = ("f16", "bf16", "f32")
 FILE_TYPES: Mapping[str, int] = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "iq4_xs": 30, "bf16": 32,
+    "f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q4_k_s": 14, "q4_k_m": 15,
+    "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
 }  # fmt: skip
 """``general.file_type`` (``llama.h``)."""
 
-SMALLER_BLOCKS: Mapping[str, str] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl"}
+SMALLER_BLOCKS: Mapping[str, str] = {
+    "q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl",
+}  # fmt: skip
 """What a type of blocks of 256 becomes where 32 divides the columns and 256 does not."""
 
 MANY_PER_GROUP = 4  # queries that share a key-value head; the values are then few, and more bits for them cost little
@@ -67,14 +71,25 @@ def _wanted(mixture: str, name: str, columns: int, shape: Shape) -> tuple[str, s
     parts = name.split(".")
     if parts[0] != "blk":
         return base, "the base type"
-    layer, matrix = int(parts[1]), parts[2]
-    if base in ("q4_k", "q5_k") and matrix in ("attn_v", "ffn_down") and _more_bits(layer, shape.layers):
-        return "q6_k", "one of the layers with more bits"
-    if base == "iq4_xs" and matrix == "attn_v" and shape.group >= MANY_PER_GROUP:
-        return "q5_k", "the few values"
-    if base == "iq4_xs" and matrix == "ffn_down" and layer < shape.layers // 8:
-        return "q5_k", "one of the first layers"
-    return base, "the base type"
+    more = _more(mixture, parts[2], int(parts[1]), shape)
+    return (base, "the base type") if more is None else (more, "one of the matrices with more bits")
+
+
+def _more(mixture: str, matrix: str, layer: int, shape: Shape) -> str | None:
+    """The type of a matrix that gets more bits than most, None for the others."""
+    few_values, early = shape.group >= MANY_PER_GROUP, layer < shape.layers // 8
+    if mixture in ("q4_k_m", "q5_k_m"):
+        return "q6_k" if matrix in ("attn_v", "ffn_down") and _more_bits(layer, shape.layers) else None
+    if mixture == "q4_k_s":
+        return "q5_k" if (matrix == "attn_v" and layer < 4) or (matrix == "ffn_down" and early) else None
+    if mixture in ("iq4_nl", "iq4_xs"):
+        return "q5_k" if (matrix == "attn_v" and few_values) or (matrix == "ffn_down" and early) else None
+    if mixture == "q3_k_m" and matrix in ("attn_v", "ffn_down", "attn_output"):
+        first = {"attn_v": 2, "ffn_down": shape.layers // 16}.get(matrix, 0)
+        return "q5_k" if layer < first else "q4_k"
+    if mixture == "q2_k" and matrix in ("attn_v", "ffn_down", "attn_output"):
+        return "q4_k" if matrix == "attn_v" and few_values else "q3_k"
+    return None
 
 
 def _more_bits(layer: int, layers: int) -> bool:

@@ -1,4 +1,4 @@
-"""Bit layouts of ggml's blocks (``ggml-common.h``): arrays of integers to bytes, one row of bytes per block."""
+"""Bit fields of ggml's blocks (``ggml-common.h``): arrays of integers to bytes, one row of bytes per block."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,26 +17,38 @@ def half_bytes(values: NDArray[np.float32]) -> Bytes:
     with np.errstate(over="ignore"):
         half = values.astype("<f2")
     if not np.isfinite(half).all():
-        raise InputError(
-            "its weights are too large for scales in float16", where="ggml block format", fix="keep the tensor float"
-        )
+        raise too_large()
     return half.view(np.uint8).reshape(-1, 2)
 
 
+def too_large() -> InputError:
+    """The error for a scale that float16 can't hold."""
+    return InputError(
+        "its weights are too large for scales in float16", where="ggml block format", fix="keep the tensor float"
+    )
+
+
+def fields(q: Bytes, run: int, bits: int, count: int, *, above: int = 0) -> Bytes:
+    """`bits` bits of integers [B, n], those above the lowest `above`, [B, n / count].
+
+    Of each stretch of `count`·`run` integers the first `run` go to the lowest bits of as many bytes, the next `run` to the
+    bits above these, and so on.
+    """
+    own = np.bitwise_and(np.right_shift(q, above, dtype=np.uint8), 2**bits - 1, dtype=np.uint8)
+    shifts = (np.arange(count, dtype=np.uint8) * np.uint8(bits))[:, None]
+    split = np.left_shift(own.reshape(len(q), -1, count, run), shifts, dtype=np.uint8)
+    packed: Bytes = np.bitwise_or.reduce(split, axis=2)
+    return packed.reshape(len(q), -1)
+
+
 def halves(q: Bytes, run: int) -> Bytes:
-    """Nibbles [B, n]: in each stretch of 2·`run` the first half lies in the low, the second in the high nibbles."""
-    split = q.reshape(len(q), -1, 2, run)
-    return np.asarray(split[:, :, 0] | (split[:, :, 1] << 4), np.uint8).reshape(len(q), -1)
+    """`fields` of nibbles."""
+    return fields(q, run, 4, 2)
 
 
 def fifth_bits(q: Bytes) -> Bytes:
     """Bit 4 of 32 integers [B, 32] as one little-endian 32-bit word, [B, 4]."""
     return np.packbits(q >> 4, axis=1, bitorder="little")
-
-
-def fifth_bits_k(q: Bytes) -> Bytes:
-    """Bit 4 of 256 integers [B, 256]: byte i holds those of i, i + 32, … i + 224 from its lowest bit on, [B, 32]."""
-    return np.packbits((q >> 4).reshape(len(q), 8, 32), axis=1, bitorder="little").reshape(len(q), 32)
 
 
 def six_bit_pairs(scales: Bytes, offsets: Bytes) -> Bytes:
@@ -45,18 +57,13 @@ def six_bit_pairs(scales: Bytes, offsets: Bytes) -> Bytes:
     return np.concatenate([low, (scales[:, 4:] & 15) | (offsets[:, 4:] & 15) << 4], axis=1)
 
 
-def q6_bits(q: Bytes) -> Bytes:
-    """256 integers of 6 bits [B, 256] → 128 bytes of low halves, then 64 bytes of upper pairs, [B, 192]."""
-    quarters = q.reshape(len(q), 2, 4, 32)
-    low = quarters & 15
-    lower = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2)
-    high = quarters >> 4
-    upper = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
-    return np.concatenate([lower.reshape(len(q), 128), upper.reshape(len(q), 64)], axis=1)
+def q3_k_scales(scales: Bytes) -> Bytes:
+    """Sixteen 6-bit scales [B, 16] → eight bytes of low halves, then four bytes of upper pairs, [B, 12]."""
+    return np.concatenate([halves(scales, 8), fields(scales, 4, 2, 4, above=4)], axis=1)
 
 
 def iq4_xs_scales(scales: Bytes) -> Bytes:
     """Eight 6-bit scales [B, 8] → the 16-bit word of their upper pairs, then four bytes of low halves, [B, 6]."""
     word = ((scales >> 4).astype(np.uint16) << (2 * np.arange(8, dtype=np.uint16))).sum(1, dtype=np.uint16)
     upper = word.astype("<u2").view(np.uint8).reshape(-1, 2)
-    return np.concatenate([upper, (scales[:, 0::2] & 15) | (scales[:, 1::2] & 15) << 4], axis=1)
+    return np.concatenate([upper, halves(scales, 1)], axis=1)

@@ -5,72 +5,33 @@ and the candidate of least weighted squared error wins: alternating least square
 llama.cpp's ``make_qx_quants`` and ``make_qkx3_quants``.
 """
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-STARTS = tuple(0.1 * step for step in range(-9, 10))  # changes of the number of levels that a block's extremes span
+from pocketport.compress.ggml.levels import Levels
+
+STARTS = tuple(0.1 * step for step in range(-9, 10))  # changes of the level that a block's extreme has, of 8 levels
 LEAST_DETERMINANT = 1e-5  # of the equations for scale and offset, relative
 AFFINE_STARTS = tuple(-1.0 + 0.15 * step for step in range(13))
 
 
-def signed_scale(x: Tensor, weights: Tensor, least: int) -> Tensor:
-    """The scale s of least Σ w (x − s q)² with q in least … −least − 1.
+def symmetric_scale(x: Tensor, weights: Tensor, levels: Levels) -> Tensor:
+    """The scale s of least Σ w (x − s q)² with q from `levels`.
 
     Args:
         x: float32 [blocks, n].
         weights: float32 [blocks, n] ≥ 0.
-        least: the most negative integer (−8 for 4 bits): it goes to the greatest magnitude, whatever its sign.
+        levels: their extreme goes to about the greatest magnitude, whatever its sign.
 
     Returns:
         float32 [blocks], of either sign; 0 for blocks of zeros.
     """
-
-    def rounded(scaled: Tensor) -> Tensor:
-        return scaled.round_().clamp_(least, -least - 1)
-
-    return _searched(x, weights, float(least), rounded)
-
-
-class Codebook:
-    """Unequally spaced levels −128 … 127, ascending, and the nearest of them by table.
-
-    Args:
-        levels: whole numbers.
-    """
-
-    def __init__(self, levels: Sequence[int]) -> None:
-        self.levels = torch.tensor(levels, dtype=torch.float32)
-        # Midpoints are multiples of one half: the table has a step of one half.
-        halves = torch.arange(-256, 256) / 2 + 0.25
-        self._nearest = torch.bucketize(halves, (self.levels[1:] + self.levels[:-1]) / 2)
-        self._rounded = self.levels[self._nearest]
-
-    def nearest(self, x: Tensor) -> Tensor:
-        """Indices int64 of the nearest levels."""
-        return self._nearest.take(self._places(x))
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """The nearest levels."""
-        return self._rounded.take(self._places(x))
-
-    def _places(self, x: Tensor) -> Tensor:
-        return (x * 2).floor_().add_(256).clamp_(0, 511).long()
-
-
-def codebook_scale(x: Tensor, weights: Tensor, codebook: Codebook) -> Tensor:
-    """The scale s of least Σ w (x − s c)² with c from a `codebook`; see `signed_scale`."""
-    return _searched(x, weights, float(codebook.levels[0]), codebook.rounded)
-
-
-def _searched(x: Tensor, weights: Tensor, extreme: float, rounded: Callable[[Tensor], Tensor]) -> Tensor:
     greatest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
     inverse = torch.where(greatest != 0, 1 / greatest, 0)
-    best = torch.zeros(len(x))
-    scale = torch.zeros(len(x))
+    best, scale = x.new_zeros(len(x)), x.new_zeros(len(x))
+    step = max(1.0, abs(levels.extreme) / 8)
     for change in STARTS:
-        q = rounded(x * ((extreme + change * abs(extreme) / 8) * inverse))
+        q = levels.rounded(x * ((levels.extreme + change * step) * inverse))
         weighted = q * weights
         cross, square = torch.linalg.vecdot(weighted, x), torch.linalg.vecdot(weighted, q)
         gain = torch.where(square > 0, cross * cross / square, 0)  # Σwx² less the error

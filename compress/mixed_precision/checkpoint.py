@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.gptq import Hessian, solve
-from pocketport.compress.blockwise.grids import Form
 from pocketport.compress.blockwise.options import GptqOptions
-from pocketport.compress.blockwise.rounding import pack_ggml, rounded
+from pocketport.compress.blockwise.rounding import form_of, pack_ggml, rounded
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.formats.contract import Format, WeightPlan
 from pocketport.compress.ggml.dequantize import dequantize
@@ -71,8 +70,7 @@ class CheckpointLayers:
             factor = hessian.factor(options.damping, whole=bool(options.sweeps))
         for plan in plans:
             if options is not None and factor is not None and plan.algorithm == "gptq":
-                form = Form.of(plan.scheme, plan.symmetric, plan.shape[-1])
-                integers, grid = solve(weight, factor, form, options.sweeps)
+                integers, grid = solve(weight, factor, form_of(plan), options.sweeps)
                 yield grid.dequantized(integers)
             elif plan.algorithm == "importance":
                 yield as_floats(pack_ggml(plan, weight.cpu(), inputs.importance.cpu()), name).to(weight.device)

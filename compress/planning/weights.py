@@ -194,8 +194,9 @@ def _algorithm(
     rule = next((r for r in reversed(rules) if r.algorithm is not None), None)
     wanted = rule.algorithm if rule is not None and (_calibrated(use) or rule.algorithm not in CALIBRATED) else None
     if choice.scheme in GGML_BLOCKS:
-        return "importance" if wanted in CALIBRATED else "ggml", {}
-    if own is not None and own.fits(Scheme.parse(choice.scheme), choice.symmetric):
+        if wanted != "gptq":
+            return "importance" if wanted == "importance" else "ggml", {}
+    elif own is not None and own.fits(Scheme.parse(choice.scheme), choice.symmetric):
         return "stored", {}
     if rule is None or wanted is None or wanted == "importance":
         return DEFAULT_ALGORITHM, {}

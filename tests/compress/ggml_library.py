@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pocketport.compress.ggml.types import TYPES
 
-C_NAMES = {"q4_k": "q4_K", "q5_k": "q5_K", "q6_k": "q6_K"}
+C_NAMES = {"q2_k": "q2_K", "q3_k": "q3_K", "q4_k": "q4_K", "q5_k": "q5_K", "q6_k": "q6_K"}
 FLOATS = ctypes.POINTER(ctypes.c_float)
 
 

@@ -25,7 +25,8 @@ from pocketport.calibration.statistics import SecondMoment
 from pocketport.compress.blockwise.grids import Form, extreme_grid, round_to, searched_grid
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.formats.packing import pack_words, unpack_words
-from pocketport.compress.ggml.quantize import QUANTIZERS, quantize
+from pocketport.compress.ggml.blocks import FORMS
+from pocketport.compress.ggml.quantize import quantize
 from pocketport.compress.ggml.types import TYPES
 from pocketport.compress.pivot.qdq import QdqWriter
 from pocketport.compress.pivot.weights import quantize_weight
@@ -420,7 +421,7 @@ PROPERTIES = [
     ),
     Property(
         blocks_of_ggml,
-        {"kind": st.sampled_from(sorted(QUANTIZERS)), "rows": ROWS, "blocks": st.one_of(st.integers(1, 4), st.just(33)), **DATA},
+        {"kind": st.sampled_from(sorted(FORMS)), "rows": ROWS, "blocks": st.one_of(st.integers(1, 4), st.just(33)), **DATA},
     ),
     Property(words, {"bits": st.integers(1, 8), "rows": ROWS, "columns": LONG, "seed": SEEDS}),
     Property(

@@ -17,6 +17,7 @@ from pocketport.compress.distillation.scales import distill_scales
 from pocketport.compress.evidence import check_evidence
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.formats.contract import Format, WeightPlan
+from pocketport.compress.formats.sizes import GGML_BLOCKS
 from pocketport.compress.ingest import path_of
 from pocketport.compress.planning.weights import CALIBRATED, CALIBRATED_COMPONENT, plan_weights
 from pocketport.compress.quantized_weights import QuantizedWeights
@@ -178,7 +179,7 @@ def _distilled(context: Context, job: WeightJob, rounded: StageResult) -> StageR
         divergences = distill_scales(
             job.bundle[CALIBRATED_COMPONENT].graph,
             QuantizedWeights(rounded.path),
-            {p.tensor: Scheme.parse(p.scheme).float_bits == 16 for p in moving},
+            {p.tensor: p.scheme in GGML_BLOCKS or Scheme.parse(p.scheme).float_bits == 16 for p in moving},
             sequences.feeds(job.bundle, host_of(job.bundle)),
             directory,
             passes=passes,

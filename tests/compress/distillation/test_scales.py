@@ -7,20 +7,30 @@ import numpy as np
 import pytest
 import torch
 from decoder_models import save_decoder
+from ggml_library import dequantized_by_gguf
 from torch.func import functional_call
 from torch.nn import functional
 
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.blockwise.engine import quantize_weights
+from pocketport.compress.distillation.moving import moving_weight
 from pocketport.compress.distillation.scales import MovingScales, distill_scales, divergence_step
 from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.families.transformers_reference import transformers_model
 from pocketport.compress.formats.gptq import GptqFormat
+from pocketport.compress.ggml.blocks import FORMS
+from pocketport.compress.ggml.quantize import quantize
 from pocketport.compress.mixed_precision.next_token import Head
 from pocketport.compress.mixed_precision.stream import Stream
 from pocketport.compress.planning.weights import plan_weights
-from pocketport.compress.quantized_weights import QuantizedWeight, QuantizedWeights
+from pocketport.compress.quantized_weights import (
+    PackedWeight,
+    QuantizedWeight,
+    QuantizedWeights,
+    write_index,
+    write_part,
+)
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.sources.open import open_source
 
@@ -105,6 +115,26 @@ def test_the_gradient_is_the_one_of_transformers(model: Model, tmp_path: Path) -
         found = moving.changes[name].grad
         assert found is not None
         assert float((found - change.grad).norm()) <= 1e-3 * float(change.grad.norm()), name
+
+
+@pytest.mark.parametrize("kind", sorted(FORMS))
+def test_the_floats_of_blocks_move_as_ggml_reads_them(kind: str, tmp_path: Path) -> None:
+    """What they stand for is linear in the changes, with the gradient that says so; what is stored reads alike."""
+    generator, shape = torch.Generator().manual_seed(0), (3, 512)
+    matrix = torch.randn(shape, generator=generator).numpy()
+    entries = write_part(tmp_path / "part.safetensors", {"w": PackedWeight(kind, shape, quantize(kind, matrix, None))})
+    write_index(tmp_path, entries)
+    moving = moving_weight(QuantizedWeights(tmp_path), "w", half=True)
+    change = 0.1 * torch.randn(moving.shape, generator=generator)
+    by_weight, still = torch.randn(shape, generator=generator), torch.zeros(moving.shape)
+    read = dequantized_by_gguf(kind, quantize(kind, matrix, None))
+    torch.testing.assert_close(moving.floats(still), torch.from_numpy(read))
+    moved = moving.floats(change)
+    slope = float((moving.slopes(by_weight, still) * change).sum())
+    assert slope == pytest.approx(float((by_weight * (moved - moving.floats(still))).sum()), rel=1e-3)
+    stored = moving.stored(change)
+    assert isinstance(stored, PackedWeight)
+    torch.testing.assert_close(torch.from_numpy(dequantized_by_gguf(kind, stored.data)), moved, rtol=2e-3, atol=5e-3)
 
 
 def test_rows_that_do_not_count_have_no_gradient(model: Model) -> None:

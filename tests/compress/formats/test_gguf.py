@@ -139,6 +139,32 @@ def test_columns_that_256_does_not_divide_fall_back_and_say_so(
     assert ("do not divide" in why) == (variant != "q4_0")
 
 
+def test_gptq_goes_into_llama_cpps_mixture_and_rows_keep_their_order(tmp_path: Path) -> None:
+    """Queries and keys are written in pairs of rotated rows; what was rounded is what a reader finds, row by row."""
+    folder = with_tokenizer(deep_llama(tmp_path / "float", hidden=256, inner=512, layers=4))
+    rule = {"algorithm": "gptq", "algorithm_options": {"sweeps": 1}}
+    done = written(tmp_path, folder, "gguf:q4_k_m", rule, sequences=6)
+    assert done.plans["model.layers.2.mlp.down_proj.weight"].scheme == "q6_k"
+    algorithms = {name: plan.algorithm for name, plan in done.plans.items()}
+    assert (
+        algorithms["model.layers.1.self_attn.q_proj.weight"]
+        == "gptq"
+        == algorithms["model.layers.2.mlp.down_proj.weight"]
+    )
+    assert algorithms["model.embed_tokens.weight"] == "ggml" == algorithms["lm_head.weight"]
+    heads = json.loads((folder / "config.json").read_text())
+    read, state = tensors(reader(done)), load_file(folder / "model.safetensors")
+    for name, published, count in (
+        ("attn_q", "self_attn.q_proj", heads["num_attention_heads"]), ("attn_k", "self_attn.k_proj", heads["num_key_value_heads"]),
+        ("ffn_down", "mlp.down_proj", 0),
+    ):  # fmt: skip
+        original = state[f"model.layers.1.{published}.weight"].numpy()
+        if count:
+            original = original.reshape(count, 2, -1, original.shape[1]).swapaxes(1, 2).reshape(original.shape)
+        relative = np.square(read[f"blk.1.{name}.weight"] - original).sum(1) / np.square(original).sum(1)
+        assert 0 < relative.max() < 0.05, name
+
+
 def test_a_recipe_chooses_types_by_name(tmp_path: Path) -> None:
     folder = with_tokenizer(save_decoder(tmp_path / "float", "llama"))
     rules = [{"name": "*down_proj*", "scheme": "q8_0"}, {"name": "*o_proj*", "scheme": "float"}]
@@ -198,13 +224,13 @@ def test_versions_without_a_loader_are_refused(tmp_path: Path) -> None:
         GgufFormat().check(source, bundle, "f16")
 
 
-def deep_llama(folder: Path, *, hidden: int, inner: int) -> Path:
-    """A Llama of 16 layers, wide enough for blocks of 256."""
+def deep_llama(folder: Path, *, hidden: int, inner: int, layers: int = 16) -> Path:
+    """A Llama of many layers, wide enough for blocks of 256."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=16, num_attention_heads=4, num_key_value_heads=4,
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=320, max_position_embeddings=128, tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

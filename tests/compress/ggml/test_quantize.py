@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pocketport.compress.ggml.quantize import QUANTIZERS, quantize
+from pocketport.compress.ggml.blocks import FORMS
+from pocketport.compress.ggml.quantize import quantize
 from pocketport.compress.ggml.types import TYPES
 from pocketport.errors import UsageError
 
 ROWS, COLUMNS = 64, 1024
 WORSE = 1.02  # than llama.cpp's with importance, whose search starts elsewhere
-KINDS = list(QUANTIZERS)
+KINDS = list(FORMS)
 
 
 def heavy_tailed(seed: int) -> NDArray[np.float32]:
