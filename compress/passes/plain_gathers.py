@@ -45,6 +45,8 @@ def _plain(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
         number = writer.constant(f"{node.outputs[0].name}.number", np.array(array.flat[0]))
         return _op(writer, node, "Expand", number, np.array(result, np.int64))
     indices = constant(looked_up)
+    if indices is None and node.op_type == "GatherND":
+        return _along_one(node, writer, data, shape, looked_up)
     if indices is None or node.op_type == "Gather":
         return None
     numbers = np.asarray(indices, np.int64)
@@ -75,6 +77,28 @@ def _from_grid(
         return _op(writer, node, "Reshape", data, np.array(result, np.int64))
     rows = _op(writer, node, "Reshape", data, np.array((np.prod(leading), *rest), np.int64))
     return _op(writer, node, "Gather", rows, places, axis=0)
+
+
+def _along_one(
+    node: ir.Node, writer: NodeWriter, data: ir.Value, shape: Sequence[int], looked_up: ir.Value | None
+) -> ir.Value | None:
+    """Of a GatherND by computed indices of which only the last ones choose: the dimensions before theirs are of 1.
+
+    As CLIP takes the features of the last token, ``features[arange(1), place]``.
+    """
+    joined = None if looked_up is None else looked_up.producer()
+    if joined is None or joined.op_type != "Concat" or bool(node.attributes.get_int("batch_dims", 0)):
+        return None
+    parts = [None if v is None else static_shape(v) for v in joined.inputs]
+    rank, place = len(parts[0] or ()), joined.inputs[-1]
+    last = joined.attributes.get_int("axis", 0) in (-1, rank - 1)
+    if not last or place is None or any(p is None or p[-1:] != (1,) for p in parts):
+        return None
+    if any(n != 1 for n in shape[: len(parts) - 1]):
+        return None
+    rows = _op(writer, node, "Reshape", data, np.array(shape[len(parts) - 1 :], np.int64))
+    indices = writer.reshape(node, place, (parts[-1] or ())[:-1], f"{node.outputs[0].name}.place")
+    return writer.insert(node, "Gather", [rows, indices], f"{node.outputs[0].name}.row", data.dtype, {"axis": 0})
 
 
 def _from_elements(

@@ -23,7 +23,7 @@ FIRST = {
 class PlainWindows(Pass):
     """One-dimensional convolutions and pools → two-dimensional ones of height 1, and ``ceil_mode`` → more pads at the end.
 
-    Both exact: pads of a maximum are −∞, those of an average are not counted. An average that counts its pads keeps `ceil_mode`.
+    Both exact: pads of a maximum are −∞, those of an average are not counted. An average that counts pads of its own keeps `ceil_mode`.
     """
 
     def rewrite(self, graph: ir.Model) -> PassResult:
@@ -37,7 +37,12 @@ class PlainWindows(Pass):
             shape, result = (s or () for s in shapes)
             if node.op_type in POOLS and bool(node.attributes.get_int("ceil_mode", 0)):
                 modified = _spell_out(node, shape[2:], result[2:]) or modified
-            if len(shape) == 3:
+            if _is_global(node, shape[2:], result[2:]):
+                writer.replace(
+                    node, writer.insert(node, "GlobalAveragePool", node.inputs, "global", node.outputs[0].dtype)
+                )
+                modified = True
+            elif len(shape) == 3:
                 modified = _planar(node, writer, shape, result) or modified
         return PassResult(graph, modified)
 
@@ -45,7 +50,9 @@ class PlainWindows(Pass):
 def _spell_out(node: ir.Node, size: Sequence[int], result: Sequence[int]) -> bool:
     """Pads for as many windows as rounding up gives."""
     counts_pads = node.op_type == "AveragePool" and bool(node.attributes.get_int("count_include_pad", 0))
-    if counts_pads or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+    if (counts_pads and any(node.attributes.get_ints("pads", ()))) or node.attributes.get_string(
+        "auto_pad", "NOTSET"
+    ) != "NOTSET":
         return False
     rank = len(size)
     kernel, ones = node.attributes["kernel_shape"].as_ints(), (1,) * rank
@@ -57,8 +64,24 @@ def _spell_out(node: ir.Node, size: Sequence[int], result: Sequence[int]) -> boo
     if any(pads[rank + d] >= kernel[d] for d in range(rank)):
         return False  # a window of nothing but padding
     node.attributes["pads"] = ir.AttrInt64s("pads", pads)
-    del node.attributes["ceil_mode"]
+    for name in ("ceil_mode", "count_include_pad"):
+        node.attributes.pop(name, None)
     return True
+
+
+def _is_global(node: ir.Node, size: Sequence[int], result: Sequence[int]) -> bool:
+    """Whether an average over more than there is takes all there is, once."""
+    if (
+        node.op_type != "AveragePool"
+        or any(n != 1 for n in result)
+        or bool(node.attributes.get_int("count_include_pad", 0))
+    ):
+        return False
+    kernel, pads = node.attributes["kernel_shape"].as_ints(), node.attributes.get_ints("pads", (0,) * (2 * len(size)))
+    reach = [k - before for k, before in zip(kernel, pads, strict=False)]
+    return all(r >= n for r, n in zip(reach, size, strict=True)) and any(
+        k > n for k, n in zip(kernel, size, strict=True)
+    )
 
 
 def _planar(node: ir.Node, writer: NodeWriter, shape: Sequence[int], result: Sequence[int]) -> bool:

@@ -213,6 +213,10 @@ class CoreAIEmitter:
         result = getattr(self._ops, f"reduce_{kind}")(x, _signed(axes))
         return result if keep else self.reshape(result, tuple(n for d, n in enumerate(shape) if d not in axes))
 
+    def argmax(self, x: Value, axis: int) -> Value:
+        """See Emitter."""
+        return self.cast(self._ops.argmax(x, _SIGNED(axis)), "int")
+
     def softmax(self, x: Value, axis: int) -> Value:
         """See Emitter."""
         return self._ops.softmax(x, _SIGNED(axis))

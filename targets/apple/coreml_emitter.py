@@ -158,6 +158,10 @@ class CoreMLEmitter:
         """See Emitter."""
         return self._emit(f"reduce_{kind}", x=x, axes=list(axes), keep_dims=keep)
 
+    def argmax(self, x: Value, axis: int) -> Value:
+        """See Emitter."""
+        return self._emit("reduce_argmax", x=x, axis=axis, keep_dims=True)
+
     def softmax(self, x: Value, axis: int) -> Value:
         """See Emitter."""
         return self._emit("softmax", x=x, axis=axis)

@@ -94,6 +94,9 @@ class Emitter(Protocol[V]):
     def reduce(self, kind: str, x: V, axes: tuple[int, ...], *, keep: bool) -> V:
         """mean, sum, max or min."""
 
+    def argmax(self, x: V, axis: int) -> V:
+        """Place of the first greatest along one axis, which stays as a dimension of 1 (int32)."""
+
     def softmax(self, x: V, axis: int) -> V:
         """Softmax along one axis."""
 

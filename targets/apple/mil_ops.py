@@ -163,6 +163,11 @@ for _name, _reduction in _REDUCTIONS.items():
     OPERATIONS[_name] = lambda a, f=_reduction: f(a["x"], _integers(a["axes"]), bool(a["keep_dims"]))  # type: ignore[misc]
 
 
+@operation("reduce_argmax")
+def _argmax(a: Arguments) -> torch.Tensor:
+    return torch.argmax(a["x"], int(a["axis"]), bool(a["keep_dims"]))
+
+
 @operation("softmax")
 def _softmax(a: Arguments) -> torch.Tensor:
     return torch.softmax(a["x"], int(a["axis"]))

@@ -135,6 +135,13 @@ def _reduce(call: Call) -> Any:
     return call.emit.reduce(kind, call.value(), _reduction_axes(call), keep=bool(call.integer("keepdims", 1)))
 
 
+@lowering("ArgMax")
+def _argmax(call: Call) -> Any:
+    if call.integer("select_last_index", 0):
+        raise NotLowerable("the last of several greatest is not taken", "take the first one")
+    return call.emit.reshape(call.emit.argmax(call.value(), call.axis(0, len(call.shape()))), call.out_shape())
+
+
 @lowering("ReduceL2")
 def _norm(call: Call) -> Any:
     x, keep = call.value(), bool(call.integer("keepdims", 1))

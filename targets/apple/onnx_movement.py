@@ -15,6 +15,18 @@ def _reshape(call: Call) -> Any:
     return call.emit.reshape(call.value(), call.out_shape())
 
 
+@lowering("DepthToSpace")
+def _depth_to_space(call: Call) -> Any:
+    (batch, channels, height, width), block = call.shape(), call.integer("blocksize", 1)
+    left, columns = channels // block**2, call.text("mode", "DCR") == "CRD"
+    if batch > 1 and not columns:
+        raise NotLowerable("DepthToSpace (DCR) of several images is not taken", "give one image, or use the mode CRD")
+    shape = (batch * left, block, block, height, width) if columns else (block, block, left, height, width)
+    order = (0, 3, 1, 4, 2) if columns else (2, 3, 0, 4, 1)
+    turned = call.emit.transpose(call.emit.reshape(call.value(), shape), order)
+    return call.emit.reshape(turned, call.out_shape())
+
+
 @lowering("Transpose")
 def _transpose(call: Call) -> Any:
     rank = len(call.shape())

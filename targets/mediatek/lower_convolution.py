@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from pocketport.calibration.encodings import Encoding
 from pocketport.targets.mediatek.activation import fused_activation
 from pocketport.targets.mediatek.emit import Tensor
 from pocketport.targets.mediatek.lower_linear import bias_tensor, computes_in_integers, weight_tensor
-from pocketport.targets.mediatek.lowering import NHWC, Lowering, Refused, attribute
+from pocketport.targets.mediatek.lowering import NHWC, Lowering, Refused, Weight, attribute
 from pocketport.targets.mediatek.registry import lowers
 
 SAME, VALID = 0, 1
@@ -68,7 +69,10 @@ def padded(context: Lowering, x: Tensor, pads: Sequence[int], fill: Tensor | Non
 
 @lowers("Conv")
 def conv(context: Lowering, node: ir.Node) -> None:
-    """CONV_2D or DEPTHWISE_CONV_2D: SAME where that means the same as the pads, else a PAD before VALID."""
+    """CONV_2D or DEPTHWISE_CONV_2D: SAME where that means the same as the pads, else a PAD before VALID.
+
+    Other groups are a SPLIT, a CONV_2D each and a CONCATENATION.
+    """
     source, kernel = node.inputs[0], node.inputs[1]
     weight = context.weight(kernel)
     if weight is None or source is None or kernel is None:
@@ -76,8 +80,6 @@ def conv(context: Lowering, node: ir.Node) -> None:
     group, array = int(attribute(node, "group", 1)), weight.array
     channels, inputs = int(array.shape[0]), context.shape(source)[1]
     depthwise = group > 1 and group == inputs and array.shape[1] == 1
-    if group > 1 and not depthwise:
-        raise Refused(f"a convolution of {group} groups is not taken", "split it into one convolution per group")
     if weight.encoding is not None and weight.encoding.axis not in (None, 0):
         raise Refused("its weights are not quantized per output channel", "quantize them along axis 0")
     x = context.read(source, NHWC)
@@ -85,8 +87,6 @@ def conv(context: Lowering, node: ir.Node) -> None:
     activation, output = fused_activation(context, node)
     encoding = context.encoding(output)
     integer = computes_in_integers(weight, x, encoding)
-    laid, axis = (array.transpose(1, 2, 3, 0), 3) if depthwise else (array.transpose(0, 2, 3, 1), 0)
-    w = weight_tensor(context, weight, laid, axis, str(kernel.name), integer=integer)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     b = bias_tensor(context, bias, channels, x.encoding if integer else None, weight.encoding if integer else None)
     if b is None:
@@ -99,12 +99,48 @@ def conv(context: Lowering, node: ir.Node) -> None:
         "padding": padding, "strideH": strides[0], "strideW": strides[1], "fusedActivationFunction": activation,
         "dilationHFactor": dilations[0], "dilationWFactor": dilations[1],
     }  # fmt: skip
+    name, kept = str(kernel.name), encoding if integer else None
     if depthwise:
-        code, table = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
-        options["depthMultiplier"] = channels // group
-    else:
-        code, table = "CONV_2D", "Conv2DOptions"
-    context.emit(code, [x, w, b], output, encoding if integer else None, order=NHWC, table=table, **options)
+        w = weight_tensor(context, weight, array.transpose(1, 2, 3, 0), 3, name, integer=integer)
+        options |= {"table": "DepthwiseConv2DOptions", "depthMultiplier": channels // group}
+        context.emit("DEPTHWISE_CONV_2D", [x, w, b], output, kept, order=NHWC, **options)
+        return
+    options["table"] = "Conv2DOptions"
+    if group == 1:
+        w = weight_tensor(context, weight, array.transpose(0, 2, 3, 1), 0, name, integer=integer)
+        context.emit("CONV_2D", [x, w, b], output, kept, order=NHWC, **options)
+        return
+    batch, _, height, width = context.shape(output)
+    parts = _channels_of_groups(context, x, group)
+    made = []
+    for number, part in enumerate(parts):
+        rows = slice(number * channels // group, (number + 1) * channels // group)
+        own = Weight(array[rows], _cut(weight.encoding, rows))
+        w = weight_tensor(context, own, own.array.transpose(0, 2, 3, 1), 0, f"{name}.{number}", integer=integer)
+        biases = context.emitter.constant(b.data[rows], dtype=b.dtype, encoding=_cut(b.encoding, rows))  # type: ignore[index]
+        shape = (batch, height, width, channels // group)
+        y = context.emitter.tensor(f"{output.name}.{number}", shape, kept.dtype if kept else "float32", kept)
+        context.emitter.operator("CONV_2D", [part, w, biases], [y], **options)
+        made.append(y)
+    context.emit(
+        "CONCATENATION", made, output, kept, order=NHWC, table="ConcatenationOptions", axis=3, fusedActivationFunction=0
+    )
+
+
+def _channels_of_groups(context: Lowering, x: Tensor, group: int) -> list[Tensor]:
+    """The channels (last dimension) of `x` in equal parts."""
+    shape = (*x.shape[:3], x.shape[3] // group)
+    parts = [context.emitter.tensor(f"group{i}_of_{x.index}", shape, x.dtype, x.encoding) for i in range(group)]
+    axis = context.emitter.constant(np.array(3, np.int32))
+    context.emitter.operator("SPLIT", [axis, x], parts, table="SplitOptions", numSplits=group)
+    return parts
+
+
+def _cut(encoding: Encoding | None, rows: slice) -> Encoding | None:
+    """The encoding of some of the channels, which lie on the first dimension."""
+    if encoding is None or encoding.axis is None:
+        return encoding
+    return Encoding(encoding.dtype, encoding.scale[rows], encoding.zero_point[rows], 0)
 
 
 @lowers("ConvTranspose")

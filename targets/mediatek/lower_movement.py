@@ -9,7 +9,7 @@ from pocketport.calibration.encodings import Encoding
 from pocketport.compress.graph import constant
 from pocketport.targets.mediatek.emit import Tensor
 from pocketport.targets.mediatek.lower_elementwise import inputs_of
-from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, Weight, attribute
+from pocketport.targets.mediatek.lowering import Lowering, Order, Refused, Value, Weight, attribute, identity
 from pocketport.targets.mediatek.registry import lowers
 
 
@@ -58,6 +58,21 @@ def _carried(before: tuple[int, ...], after: tuple[int, ...], order: Order) -> O
     renamed = dict(zip(long_before, long_after, strict=True))
     ones = [d for d, n in enumerate(after) if n == 1]
     return tuple(ones + [renamed[d] for d in order if d in renamed])
+
+
+@lowers("DepthToSpace")
+def depth_to_space(context: Lowering, node: ir.Node) -> None:
+    """Two RESHAPEs and a TRANSPOSE of five dimensions: LiteRT's own op has another order of channels."""
+    source, output = inputs_of(node)[0], node.outputs[0]
+    (batch, channels, height, width), block = context.shape(source), int(attribute(node, "blocksize", 1))
+    left, columns = channels // block**2, attribute(node, "mode", "DCR") == "CRD"
+    if batch > 1 and not columns:
+        raise Refused("DepthToSpace (DCR) of several images is not taken", "give one image, or use the mode CRD")
+    shape = (batch * left, block, block, height, width) if columns else (block, block, left, height, width)
+    moved = context.reshaped(context.read(source), shape)
+    order = (0, 3, 1, 4, 2) if columns else (2, 3, 0, 4, 1)
+    turned = context.reordered(Value(moved, identity(5)), order)
+    context.define(output, context.reshaped(turned, context.shape(output)))
 
 
 @lowers("Transpose")

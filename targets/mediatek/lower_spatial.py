@@ -12,6 +12,7 @@ from pocketport.targets.mediatek.lower_movement import integers, move
 from pocketport.targets.mediatek.lowering import NHWC, Lowering, Refused, attribute
 from pocketport.targets.mediatek.registry import lowers
 
+INT32 = 2  # of the schema's TensorType
 _REDUCERS = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX"}
 
 
@@ -91,6 +92,22 @@ def reduce(context: Lowering, node: ir.Node) -> None:
     if node.op_type == "ReduceMax" and encoding is not None:
         x = context.quantized(x, encoding)  # the integer kernel compares, it doesn't rescale
     context.emit(_REDUCERS[node.op_type], [x, axes], output, encoding, order=order, **options)
+
+
+@lowers("ArgMax")
+def argmax(context: Lowering, node: ir.Node) -> None:
+    """ARG_MAX, which has no kernel for int16: in float there."""
+    source, output = inputs_of(node)[0], node.outputs[0]
+    if attribute(node, "select_last_index", 0):
+        raise Refused("the last of several greatest is not taken", "take the first one")
+    x, shape = context.read(source), context.shape(source)
+    x = context.as_float(x) if x.dtype == "int16" else x
+    axis = int(attribute(node, "axis", 0)) % len(shape)
+    left = [n for d, n in enumerate(shape) if d != axis]
+    place = context.emitter.tensor(f"argmax_of_{x.index}", left, "int32")
+    inputs = [x, context.emitter.constant(np.array(axis, np.int32))]
+    context.emitter.operator("ARG_MAX", inputs, [place], table="ArgMaxOptions", outputType=INT32)
+    context.define(output, context.reshaped(place, context.shape(output)))
 
 
 @lowers("Resize")

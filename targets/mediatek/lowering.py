@@ -120,7 +120,8 @@ class Lowering:
             if encoding is not None and encoding.axis is None and encoding.dtype in ACTIVATION_TYPES:
                 made = self.emitter.constant(array, name=name, dtype=encoding.dtype, encoding=encoding)
             elif encoding is None and array.dtype.kind in "iub":
-                made = self.emitter.constant(array, name=name)
+                whole = array.astype(np.int32) if array.dtype == np.int64 else array  # as int64 inputs become int32
+                made = self.emitter.constant(whole, name=name)
             else:
                 made = self.emitter.constant(weight.real(), name=name)
             self.define(value, made)

@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 
 from pocketport.compress.passes.simplify import simplify
 
-from .graphs import computed, ops
+from .graphs import computed, ops, parsed
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 
@@ -76,4 +76,19 @@ def test_a_table_of_equal_numbers_is_that_number(op: str) -> None:
     simple = simplify(model)
     assert set(ops(simple)) == {"Add"}
     feeds = {"i": np.arange(6), "x": X.reshape(-1)[:6]}
+    np.testing.assert_array_equal(computed(simple, feeds), computed(model, feeds))
+
+
+def test_one_computed_place_in_a_batch_of_one() -> None:
+    """As CLIP pools a text: the features of the greatest token."""
+    body = """axis = Constant<value = int64[1] {1}>() batch = Constant<value = int64[1,1] {0}>()
+        i = ArgMax<axis = 1, keepdims = 0>(ids) j = Unsqueeze(i, axis) at = Concat<axis = 1>(batch, j)
+        g = GatherND(x, at) y = Relu(g)"""
+    model = parsed("int64[1,5] ids, float[1,5,4] x", body)
+    simple = simplify(model)
+    assert "GatherND" not in ops(simple)
+    feeds = {
+        "ids": np.array([[3, 1, 9, 9, 0]]),
+        "x": np.abs(np.random.default_rng(0).normal(size=(1, 5, 4))).astype(np.float32),
+    }
     np.testing.assert_array_equal(computed(simple, feeds), computed(model, feeds))

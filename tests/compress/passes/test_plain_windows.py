@@ -65,8 +65,16 @@ def test_rounding_up_is_more_pads(op: str, size: int) -> None:
     assert all("ceil_mode" not in node.attributes for node in simple.graph)
 
 
+@pytest.mark.parametrize("kernel", [3, 20])
+def test_an_average_without_pads_has_none_to_count(kernel: int) -> None:
+    strides = [kernel - 1, kernel - 1]
+    attributes = {"kernel_shape": [kernel, kernel], "strides": strides, "ceil_mode": 1, "count_include_pad": 1}
+    simple = same(windowed("AveragePool", (1, 3, 12, 12), **attributes), (1, 3, 12, 12))
+    assert set(ops(simple)) == {"AveragePool" if kernel < 12 else "GlobalAveragePool"}
+    assert all("ceil_mode" not in node.attributes for node in simple.graph)
+
+
 def test_an_average_that_counts_its_pads_keeps_rounding_up() -> None:
-    model = windowed(
-        "AveragePool", (1, 3, 12, 12), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, count_include_pad=1
-    )
+    attributes = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    model = windowed("AveragePool", (1, 3, 12, 12), pads=[1, 1, 1, 1], **attributes)
     assert any("ceil_mode" in node.attributes for node in same(model, (1, 3, 12, 12)).graph)

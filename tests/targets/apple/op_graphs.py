@@ -78,6 +78,9 @@ def every_op() -> tuple[onnx.ModelProto, dict[str, NDArray[np.generic]]]:
     for op in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"):
         s.add(op, [image, s.weight(np.array([2, 3], np.int64))], keepdims=1)
         s.add(op, [x, s.weight(np.array([-1], np.int64))], keepdims=0)
+    for axis, keep in ((0, 0), (1, 1)):
+        s.add("Cast", [s.step("ArgMax", [x], axis=axis, keepdims=keep)[0]], to=TensorProto.FLOAT)
+    s.add("Gather", [x, s.step("ArgMax", [ids], axis=0, keepdims=1)[0]], axis=1)
     s.add("GlobalAveragePool", [image])
     s.add("GlobalMaxPool", [image])
     s.add("Softmax", [x])
@@ -108,6 +111,8 @@ def every_op() -> tuple[onnx.ModelProto, dict[str, NDArray[np.generic]]]:
     s.add("Unsqueeze", [x, s.weight(np.array([0], np.int64))])
     s.add("Squeeze", [image, s.weight(np.array([0], np.int64))])
     s.add("Transpose", [image], perm=[0, 2, 3, 1])
+    s.add("DepthToSpace", [image], blocksize=2)
+    s.add("DepthToSpace", [image], blocksize=2, mode="CRD")
     s.add("Concat", [x, positive], axis=1)
     s.add("Split", [x, s.weight(np.array([8, 24], np.int64))], outputs=2, axis=-1)
     s.add("Slice", [x, *(s.weight(np.array(v, np.int64)) for v in ([1, -20], [5, 2**31], [0, 1], [2, 3]))])

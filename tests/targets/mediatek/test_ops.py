@@ -104,6 +104,7 @@ CASES = [
     Case("Softmax", ROWS, axis=-1), Case("Softmax", IMAGE, axis=1), Case("Softmax", (3, 200), axis=-1),
     Case("LayerNormalization", ROWS, sample((12,)), sample((12,)), axis=-1),
     Case("RMSNormalization", ROWS, sample((12,)), axis=-1, epsilon=1e-6),
+    Case("DepthToSpace", (1, 12, 3, 4), blocksize=2), Case("DepthToSpace", (2, 12, 3, 4), blocksize=2, mode="CRD"),
     Case("InstanceNormalization", IMAGE, sample((6,)), sample((6,)), epsilon=1e-4),
     Case("BatchNormalization", IMAGE, *(sample((6,), 0.5) for _ in range(4))),
     Case("Identity", ROWS), Case("Cast", ROWS, to=TensorProto.FLOAT),
@@ -126,6 +127,7 @@ CASES = [
     Case("Resize", IMAGE, None, None, np.array([1, 6, 17, 15]), mode="linear", coordinate_transformation_mode="align_corners"),
     Case("Gemm", ROWS, weight(7, 12), sample((7,)), transB=1), Case("Gemm", ROWS, weight(7, 12).T.copy(), sample((7,))),
     Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), pads=[1, 1, 1, 1]),
+    Case("Conv", IMAGE, weight(9, 2, 3, 3), sample((9,)), group=3, pads=[1, 1, 1, 1]), Case("Conv", IMAGE, weight(4, 3, 1, 1), group=2),
     Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), pads=[1, 1, 1, 1], strides=[2, 2]),
     Case("Conv", IMAGE, weight(5, 6, 3, 3), pads=[0, 1, 2, 1], strides=[2, 1]),
     Case("Conv", IMAGE, weight(5, 6, 3, 3), sample((5,)), auto_pad="SAME_LOWER", strides=[2, 2]),
@@ -148,7 +150,7 @@ def test_op_agrees_with_onnxruntime(case: Case, scheme: str, tmp_path: Path) -> 
 
 
 def test_every_listed_op_is_tried() -> None:
-    tried = {c.op for c in CASES} | {"MatMul", "Split", "ConvTranspose"}
+    tried = {c.op for c in CASES} | {"MatMul", "Split", "ConvTranspose", "ArgMax"}
     assert tried == set(LEGALITY.ops)
 
 
@@ -225,6 +227,15 @@ def test_whole_blocks(scheme: str, builder: Any, tmp_path: Path) -> None:
     got, wanted = executed(model, graph.feeds, tmp_path), graphs.reference(model, graph.feeds)
     least = {"w8a16": 70.0, "w4a16": 70.0, "w8a8": 35.0}.get(scheme, 100.0)
     assert min(sqnr_db(wanted[name], got[name]) for name in wanted) > least
+
+
+@pytest.mark.parametrize(("axis", "keep"), [(1, 0), (-1, 1)])
+def test_the_place_of_the_greatest(axis: int, keep: int, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["i"], name="i", axis=axis, keepdims=keep),
+        helper.make_node("Cast", ["i"], ["y"], name="y", to=TensorProto.FLOAT),
+    ]
+    assert agreement(float_graph(nodes, {}, {"x": sample(IMAGE)}), "float", tmp_path) == 200.0
 
 
 def test_a_mask_made_of_integers(tmp_path: Path) -> None:
