@@ -15,11 +15,13 @@ from pocketport.compress.passes.rewriting import add_initializer
 
 # Folding never makes the model larger than this per tensor (bytes): an Expand or a table stays an op.
 MAX_FOLDED_BYTES = 1 << 20
+MAX_LOOKED_UP_BYTES = 32 << 20  # of what constant indices look up: biases of attention by relative place
 LARGEST_ELEMENT = 8  # bytes
 GROWING_OPS = frozenset(  # a few numbers say how large their outputs are
     {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Resize", "Upsample", "EyeLike",
      "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "Gather", "GatherND", "CenterCropPad"}
 )  # fmt: skip
+LOOKUPS = frozenset({"Gather", "GatherND"})
 RANDOM_OPS = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -72,7 +74,8 @@ def _known_outputs(node: ir.Node, graph: ir.Model) -> list[NDArray[np.generic]] 
     if any(array is None for array in inputs.values()):
         return None
     read = sum(array.nbytes for array in inputs.values() if array is not None)
-    if node.op_type in GROWING_OPS and not _is_small(node, max(read, MAX_FOLDED_BYTES)):
+    most = max(read, MAX_LOOKED_UP_BYTES if node.op_type in LOOKUPS else MAX_FOLDED_BYTES)
+    if node.op_type in GROWING_OPS and not _is_small(node, most):
         return None
     proto = onnx.helper.make_graph(
         [ir.to_proto(node)], "folding",
@@ -83,7 +86,7 @@ def _known_outputs(node: ir.Node, graph: ir.Model) -> list[NDArray[np.generic]] 
     folding = onnx.helper.make_model(proto, opset_imports=opsets)
     results = ReferenceEvaluator(folding, new_ops=[GatherElements]).run(None, inputs)
     arrays = [np.asarray(result) for result in results]
-    return arrays if sum(a.nbytes for a in arrays) <= max(read, MAX_FOLDED_BYTES) else None
+    return arrays if sum(a.nbytes for a in arrays) <= most else None
 
 
 def _is_small(node: ir.Node, most: int) -> bool:

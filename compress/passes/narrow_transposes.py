@@ -1,4 +1,4 @@
-"""Transposes of as few dimensions as they need: accelerators take four or five, window attention is written with six."""
+"""Transposes of as few dimensions as they need: accelerators take five, window attention is written with six."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from pocketport.compress.graph import static_shape
 from pocketport.compress.passes.base import Pass, PassResult
 from pocketport.compress.passes.rewriting import NodeWriter
 
-MOST = 4  # dimensions that every accelerator takes
+MOST = 5  # dimensions that every accelerator takes
 
 
 class NarrowTransposes(Pass):
-    """A Transpose of more than four dimensions → Reshape, Transpose, Reshape without those of 1, neighbours that stay so joined.
+    """A Transpose of more than five dimensions → Reshape, Transpose, Reshape without those of 1, neighbours that stay so joined.
 
     What was reshaped to six dimensions for it, and is reshaped behind it, never has them: the Reshapes meet, and go.
     """

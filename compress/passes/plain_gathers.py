@@ -1,5 +1,6 @@
 """Look-ups that every target takes: Gather and Reshape in the place of GatherND and GatherElements by constant indices."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from pocketport.compress.graph import constant, static_shape
 from pocketport.compress.passes.base import Pass, PassResult
+from pocketport.compress.passes.fold_constants import LARGEST_ELEMENT, MAX_FOLDED_BYTES
 from pocketport.compress.passes.rewriting import NodeWriter
 
 GATHERS = frozenset({"Gather", "GatherElements", "GatherND"})
@@ -41,7 +43,8 @@ def _plain(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
     if data is None or shape is None or result is None or node.outputs[0].dtype is None or not shape or 0 in result:
         return None
     array = constant(data)
-    if array is not None and array.size and np.all(array == array.flat[0]):
+    small = math.prod(result) * LARGEST_ELEMENT <= MAX_FOLDED_BYTES  # so that it folds
+    if array is not None and array.size and small and np.all(array == array.flat[0]):
         number = writer.constant(f"{node.outputs[0].name}.number", np.array(array.flat[0]))
         return _op(writer, node, "Expand", number, np.array(result, np.int64))
     indices = constant(looked_up)

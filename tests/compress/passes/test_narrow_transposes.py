@@ -24,7 +24,7 @@ def test_windows_are_turned_in_five_dimensions(batch: int) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(perm=st.permutations(range(5)), shape=st.lists(st.integers(1, 3), min_size=5, max_size=5))
+@given(perm=st.permutations(range(6)), shape=st.lists(st.integers(1, 3), min_size=6, max_size=6))
 def test_any_order_of_any_dimensions(perm: list[int], shape: list[int]) -> None:
     body = f"t = Transpose<perm = {list(perm)}>(x) y = Relu(t)"
     model = parsed(f"float[{','.join(map(str, shape))}] x", body)

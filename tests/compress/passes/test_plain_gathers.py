@@ -92,3 +92,19 @@ def test_one_computed_place_in_a_batch_of_one() -> None:
         "x": np.abs(np.random.default_rng(0).normal(size=(1, 5, 4))).astype(np.float32),
     }
     np.testing.assert_array_equal(computed(simple, feeds), computed(model, feeds))
+
+
+def test_biases_by_relative_place_are_constants() -> None:
+    """Larger than what other constants may grow to: 16 heads on 196 patches."""
+    rng = np.random.default_rng(0)
+    table, places = rng.normal(size=(27 * 27, 16)).astype(np.float32), rng.integers(0, 27 * 27, (196, 196))
+    nodes = [
+        helper.make_node("Gather", ["table", "places"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["t"], perm=[2, 0, 1]),
+        helper.make_node("Add", ["x", "t"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, 1, [16, 196, 196]) for name in ("x", "y")]
+    tensors = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(places, "places")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
+    assert set(ops(simplify(model))) == {"Add"}
