@@ -222,7 +222,7 @@ def schemes_of_formats(name: str, bits: int, kind: str, tail: str) -> None:
 
 
 def blocks_of_ggml(kind: str, rows: int, blocks: int, seed: int, size: float, fill: str) -> None:
-    """ggml reads what was packed, within a third of what its block holds at most."""
+    """ggml reads what was packed, within a third of what its block holds at most; with four levels, within two thirds."""
     block = TYPES[kind].block
     matrix = numbers((rows, blocks * block), seed, size, fill)
     try:
@@ -234,7 +234,7 @@ def blocks_of_ggml(kind: str, rows: int, blocks: int, seed: int, size: float, fi
     read = dequantized_by_ggml(kind, data, blocks * block)
     greatest = np.abs(matrix).reshape(rows, -1, block).max(-1, keepdims=True)
     off = np.abs(read - matrix).reshape(rows, -1, block)
-    assert (off <= 0.3 * greatest + LOST).all()
+    assert (off <= (0.6 if kind == "q2_k" else 0.3) * greatest + LOST).all()
 
 
 def words(bits: int, rows: int, columns: int, seed: int) -> None:

@@ -87,7 +87,7 @@ def test_both_of_the_owners_readers_agree_on_our_bytes(
     np.testing.assert_array_equal(read, dequantized_by_gguf(kind, data))
     greatest = np.abs(matrix).reshape(rows, -1, TYPES[kind].block).max(-1, keepdims=True)
     off = np.abs(matrix - read).reshape(rows, -1, TYPES[kind].block)
-    assert np.all(off <= 0.3 * greatest + 1e-7)
+    assert np.all(off <= (0.6 if kind == "q2_k" else 0.3) * greatest + 1e-7)  # of q2_k's four levels two are extremes
     if shape == "zero rows":
         assert not read[::2].any()
 
