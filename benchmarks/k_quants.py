@@ -52,14 +52,11 @@ TYPES = ("Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M")
 REFINED = {"propagation": 0.5, "sweeps": 2}
 ALL = {**REFINED, "distillation": 1}
 OURS = {  # row → format, and the rule of all linear layers
+    **{f"{kind}, importance": (f"gguf:{kind.lower()}", {"algorithm": "importance"}) for kind in ("IQ4_XS", "Q4_K_M")},
+    **{f"{kind}, gptq": (f"gguf:{kind.lower()}", {"algorithm": "gptq"}) for kind in TYPES},
     **{
-        f"{kind}, {told}": (f"gguf:{kind.lower()}", rule)
+        f"{kind}, gptq refined": (f"gguf:{kind.lower()}", {"algorithm": "gptq", "algorithm_options": REFINED})
         for kind in TYPES
-        for told, rule in (
-            ("importance", {"algorithm": "importance"}),
-            ("gptq", {"algorithm": "gptq"}),
-            ("gptq refined", {"algorithm": "gptq", "algorithm_options": REFINED}),
-        )
     },
     **{
         f"{scheme}{'' if symmetric else ', asymmetric'}, gptq refined and distilled": (

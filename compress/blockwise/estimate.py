@@ -16,6 +16,7 @@ from pocketport.compress.blockwise.rounding import RUN_ELEMENTS
 from pocketport.compress.blockwise.segments import layer_number
 from pocketport.compress.executors.torch_executor import linear
 from pocketport.compress.formats.contract import WeightPlan
+from pocketport.compress.formats.sizes import GGML_BLOCKS
 from pocketport.compress.torch_device import best_device
 
 BASE_BYTES = 700 << 20  # interpreter, torch and the graphs
@@ -58,7 +59,7 @@ def estimate(plans: Sequence[WeightPlan], tokens: int, memory_limit: int) -> Est
     gptq = [p for p in plans if p.algorithm == "gptq"]
     watched = [p for p in plans if p.algorithm == "importance"]
     free = [p for p in plans if p.algorithm not in ("gptq", "importance")]
-    speeds = _measured({p.algorithm for p in plans})
+    speeds = _measured({p.algorithm for p in plans} | {"ggml" for p in gptq if p.scheme in GGML_BLOCKS})
     chains = _chains(plans)
     seconds = sum(p.bytes_after for p in plans) / WRITE_BYTES_PER_SECOND
     for plan in (*free, *watched):
@@ -71,10 +72,10 @@ def estimate(plans: Sequence[WeightPlan], tokens: int, memory_limit: int) -> Est
         seconds += flops / speeds["flops"]
     for plan in gptq:
         n, k = plan.shape
-        options = GptqOptions.of(plan.options)
-        seconds += (1 + SWEEP_FLOPS * options.sweeps) * n * k * k / speeds["flops"] + n * k / speeds["mse"]
+        options, searched = GptqOptions.of(plan.options), speeds["ggml" if plan.scheme in GGML_BLOCKS else "mse"]
+        seconds += (1 + SWEEP_FLOPS * options.sweeps) * n * k * k / speeds["flops"] + n * k / searched
         tried = _trials(plan) * min(n, TRIAL_ROWS)
-        seconds += TRIAL_FLOPS * tried * k * k / speeds["flops"] + tried * k / speeds["mse"]
+        seconds += TRIAL_FLOPS * tried * k * k / speeds["flops"] + tried * k / searched
         seconds += DISTILLATION_FLOPS * options.distillation * n * k * tokens / speeds["flops"]
     return Estimate(seconds, _peak(plans, gptq, watched, tokens, memory_limit), _basis(speeds))
 
