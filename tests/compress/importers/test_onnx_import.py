@@ -157,3 +157,16 @@ def test_parity_catches_a_changed_weight(tmp_path: Path) -> None:
     save(path, body.replace("4.0", "4.1"), "float[1,4] x")
     with pytest.raises(VerificationError, match="differs from the original"):
         check_parity(bundle, path)
+
+
+def test_parity_looks_before_a_final_sigmoid(tmp_path: Path) -> None:
+    """A linear layer works on matrices: the sigmoid that follows it does too, and a Reshape is what comes last."""
+    body = """w = Constant<value = float[2,2] {1.0, 2.0, 3.0, 4.0}>() b = Constant<value_floats = [1.0, 2.0]>()
+        p = MatMul(x, w) s = Add(p, b) y = Sigmoid(s)"""
+    path = save(tmp_path / "m.onnx", body, "float[1,3,2] x")
+    bundle = ingest(path)
+    assert bundle["main"].graph.graph.outputs[0].producer().op_type == "Reshape"
+    assert all(figure.sqnr_db > 90 for figure in check_parity(bundle, path).figures)
+    save(path, body.replace("4.0", "4.1"), "float[1,3,2] x")
+    with pytest.raises(VerificationError, match="differs from the original"):
+        check_parity(bundle, path)
