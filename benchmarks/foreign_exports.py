@@ -92,7 +92,7 @@ def export(model: Model, exporter: str, path: Path) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, model.config)(**model.settings)
     chosen = {} if model.attention is None else {"attn_implementation": model.attention}
-    made = getattr(transformers, model.architecture)._from_config(config, **chosen).eval()
+    made = getattr(transformers, model.architecture)._from_config(config, **chosen).eval().requires_grad_(False)
     if model.pixels:
         module, inputs = Exported(made, ("pixel_values",)), (torch.randn(1, 3, model.pixels, model.pixels),)
     else:

@@ -1,6 +1,7 @@
 """Ops that few accelerators take, in ops that all do: Einsum, PRelu, Tile."""
 
 import math
+import string
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -32,10 +33,10 @@ class SpellOut(Pass):
 
 def _einsum(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
     """A batched matrix product: what both operands and the result have is the batch, what the result lacks is summed over."""
-    given, _, result = node.attributes["equation"].as_string().replace(" ", "").partition("->")
-    terms = given.split(",")
+    shapes = [static_shape(v) or () for v in node.inputs if v is not None]
+    *terms, result = _terms(node.attributes["equation"].as_string().replace(" ", ""), [len(s) for s in shapes])
     plain = all(letters.isalpha() and len(set(letters)) == len(letters) for letters in (*terms, result))
-    if len(terms) != 2 or len(node.inputs) != 2 or not plain:
+    if len(terms) != 2 or not plain or [len(t) for t in terms] != [len(s) for s in shapes]:
         return None
     left, right = terms
     batch = [c for c in result if c in left and c in right]
@@ -45,12 +46,10 @@ def _einsum(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
     summed = [c for c in left if c in right and c not in result]
     if not summed or {*left, *right} != {*batch, *rows, *columns, *summed}:
         return None
-    sizes = {
-        c: n
-        for v, letters in zip(node.inputs, terms, strict=True)
-        if v
-        for c, n in zip(letters, static_shape(v) or (), strict=True)
-    }
+    pairs = {(c, n) for letters, shape in zip(terms, shapes, strict=True) for c, n in zip(letters, shape, strict=True)}
+    sizes = dict(pairs)
+    if len(sizes) < len(pairs):
+        return None  # a dimension of 1 that is repeated
     name = str(node.outputs[0].name)
     first = _grouped(node, writer, 0, left, [batch, rows, summed], sizes, f"{name}.left")
     second = _grouped(node, writer, 1, right, [batch, summed, columns], sizes, f"{name}.right")
@@ -58,6 +57,18 @@ def _einsum(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
     order = [*batch, *rows, *columns]
     parted = writer.reshape(node, product, [sizes[c] for c in order], f"{name}.parted")
     return _turned(node, writer, parted, [order.index(c) for c in result], f"{name}.turned")
+
+
+def _terms(equation: str, ranks: Sequence[int]) -> list[str]:
+    """The letters of each operand and of the result, capitals for the dimensions of an ellipsis."""
+    given, _, result = equation.partition("->")
+    terms = given.split(",")
+    count = max(
+        (rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=False) if "..." in term),
+        default=0,
+    )
+    capitals = string.ascii_uppercase[:count]
+    return [term.replace("...", capitals) for term in (*terms, result)]
 
 
 def _grouped(

@@ -15,6 +15,7 @@ RNG = np.random.default_rng(0)
     [
         ("bhwc,hkc->bhwk", (2, 3, 4, 5), (3, 6, 5)), ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)), ("ij,kj->ki", (3, 4), (5, 4)),
         ("bhd,bnd->bhn", (2, 3, 4), (2, 5, 4)), ("abc,bcd->da", (2, 3, 4), (3, 4, 5)), ("i,i->", (4,), (4,)),
+        ("...pd,...qd->...pq", (2, 3, 4, 5), (2, 3, 6, 5)), ("...i,ij->...j", (2, 3, 4), (4, 5)),
     ],
 )  # fmt: skip
 def test_products_are_products_of_matrices(equation: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
@@ -28,7 +29,7 @@ def test_products_are_products_of_matrices(equation: str, first: tuple[int, ...]
     np.testing.assert_allclose(computed(simple, feeds), computed(model, feeds), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("equation", ["ii,ij->ij", "ij,jk->ijk", "...i,ij->...j", "ij,jk,kl->il"])
+@pytest.mark.parametrize("equation", ["ii,ij->ij", "ij,jk->ijk", "...i,...j->...ij", "ij,jk,kl->il", "ij,jk"])
 def test_other_sums_stay(equation: str) -> None:
     count = equation.count(",") + 1
     node = helper.make_node("Einsum", ["x"] * count, ["y"], equation=equation)
