@@ -21,6 +21,7 @@ from pocketport.compress.passes.plain_windows import PlainWindows
 from pocketport.compress.passes.prefix_sums import PrefixSums
 from pocketport.compress.passes.remove_noops import RemoveNoops
 from pocketport.compress.passes.spell_out import SpellOut
+from pocketport.compress.passes.spell_out_attention import SpellOutAttention
 
 MAX_ROUNDS = 16  # each round makes new shapes known; real exports need two or three
 
@@ -74,6 +75,7 @@ def simplify(model: ir.Model) -> ir.Model:
         PlainGathers(),
         PrefixSums(),
         SpellOut(),
+        SpellOutAttention(),
         BoundMasks(),
         FloatMasks(),
         RemoveUnused(),
