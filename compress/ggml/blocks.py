@@ -72,7 +72,7 @@ def _units(found: BlockScales, *, added: bool = False) -> Bytes:
 
 def _steps(found: BlockScales, kind: int = 0, shift: int = 0) -> Bytes:
     """Steps of the scales (0) or of the offsets (1), [B, n], modulo 256."""
-    array: Bytes = (found.steps[:, kind] + shift).cpu().numpy().astype(np.int16).astype(np.uint8)
+    array: Bytes = (found.steps[:, kind] + shift).to(torch.int16).cpu().numpy().astype(np.uint8)
     return array
 
 
