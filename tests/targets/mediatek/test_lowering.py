@@ -146,14 +146,14 @@ def test_grids(first: float, second: float, dtype: str, same: bool) -> None:
 def test_every_refused_node_is_named_once() -> None:
     nodes = [
         helper.make_node("Erf", ["x"], ["a"], name="first"),
-        helper.make_node("Conv", ["a", "w"], ["b"], name="second", group=2),
+        helper.make_node("ConvTranspose", ["a", "w"], ["b"], name="second", group=2),
         helper.make_node("Relu", ["b"], ["c"], name="fine"),
         helper.make_node("MaxPool", ["c"], ["y"], name="third", kernel_shape=[2, 2], ceil_mode=1),
     ]
     model = model_of(nodes, {"w": np.ones((4, 2, 1, 1), np.float32)}, x=(1, 4, 4, 4))
     found = check_graph("vision", ir.from_proto(model))
     assert [d.where for d in found] == [
-        "vision, node first, op Erf", "vision, node second, op Conv", "vision, node third, op MaxPool"
+        "vision, node first, op Erf", "vision, node second, op ConvTranspose", "vision, node third, op MaxPool"
     ]  # fmt: skip
     assert all(d.why and d.fix and d.code == "mediatek.unsupported-op" for d in found)
 
