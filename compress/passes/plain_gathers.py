@@ -17,7 +17,7 @@ Indices = NDArray[np.int64]
 
 
 class PlainGathers(Pass):
-    """GatherND and GatherElements by constant indices → Gather along one axis, or a Reshape where nothing is moved.
+    """GatherND and GatherElements by constant indices → Gather along one axis, and that → a Reshape where nothing is moved.
 
     The dimensions that indices run over become one; along the others a GatherElements must not vary. What is looked up in a
     table of equal numbers is that number, whatever the indices.
@@ -50,9 +50,13 @@ def _plain(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
     indices = constant(looked_up)
     if indices is None and node.op_type == "GatherND":
         return _along_one(node, writer, data, shape, looked_up)
-    if indices is None or node.op_type == "Gather":
+    if indices is None:
         return None
     numbers = np.asarray(indices, np.int64)
+    if node.op_type == "Gather":
+        length = shape[node.attributes.get_int("axis", 0) or 0]
+        whole = numbers.size == length and np.array_equal(numbers.reshape(-1) % length, np.arange(length))
+        return _op(writer, node, "Reshape", data, np.array(result, np.int64)) if whole else None
     if node.op_type == "GatherND":
         return _from_grid(node, writer, data, shape, numbers, result)
     return _from_elements(node, writer, data, shape, numbers, result)

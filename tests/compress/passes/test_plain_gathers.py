@@ -108,3 +108,11 @@ def test_biases_by_relative_place_are_constants() -> None:
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
     assert set(ops(simplify(model))) == {"Add"}
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_all_in_order_is_a_reshape(axis: int) -> None:
+    """As torch.export writes a view by strides: of ConvNeXt's mean, Qualcomm's compiler dies of the Gather."""
+    size = X.shape[axis]
+    assert same(gathered("Gather", np.arange(size).reshape(1, size, 1), axis=axis)) == {"Reshape", "Relu"}
+    assert same(gathered("Gather", np.arange(size)[::-1].copy(), axis=axis)) == {"Gather", "Relu"}
