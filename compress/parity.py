@@ -119,7 +119,9 @@ def _compare_onnx(component: Component, path: Path) -> Iterator[Pair]:
     names = [str(v.name) for v in graph.graph.outputs]
     source = load_graph(path)
     wide = {v.name for v in source.graph.inputs if v.dtype == ir.DataType.INT64}
-    original, ported = (OrtExecutor(_unsaturated(model)) for model in (source, graph))
+    ends = [[_saturation(output)[0] is not None for output in model.graph.outputs] for model in (source, graph)]
+    both = [all(pair) for pair in zip(*ends, strict=True)]
+    original, ported = (OrtExecutor(_unsaturated(model, both)) for model in (source, graph))
     rng = np.random.default_rng(SAMPLE_SEED)
     for _ in range(SAMPLE_COUNT):
         feeds = {str(value.name): random_input(value, rng) for value in graph.graph.inputs}
@@ -129,20 +131,27 @@ def _compare_onnx(component: Component, path: Path) -> Iterator[Pair]:
             yield component.name, name, expected[before], found[after]
 
 
-def _unsaturated(model: ir.Model) -> ir.Model:
-    """A copy that gives, in the place of a final Sigmoid or Softmax, what goes into it.
+def _saturation(output: ir.Value) -> tuple[ir.Node | None, list[ir.Node]]:
+    """The Sigmoid or Softmax that an output comes from, None if it is another op; and what moves it behind that, last first."""
+    node, moves = output.producer(), list[ir.Node]()
+    while node is not None and node.op_type in MOVING and node.inputs[0] is not None:
+        moves.append(node)
+        node = node.inputs[0].producer()
+    known = node is not None and node.op_type in SATURATING and node.inputs[0] is not None
+    return node if known else None, moves
+
+
+def _unsaturated(model: ir.Model, which: list[bool]) -> ir.Model:
+    """A copy that gives, in the place of a final Sigmoid or Softmax, what goes into it, for the outputs of `which`.
 
     On inputs without meaning these outputs may all be near 0, where float32 kernels keep few digits.
     """
     copy = clone_graph(model)
     for index, output in enumerate(copy.graph.outputs):
-        node, moves = output.producer(), list[ir.Node]()
-        while node is not None and node.op_type in MOVING and node.inputs[0] is not None:
-            moves.append(node)
-            node = node.inputs[0].producer()
-        if node is None or node.op_type not in SATURATING or node.inputs[0] is None:
+        node, moves = _saturation(output)
+        value = None if node is None else node.inputs[0]
+        if value is None or not which[index]:
             continue
-        value = node.inputs[0]
         for number, move in enumerate(reversed(moves)):  # anew: others may read what they give
             again = ir.node(move.op_type, [value, *move.inputs[1:]])
             copy.graph.append(again)
