@@ -55,6 +55,23 @@ PATTERNS: dict[str, tuple[str, dict[str, int]]] = {
            y = Mul(product, gate)""",
         {"Gelu": 1},
     ),
+    "a mask that hides nothing": (
+        """seen = Constant<value_float = 0.0>()
+           shown = Add(seen, x)
+           less = Sub(shown, seen)
+           more = Sub(seen, less)
+           turned = Transpose<perm = [0, 1, 3, 2]>(more)
+           product = MatMul(more, turned)
+           shown_product = Add(product, seen)
+           y = Relu(shown_product)""",
+        {"Sub": 1, "Transpose": 1, "MatMul": 1, "Relu": 1},
+    ),
+    "zeros that change the shape": (
+        """shape = Constant<value_ints = [3, 1, 1, 1, 1]>()
+           zeros = ConstantOfShape(shape)
+           y = Add(zeros, x)""",
+        {"Add": 1},
+    ),
     "not a gelu": (
         """c = Constant<value_float = 1.5>()
            one = Constant<value_float = 1.0>()
