@@ -18,6 +18,9 @@ FLAT_BEYOND = {
     "Tanh": (-6.0, 6.0),
 }  # fmt: skip
 """Where functions are constant, or within 16 bits as good as constant: their input may be clipped there."""
+WIDE = 1 << 16  # integers of an encoding that has some to spare
+HEADROOM = 1.5
+"""How many times as far as the extremes seen such an encoding reaches: half a bit, and the next sample is not clipped."""
 
 
 def group_encodings(bundle: ModelBundle, plan: Plan, statistics: Statistics) -> dict[str, Encoding]:
@@ -67,6 +70,8 @@ def _encoding(
         )  # fmt: skip
     first, last = INTEGER_RANGES[leader.dtype]
     low, high = make_observer(leader.algorithm, leader.options).range(merged, last - first + 1, leader.symmetric)
+    if leader.algorithm == EXTREMES and last - first + 1 >= WIDE:
+        low, high = HEADROOM * low, HEADROOM * high
     if len(members) == 1:
         least, most = useful_range(_value(bundle[members[0][0]].graph, leader))
         low, high = max(low, least), min(high, most)

@@ -65,3 +65,21 @@ def test_encodings_stop_there() -> None:
     low, high = (float((b - encoding.zero_point) * encoding.scale) for b in encoding.bounds)
     assert low == pytest.approx(-3, abs=0.05) and high == pytest.approx(8, abs=0.05)
     assert float((0 - table["main/x"].zero_point) * table["main/x"].scale) == pytest.approx(-10, abs=0.1)
+
+
+def test_16_bits_reach_beyond_what_was_seen() -> None:
+    """The largest of eight samples is not the largest there will be: uint16 has half a bit for the next one."""
+    bundle = bundle_of(main=functions("Neg"))
+    seen = np.linspace(-2, 4, 32, dtype=np.float32).reshape(1, 4, 8)
+
+    def reach(scheme: str, observer: str = "min_max") -> tuple[float, float]:
+        recipe = Recipe.model_validate({"name": "t", "rules": [{"observer": observer}]})
+        plan = make_plan(bundle, recipe, "x/y", legality(defaults={"main": scheme}))
+        _, table = apply_plan(bundle, plan, calibrate({"main": bundle["main"].graph}, [("main", {"x": seen})]))
+        encoding = table["main/x"]
+        low, high = (float((b - encoding.zero_point) * encoding.scale) for b in encoding.bounds)
+        return low, high
+
+    assert reach("w8a16") == pytest.approx((-3, 6), abs=0.01)
+    assert reach("w8a8") == pytest.approx((-2, 4), abs=0.05)
+    assert reach("w8a16", "percentile") == pytest.approx((-2, 4), abs=0.05), "who chooses an observer gets its range"
