@@ -14,6 +14,7 @@ from pocketport.targets.configuration import DEFAULT_NAME, GGUF_NAME, ComponentC
 from pocketport.tuning import tune_file, tune_gguf, tune_run
 
 SHOWN_OPS = 4
+FAST = 100  # tokens a second that need no decimals
 
 
 def register(app: typer.Typer) -> None:
@@ -123,7 +124,8 @@ def print_phase(name: str, component: ComponentConfiguration, tokens: int) -> No
     shown = table(title, "", "one run", "tokens/s", "of the chosen one's time", right=(1, 2, 3))
     for contender in component.contenders:
         time = f"{contender.ms:.3g} ± {contender.mad_ms:.2g} ms"
-        shown.add_row(contender.name, time, f"{1e3 * tokens / contender.ms:.4g}", _gain(contender))
+        speed = 1e3 * tokens / contender.ms
+        shown.add_row(contender.name, time, f"{speed:.0f}" if speed >= FAST else f"{speed:.3g}", _gain(contender))
     out.print(shown)
 
 
