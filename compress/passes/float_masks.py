@@ -28,14 +28,8 @@ class FloatMasks(Pass):
 
     def rewrite(self, graph: ir.Model) -> PassResult:
         """Replace what reads masks as numbers; the logic is left to dead-code removal."""
-        modified = False
         flags = _Flags(graph.graph)
-        for node in list(graph.graph):
-            made = _number(node, flags)
-            if made is not None:
-                flags.writer.replace(node, made)
-                modified = True
-        return PassResult(graph, modified)
+        return PassResult(graph, flags.writer.sweep(lambda node: _number(node, flags)))
 
 
 def _number(node: ir.Node, flags: "_Flags") -> ir.Value | None:

@@ -25,14 +25,8 @@ class PlainGathers(Pass):
 
     def rewrite(self, graph: ir.Model) -> PassResult:
         """One sweep; shapes must have been inferred before."""
-        modified = False
         writer = NodeWriter(graph.graph)
-        for node in list(graph.graph):
-            made = _plain(node, writer)
-            if made is not None:
-                writer.replace(node, made)
-                modified = True
-        return PassResult(graph, modified)
+        return PassResult(graph, writer.sweep(lambda node: _plain(node, writer)))
 
 
 def _plain(node: ir.Node, writer: NodeWriter) -> ir.Value | None:

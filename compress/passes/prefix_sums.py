@@ -18,14 +18,8 @@ class PrefixSums(Pass):
 
     def rewrite(self, graph: ir.Model) -> PassResult:
         """One sweep; shapes must have been inferred before."""
-        modified = False
         writer = NodeWriter(graph.graph)
-        for node in list(graph.graph):
-            made = _summed(node, writer)
-            if made is not None:
-                writer.replace(node, made)
-                modified = True
-        return PassResult(graph, modified)
+        return PassResult(graph, writer.sweep(lambda node: _summed(node, writer)))
 
 
 def _summed(node: ir.Node, writer: NodeWriter) -> ir.Value | None:

@@ -1,6 +1,6 @@
 """What rewriting passes share: reading scalars, adding weights, putting one node in the place of another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -84,6 +84,16 @@ class NodeWriter:
         value.shape, value.type = old.outputs[0].shape, old.outputs[0].type
         replace_value(old.outputs[0], value)
         self.graph.remove(old, safe=True)
+
+    def sweep(self, make: Callable[[ir.Node], ir.Value | None]) -> bool:
+        """Once over the graph, put what `make` gives for a node in its place; None leaves it. True if there was any."""
+        modified = False
+        for node in list(self.graph):
+            made = make(node)
+            if made is not None:
+                self.replace(node, made)
+                modified = True
+        return modified
 
     def _free(self, name: str) -> str:
         number, free = 1, name

@@ -19,16 +19,14 @@ class SpellOut(Pass):
 
     def rewrite(self, graph: ir.Model) -> PassResult:
         """One sweep; shapes must have been inferred before."""
-        modified = False
         writer = NodeWriter(graph.graph)
-        for node in list(graph.graph):
-            spell = _SPELLED.get(node.op_type) if not node.domain else None
-            shapes = [static_shape(v) for v in (*node.inputs, *node.outputs) if v is not None]
-            made = spell(node, writer) if spell is not None and None not in shapes else None
-            if made is not None:
-                writer.replace(node, made)
-                modified = True
-        return PassResult(graph, modified)
+        return PassResult(graph, writer.sweep(lambda node: _spelled(node, writer)))
+
+
+def _spelled(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
+    spell = _SPELLED.get(node.op_type) if not node.domain else None
+    shapes = [static_shape(v) for v in (*node.inputs, *node.outputs) if v is not None]
+    return spell(node, writer) if spell is not None and None not in shapes else None
 
 
 def _einsum(node: ir.Node, writer: NodeWriter) -> ir.Value | None:

@@ -18,14 +18,8 @@ class SpellOutAttention(Pass):
 
     def rewrite(self, graph: ir.Model) -> PassResult:
         """One sweep; shapes must have been inferred before."""
-        modified = False
         writer = NodeWriter(graph.graph)
-        for node in list(graph.graph):
-            made = _spelled(node, writer)
-            if made is not None:
-                writer.replace(node, made)
-                modified = True
-        return PassResult(graph, modified)
+        return PassResult(graph, writer.sweep(lambda node: _spelled(node, writer)))
 
 
 def _spelled(node: ir.Node, writer: NodeWriter) -> ir.Value | None:

@@ -113,11 +113,12 @@ def conv(context: Lowering, node: ir.Node) -> None:
     batch, _, height, width = context.shape(output)
     parts = _channels_of_groups(context, x, group)
     made = []
+    assert b.data is not None
     for number, part in enumerate(parts):
         rows = slice(number * channels // group, (number + 1) * channels // group)
         own = Weight(array[rows], _cut(weight.encoding, rows))
         w = weight_tensor(context, own, own.array.transpose(0, 2, 3, 1), 0, f"{name}.{number}", integer=integer)
-        biases = context.emitter.constant(b.data[rows], dtype=b.dtype, encoding=_cut(b.encoding, rows))  # type: ignore[index]
+        biases = context.emitter.constant(b.data[rows], dtype=b.dtype, encoding=_cut(b.encoding, rows))
         shape = (batch, height, width, channels // group)
         y = context.emitter.tensor(f"{output.name}.{number}", shape, kept.dtype if kept else "float32", kept)
         context.emitter.operator("CONV_2D", [part, w, biases], [y], **options)

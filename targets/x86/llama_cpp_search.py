@@ -14,7 +14,7 @@ from pathlib import Path
 from pocketport.errors import UsageError
 from pocketport.files import sha256_path
 from pocketport.profiles.paired import FEWEST_TURNS, median_deviation
-from pocketport.targets.configuration import ComponentConfiguration, Configuration, Contender, Gain, Rejected
+from pocketport.targets.configuration import ComponentConfiguration, Configuration, Contender, Rejected
 from pocketport.targets.x86.candidates import together
 from pocketport.targets.x86.llama_cpp import (
     BENCH,
@@ -28,13 +28,12 @@ from pocketport.targets.x86.llama_cpp import (
     program,
     program_options,
 )
-from pocketport.targets.x86.race import TIE, Race, race
+from pocketport.targets.x86.race import TIE, Race, race, take_turns
 from pocketport.targets.x86.settings import thread_counts
 from pocketport.targets.x86.target import cpu_model, threads
 
 AS_IT_COMES = LlamaCppSettings()
 SHARES = {"threads": 0.35, "changes": 0.65, "together": 0.75}  # of the time, when each round is over
-FINAL_TURNS = 60
 ROWS = (64, 128, 256, 1024)  # of a prompt at once; 512 is llama.cpp's own
 POLLING = (0, 100)  # llama.cpp's own is 50
 
@@ -116,13 +115,9 @@ class PhaseSearch:
     def _measured(self, chosen: LlamaCppSettings) -> ComponentConfiguration:
         """Fresh turns; if nothing was gained, llama.cpp as it comes is chosen."""
         names = {AS_IT_COMES: f"{ENGINE} as it comes"} | ({} if chosen == AS_IT_COMES else {chosen: "first choice"})
-        times: dict[LlamaCppSettings, list[float]] = {settings: [] for settings in names}
-        for turn in range(FINAL_TURNS):
-            if turn >= FEWEST_TURNS and time.monotonic() > self._start + self.seconds:
-                break
-            for settings in times if turn % 2 else reversed(times):
-                times[settings].append(self._turn(settings))
-        done = Race(times, list(times))
+        left = self._start + self.seconds - time.monotonic()
+        done = take_turns({settings: partial(self._turn, settings) for settings in names}, left)
+        times = done.times
         chosen = chosen if done.ratio(chosen, AS_IT_COMES).shorter else AS_IT_COMES
         names[chosen] = "chosen" if chosen != AS_IT_COMES else f"chosen: {ENGINE} as it comes"
         order = [chosen, *(s for s in times if s != chosen)]
@@ -132,19 +127,12 @@ class PhaseSearch:
             contenders=[
                 Contender(
                     name=names[s], settings=s.model_dump(), ms=statistics.median(times[s]), mad_ms=median_deviation(times[s]),
-                    gain=_gain(done, s, chosen),
+                    gain=done.gain(s, chosen),
                 )
                 for s in order
             ],
             rejected=[Rejected(settings=s.model_dump(), why=why) for s, why in self.rejected.items()],
         )  # fmt: skip
-
-
-def _gain(done: Race[LlamaCppSettings], settings: LlamaCppSettings, chosen: LlamaCppSettings) -> Gain | None:
-    if settings == chosen:
-        return None
-    ratio = done.ratio(settings, chosen)
-    return Gain(value=ratio.value, low=ratio.low, high=ratio.high)
 
 
 def tune_gguf(

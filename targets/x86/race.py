@@ -15,8 +15,10 @@ import numpy as np
 
 from pocketport.errors import ToolchainError
 from pocketport.profiles.paired import FEWEST_TURNS, Ratio, paired_ratio
+from pocketport.targets.configuration import Gain
 
 Name = TypeVar("Name", bound=Hashable)
+FINAL_TURNS = 60
 TIE = 1.01  # ratios up to this are no difference
 LOOK_EVERY = 1.5  # growth of the number of turns between two looks: each look is a chance to be wrong
 
@@ -50,6 +52,13 @@ class Race(Generic[Name]):
         """How many times as long `first` took as `second`, in the turns that both had."""
         count = min(len(self.times[first]), len(self.times[second]))
         return paired_ratio(self.times[first][:count], self.times[second][:count])
+
+    def gain(self, name: Name, chosen: Name) -> Gain | None:
+        """How many times as long as `chosen` someone took; None for itself."""
+        if name == chosen:
+            return None
+        ratio = self.ratio(name, chosen)
+        return Gain(value=ratio.value, low=ratio.low, high=ratio.high)
 
 
 def race(turns: Mapping[Name, Callable[[], float]], seconds: float, *, most_turns: int = 200) -> Race[Name]:
@@ -88,6 +97,18 @@ def race(turns: Mapping[Name, Callable[[], float]], seconds: float, *, most_turn
         if len(race.running) == 1 or time.monotonic() - start >= seconds:
             break
     return race
+
+
+def take_turns(turns: Mapping[Name, Callable[[], float]], seconds: float) -> Race[Name]:
+    """Turns of everyone until the time is over, at least FEWEST_TURNS and at most FINAL_TURNS; nobody leaves."""
+    times: dict[Name, list[float]] = {name: [] for name in turns}
+    end, order = time.monotonic() + seconds, list(turns)
+    for turn in range(FINAL_TURNS):
+        if turn >= FEWEST_TURNS and time.monotonic() > end:
+            break
+        for name in order if turn % 2 else reversed(order):
+            times[name].append(turns[name]())
+    return Race(times, order)
 
 
 def _take(race: Race[Name], name: Name, turns: Mapping[Name, Callable[[], float]]) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 
 import psutil
@@ -16,7 +17,6 @@ from pocketport.targets.configuration import (
     ComponentConfiguration,
     Configuration,
     Contender,
-    Gain,
     OpTime,
     Rejected,
 )
@@ -24,7 +24,7 @@ from pocketport.targets.contract import TuneJob
 from pocketport.targets.x86.candidates import changes, first_round, frugal, kind_of, together
 from pocketport.targets.x86.measure import arbitrary_feeds
 from pocketport.targets.x86.pool import LIMITS, Pool
-from pocketport.targets.x86.race import TIE, Race, race
+from pocketport.targets.x86.race import TIE, Race, race, take_turns
 from pocketport.targets.x86.settings import NAMES, ONNX, Settings, engine_defaults, own_defaults
 from pocketport.targets.x86.target import cpu_model, threads
 from pocketport.targets.x86.trial import TURN_MS, Expected, Opened
@@ -38,7 +38,6 @@ SHARES = {
 OPENING = 0.6  # of a round: who could not be opened by then is not tried
 FAR = 1.5  # an engine whose best takes this many times as long is not looked into further
 LESS_MEMORY = 0.95  # of the peak: what a frugal variant must save
-FINAL_TURNS = 60
 FIRST_CHOICE = "first choice of the search"
 SHOWN_OPS = 12
 SPARE_MEMORY = 1.5  # of the last candidate's peak must be free to open another
@@ -192,9 +191,9 @@ class Search:
                     f"it ran before, now it does not: {why}", where=self.job.component, fix="try again"
                 )
             left = self._start + self.seconds - time.monotonic()
-            times = self._turns(workers, left)
-            peaks = {settings: workers[settings].call("peak") for settings in times}
-        done = Race(times, list(times))
+            done = take_turns({s: partial(worker.call, "turn") for s, worker in workers.items()}, left)
+            peaks = {settings: worker.call("peak") for settings, worker in workers.items()}
+        times = done.times
         right = [s for s in times if opened[s].fidelity_db >= self._expected.least_db]
         chosen = self._final(chosen, done, right, peaks)
         names[chosen] = "chosen" if names[chosen] == FIRST_CHOICE else f"chosen: {names[chosen]}"
@@ -217,7 +216,7 @@ class Search:
             contenders=[
                 Contender(
                     name=names[s], settings=s.model_dump(), ms=statistics.median(times[s]),
-                    mad_ms=median_deviation(times[s]), gain=_gain(done, s, chosen), fidelity_db=opened[s].fidelity_db,
+                    mad_ms=median_deviation(times[s]), gain=done.gain(s, chosen), fidelity_db=opened[s].fidelity_db,
                     cold_ms=opened[s].cold_ms, peak_bytes=peaks[s],
                 )
                 for s in order
@@ -247,17 +246,6 @@ class Search:
             for worker in fresh:
                 worker.close()
 
-    def _turns(self, workers: Mapping[Settings, Worker], seconds: float) -> dict[Settings, list[float]]:
-        """Turns of everyone until the time is over, at least FEWEST_TURNS."""
-        times: dict[Settings, list[float]] = {settings: [] for settings in workers}
-        end, order = time.monotonic() + seconds, list(workers)
-        for turn in range(FINAL_TURNS):
-            if turn >= FEWEST_TURNS and time.monotonic() > end:
-                break
-            for settings in order if turn % 2 else reversed(order):
-                times[settings].append(float(workers[settings].call("turn")))
-        return times
-
     def _final(
         self,
         chosen: Settings,
@@ -277,13 +265,6 @@ class Search:
             ]  # fmt: skip
             best = min(thrifty, key=lambda s: peaks[s] or 0, default=chosen)
         return best
-
-
-def _gain(done: Race[Settings], settings: Settings, chosen: Settings) -> Gain | None:
-    if settings == chosen:
-        return None
-    ratio = done.ratio(settings, chosen)
-    return Gain(value=ratio.value, low=ratio.low, high=ratio.high)
 
 
 def tune(jobs: Sequence[TuneJob], seconds: float, done: Callable[[str], None], *, openvino: bool) -> Configuration:
