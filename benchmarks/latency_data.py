@@ -18,17 +18,24 @@ FAITHFUL = 1.5  # a construction counts when its ops are within this factor of w
 PRECISIONS = ("float", "w8a8", "w8a16")
 RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
 # Constructions that the data's analysis has in another form or not at all: family, and ops of the exported graph, of which devices count
-# 21 less (what stacks is one layer, not a reshape for each part) to 5 more.
+# 21 less (what stacks is one layer, not a reshape for each part) to 24 more.
 COUNTED = {
+    "ddrnet23_slim": ("ddrnet", 153),
     "deepbox:vgg_3d_detection": ("vgg", 61),
     "deepbox:yolo_2d_detection": ("yolo", 329),
     "deeplab_xception": ("seg", 259),
     "face_det_lite": ("face", 122),
+    "ffnet_122ns_lowres": ("ffnet", 348),
+    "ffnet_40s": ("ffnet", 142),
+    "ffnet_54s": ("ffnet", 177),
+    "ffnet_78s": ("ffnet", 237),
+    "ffnet_78s_lowres": ("ffnet", 236),
     "foot_track_net": ("face", 196),
     "gear_guard_net": ("yolo", 239),
     "gpunet": ("effnet", 77),
     "mediapipe_selfie": ("mbnet", 136),
     "osnet": ("osnet", 390),
+    "pidnet": ("ddrnet", 206),
     "yolov3": ("yolo", 112),
     "yolov7": ("yolo", 197),
 }

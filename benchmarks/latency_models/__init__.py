@@ -8,6 +8,7 @@ from latency_models.classification import CLASSIFICATION
 from latency_models.compact import COMPACT
 from latency_models.darknet import DARKNET
 from latency_models.detection import DETECTION
+from latency_models.realtime import REALTIME
 from latency_models.reidentification import REIDENTIFICATION
 from latency_models.restoration import RESTORATION
 from latency_models.segmentation import SEGMENTATION
@@ -16,7 +17,7 @@ from latency_models.yolov10 import YOLOV10
 
 CONSTRUCTIONS: dict[str, Construction] = {
     **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
-    **COMPACT, **SEGMENTATION,
+    **COMPACT, **SEGMENTATION, **REALTIME,
 }  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,9 @@ def conv(
     pad = dilation * (k - 1) // 2
     layer = nn.Conv2d(cin, cout, k, s, pad, groups=groups, dilation=dilation)
     return nn.Sequential(layer, nn.ReLU() if act is None else act)
+
+
+def resized(x: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
+    """`x` at the height and width of `like`."""
+    corners = None if mode == "nearest" else False
+    return functional.interpolate(x, size=like.shape[2:], mode=mode, align_corners=corners)

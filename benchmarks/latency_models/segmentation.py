@@ -8,11 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latency_models.base import Construction, First, Normalized, conv, image
-
-
-def _resized(x: Tensor, like: Tensor) -> Tensor:
-    return functional.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+from latency_models.base import Construction, First, Normalized, conv, image, resized
 
 
 class DeepLabV3Plus(nn.Module):
@@ -37,9 +33,9 @@ class DeepLabV3Plus(nn.Module):
         low = self.low(x)
         high = self.high(low)
         parts = [part(high) for part in self.pyramid]
-        parts.append(_resized(self.pooled(high.mean((2, 3), keepdim=True)), high))
-        y = _resized(self.project(torch.cat(parts, 1)), low)
-        return _resized(self.classes(self.decode(torch.cat([self.reduce(low), y], 1))), x)
+        parts.append(resized(self.pooled(high.mean((2, 3), keepdim=True)), high))
+        y = resized(self.project(torch.cat(parts, 1)), low)
+        return resized(self.classes(self.decode(torch.cat([self.reduce(low), y], 1))), x)
 
 
 class Separable(nn.Sequential):
@@ -93,9 +89,9 @@ class DeepLabXception(nn.Module):
             y, middle = block(y)
             low = middle if i == 1 else low
         y = self.end(y)
-        pooled = _resized(self.pooled(functional.adaptive_avg_pool2d(y, 1)), y)
+        pooled = resized(self.pooled(functional.adaptive_avg_pool2d(y, 1)), y)
         y = self.project(torch.cat([pooled, self.point(y), *[part(y) for part in self.pyramid]], 1))
-        return _resized(self.classes(self.decode(torch.cat([_resized(y, low), self.reduce(low)], 1))), x)
+        return resized(self.classes(self.decode(torch.cat([resized(y, low), self.reduce(low)], 1))), x)
 
 
 class SuperPoint(nn.Module):
@@ -140,7 +136,7 @@ class Rsu(nn.Module):
             y = layer(y)
             kept.append(y)
         for layer, skip in zip(self.up, kept[-2::-1], strict=True):
-            y = layer(torch.cat([y if self.dilated else _resized(y, skip), skip], 1))
+            y = layer(torch.cat([y if self.dilated else resized(y, skip), skip], 1))
         return first + y
 
 
@@ -164,9 +160,9 @@ class U2Net(nn.Module):
             kept.append(y)
         levels = [y]
         for layer, skip in zip(self.up, kept[-2::-1], strict=True):
-            y = layer(torch.cat([_resized(y, skip), skip], 1))
+            y = layer(torch.cat([resized(y, skip), skip], 1))
             levels.append(y)
-        maps = [_resized(side(level), x) for side, level in zip(self.sides, levels, strict=True)]
+        maps = [resized(side(level), x) for side, level in zip(self.sides, levels, strict=True)]
         return torch.sigmoid(self.fuse(torch.cat(maps, 1)))
 
 
