@@ -18,13 +18,16 @@ FAITHFUL = 1.5  # a construction counts when its ops are within this factor of w
 PRECISIONS = ("float", "w8a8", "w8a16")
 RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
 # Constructions that the data's analysis has in another form or not at all: family, and ops of the exported graph, of which devices count
-# 21 less (what stacks is one layer, not a reshape for each part) to 24 more.
+# 21 less (what stacks is one layer, not a reshape for each part) to 24 more
+# (batch normalizations, and rectifiers with a slope a channel, are one op here).
 COUNTED = {
     "ddrnet23_slim": ("ddrnet", 153),
     "deepbox:vgg_3d_detection": ("vgg", 61),
     "deepbox:yolo_2d_detection": ("yolo", 329),
     "deeplab_xception": ("seg", 259),
+    "face_attrib_net": ("attributes", 157),
     "face_det_lite": ("face", 122),
+    "facemap_3dmm": ("resnet", 53),
     "ffnet_122ns_lowres": ("ffnet", 348),
     "ffnet_40s": ("ffnet", 142),
     "ffnet_54s": ("ffnet", 177),
@@ -33,9 +36,19 @@ COUNTED = {
     "foot_track_net": ("face", 196),
     "gear_guard_net": ("yolo", 239),
     "gpunet": ("effnet", 77),
+    "mediapipe_face:face_detector": ("blaze", 146),
+    "mediapipe_face:face_landmark_detector": ("blaze", 100),
+    "mediapipe_hand_gesture:hand_landmark_detector": ("mbnet", 95),
+    "mediapipe_hand_gesture:palm_detector": ("blaze", 213),
+    "mediapipe_pose:pose_detector": ("blaze", 143),
+    "mediapipe_pose:pose_landmark_detector": ("blaze", 287),
     "mediapipe_selfie": ("mbnet", 136),
+    "midas": ("midas", 200),
     "osnet": ("osnet", 390),
     "pidnet": ("ddrnet", 206),
+    "salsanext": ("salsanext", 173),
+    "sinet": ("sinet", 201),
+    "xlsr": ("sr", 19),
     "yolov3": ("yolo", 112),
     "yolov7": ("yolo", 197),
 }

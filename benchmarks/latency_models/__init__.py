@@ -8,6 +8,9 @@ from latency_models.classification import CLASSIFICATION
 from latency_models.compact import COMPACT
 from latency_models.darknet import DARKNET
 from latency_models.detection import DETECTION
+from latency_models.faces import FACES
+from latency_models.mediapipe import MEDIAPIPE
+from latency_models.pixelwise import PIXELWISE
 from latency_models.realtime import REALTIME
 from latency_models.reidentification import REIDENTIFICATION
 from latency_models.restoration import RESTORATION
@@ -17,7 +20,7 @@ from latency_models.yolov10 import YOLOV10
 
 CONSTRUCTIONS: dict[str, Construction] = {
     **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
-    **COMPACT, **SEGMENTATION, **REALTIME,
+    **COMPACT, **SEGMENTATION, **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
 }  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]

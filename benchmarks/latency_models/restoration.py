@@ -49,6 +49,21 @@ class Sesr(nn.Module):
         return functional.pixel_shuffle(self.tail(first + self.body(first)), 3)
 
 
+class Xlsr(nn.Module):
+    """XLSR (Ayazoglu 2021), ×4: grouped convolutions beside one of the picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Conv2d(3, 16, 3, 1, 1)
+        blocks = [nn.Sequential(conv(32, 32, groups=4), nn.Conv2d(32, 32, 1)) for _ in range(3)]
+        self.body = nn.Sequential(conv(3, 32), nn.Conv2d(32, 32, 1), *blocks)
+        self.tail = nn.Sequential(conv(48, 32, 1), nn.Conv2d(32, 48, 3, 1, 1), nn.PixelShuffle(4), nn.Hardtanh(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Four times the size."""
+        return self.tail(torch.cat([self.body(x), self.beside(x)], 1))
+
+
 class Compact(nn.Module):
     """SRVGGNetCompact (Real-ESRGAN), ×4."""
 
@@ -189,4 +204,5 @@ RESTORATION: dict[str, Construction] = {
     "real_esrgan_general_x4v3": Construction(Compact, image(128), "sr"),
     "sesr_m5": Construction(Sesr, image(128), "sr"),
     "srgan": Construction(SrResNet, image(128), "sr"),
+    "xlsr": Construction(Xlsr, image(128), "sr"),
 }
