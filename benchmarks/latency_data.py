@@ -25,6 +25,8 @@ COUNTED = {
     "deepbox:vgg_3d_detection": ("vgg", 61),
     "deepbox:yolo_2d_detection": ("yolo", 329),
     "deeplab_xception": ("seg", 259),
+    "detectron2_detection:proposal_generator": ("rcnn", 134),
+    "eyegaze": ("gaze", 470),
     "face_attrib_net": ("attributes", 157),
     "face_det_lite": ("face", 122),
     "facemap_3dmm": ("resnet", 53),
@@ -38,6 +40,7 @@ COUNTED = {
     "gpunet": ("effnet", 77),
     "mediapipe_face:face_detector": ("blaze", 146),
     "mediapipe_face:face_landmark_detector": ("blaze", 100),
+    "mediapipe_hand_gesture:canned_gesture_classifier": ("gestures", 95),
     "mediapipe_hand_gesture:hand_landmark_detector": ("mbnet", 95),
     "mediapipe_hand_gesture:palm_detector": ("blaze", 213),
     "mediapipe_pose:pose_detector": ("blaze", 143),
@@ -50,6 +53,7 @@ COUNTED = {
     "sinet": ("sinet", 201),
     "xlsr": ("sr", 19),
     "yolov3": ("yolo", 112),
+    "yolov6": ("yolo", 323),
     "yolov7": ("yolo", 197),
 }
 NOISY = frozenset({"Dragonwing RB3 Gen 2 Vision Kit"})  # moved 1.5 to 2.4 times between two rounds of measurements

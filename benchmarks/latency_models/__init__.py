@@ -9,18 +9,22 @@ from latency_models.compact import COMPACT
 from latency_models.darknet import DARKNET
 from latency_models.detection import DETECTION
 from latency_models.faces import FACES
+from latency_models.gaze import GAZE
 from latency_models.mediapipe import MEDIAPIPE
 from latency_models.pixelwise import PIXELWISE
+from latency_models.proposals import PROPOSALS
 from latency_models.realtime import REALTIME
 from latency_models.reidentification import REIDENTIFICATION
 from latency_models.restoration import RESTORATION
 from latency_models.segmentation import SEGMENTATION
 from latency_models.transformer import TRANSFORMER
+from latency_models.yolov6 import YOLOV6
 from latency_models.yolov10 import YOLOV10
 
 CONSTRUCTIONS: dict[str, Construction] = {
     **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
     **COMPACT, **SEGMENTATION, **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
+    **GAZE, **PROPOSALS, **YOLOV6,
 }  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]

@@ -234,9 +234,50 @@ class HandLandmarks(nn.Module):
         return points, seen.sigmoid(), which.sigmoid(), space
 
 
+class Affine(nn.Module):
+    """What a normalization of [1, 128] is: devices count no conversion to float around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = torch.full((128,), 0.9), torch.full((128,), 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return x * self.scale + self.shift
+
+
+class Gestures(nn.Module):
+    """Points of a hand and of its mirror image → eight gestures: one perceptron with shortcuts over both, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 128)
+        self.norms, self.layers = nn.ModuleList(Affine() for _ in range(7)), nn.ModuleList(_square() for _ in range(7))
+        self.norm, self.embed, self.last = Affine(), _square(), Affine()
+        self.out = nn.Linear(128, 8)
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(functional.silu(norm(x)))
+        return x
+
+    def forward(self, hand: Tensor, mirrored: Tensor) -> Tensor:
+        """Probabilities [1, 8] of points [1, 64]."""
+        x = self.embed(functional.silu(self.norm(self._embedded(hand) + self._embedded(mirrored))))
+        return self.out(self.last(x).relu()).softmax(1)
+
+
+def _square() -> nn.Linear:
+    return nn.Linear(128, 128)
+
+
 MEDIAPIPE: dict[str, Construction] = {
     "mediapipe_face:face_detector": Construction(_face_detector, image(256), "blaze"),
     "mediapipe_face:face_landmark_detector": Construction(FaceLandmarks, image(192), "blaze"),
+    "mediapipe_hand_gesture:canned_gesture_classifier": Construction(
+        Gestures, (torch.zeros(1, 64), torch.zeros(1, 64)), "gestures"
+    ),
     "mediapipe_hand_gesture:hand_landmark_detector": Construction(HandLandmarks, image(224), "mbnet"),
     "mediapipe_hand_gesture:palm_detector": Construction(PalmDetector, image(256), "blaze"),
     "mediapipe_pose:pose_detector": Construction(_pose_detector, image(128), "blaze"),
