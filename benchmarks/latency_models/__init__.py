@@ -19,12 +19,13 @@ from latency_models.restoration import RESTORATION
 from latency_models.segmentation import SEGMENTATION
 from latency_models.transformer import TRANSFORMER
 from latency_models.yolov6 import YOLOV6
+from latency_models.yolov9 import YOLOV9
 from latency_models.yolov10 import YOLOV10
 
 CONSTRUCTIONS: dict[str, Construction] = {
     **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
     **COMPACT, **SEGMENTATION, **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
-    **GAZE, **PROPOSALS, **YOLOV6,
+    **GAZE, **PROPOSALS, **YOLOV6, **YOLOV9,
 }  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]

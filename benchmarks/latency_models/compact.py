@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latency_models.base import Construction, conv, image
-from latency_models.detection import detections, twice
+from latency_models.detection import NANO, NANO_DEPTHS, YoloV8, detections, twice
 
 
 class Gate(nn.Module):
@@ -239,5 +239,6 @@ COMPACT: dict[str, Construction] = {
     "face_det_lite": Construction(LightFace, image(480, 640, channels=1), "face"),
     "foot_track_net": Construction(FootTrack, image(480, 640), "face"),
     "gear_guard_net": Construction(GearGuard, image(320, 192), "yolo"),
+    "lpdm": Construction(lambda: YoloV8(NANO, NANO_DEPTHS, 51), image(640), "yolo"),
     "mediapipe_selfie": Construction(Selfie, image(256), "mbnet"),
 }
