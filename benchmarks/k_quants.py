@@ -21,11 +21,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import torch
 import yaml
 from docs_section import replace_section
 from llama_cpp import Programs, language_file, port
-from mixed_precision import QUANTILES, REPORT_SEED, RESAMPLED
+from mixed_precision import LANGUAGE, QUANTILES, REPORT_SEED, RESAMPLED, of_file
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,11 +38,11 @@ from pocketport.compress.mixed_precision.checkpoint import Dequantized
 from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.planning.weights import CALIBRATED_COMPONENT, Use, find_uses
 from pocketport.compress.quantized_weights import QuantizedWeights
-from pocketport.compress.sources.open import open_source
 from pocketport.files import write_json
 from pocketport.request import Request
 from pocketport.stages.context import Context
-from pocketport.stages.search import Answers, FormatSearch
+from pocketport.stages.image_sequences import Answers
+from pocketport.stages.search import FormatSearch
 from pocketport.stages.weights import plan_formats, quantize_format
 from pocketport.store import Store
 
@@ -65,7 +64,6 @@ OURS = {  # row → format, and the rule of all linear layers
         for scheme in ("w3b64", "w3b32", "w4b64", "w4b32") for symmetric in (True, False)
     },
 }  # fmt: skip
-LANGUAGE = "llm."
 
 
 @dataclass
@@ -146,10 +144,7 @@ def theirs(
             arguments = ["--imatrix", matrix] if told else []
             path = work / f"{kind}{'-imatrix' if told else ''}.gguf"
             programs.run("llama-quantize", *arguments, plain, path, kind)
-            source = open_source(path)
-            weights = {n: torch.from_numpy(source.tensors[n.removeprefix(LANGUAGE)].numpy().copy()) for n in uses}
-            stored = {t.name: int(t.n_bytes) for t in gguf.GGUFReader(path).tensors}
-            size = sum(stored[names[n]] for n in uses)
+            weights, size = of_file(search, path)
             yield row("llama.cpp", f"{kind}{told}", search, weights, data, size)
 
 

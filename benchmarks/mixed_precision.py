@@ -1,13 +1,14 @@
 """A scheme for each layer against one for all: quality by bytes, and the bytes saved at equal quality.
 
-``python benchmarks/mixed_precision.py [MODEL] [--recipe gptq] [--bits 2.5 3 3.5] [--no-confirm]
-[--report TEXT] [--json FILE]``
+``python benchmarks/mixed_precision.py [MODEL] [--format gptq] [--recipe gptq] [--bits 2.5 3 3.5] [--no-confirm]
+[--mixtures q4_k_s q4_k_m] [--files THEIRS.gguf] [--report TEXT] [--json FILE]``
 
 MODEL is ``reference`` (the default: its own images and answers), ``smollm2`` (SmolLM2-135M and the texts of
 `llm_weights.py`) or a checkpoint's folder. Quality is the mean divergence of the predictions from the float model's, with
 perplexity where there is text. Errors are measured, and the best of the error models' allocations is chosen, on one part
 of the data; both fronts are reported on another (`--report`, a text; without one the standard library's docstrings).
-Uniform schemes have the same algorithm and calibration data.
+Uniform schemes have the same algorithm and calibration data; so have the ``--mixtures`` of a format, its variants whose
+types are laid down by hand. ``--files`` are others' GGUF files of the same model. Both are compared as uniform schemes are.
 
 A uniform scheme's saving is what the mixed front takes less at its divergence: the bytes between neighbouring mixed
 points are interpolated linearly in the logarithm of the divergence. Schemes that a smaller uniform one is as good as are
@@ -22,24 +23,32 @@ import inspect
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import torch
 from llama_cpp import smollm2
 from llm_weights import text_tokens
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from pocketport.commands.console import BarProgress, out, table
+from pocketport.compress.mixed_precision.checkpoint import Dequantized
 from pocketport.compress.mixed_precision.next_token import Quality
-from pocketport.compress.planning.weights import CALIBRATED_COMPONENT
+from pocketport.compress.planning.weights import CALIBRATED_COMPONENT, stored_bytes
+from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Rule
+from pocketport.compress.sources.open import open_source
 from pocketport.files import write_json
 from pocketport.request import Request
 from pocketport.stages.context import Context
-from pocketport.stages.search import MEASURED, Answers, FormatSearch
+from pocketport.stages.image_sequences import Answers
+from pocketport.stages.search import MEASURED, FormatSearch
 from pocketport.stages.searched import Budget
 from pocketport.stages.sequences import Sequences, sequences_for
+from pocketport.stages.weights import plan_formats, quantize_format
 from pocketport.store import Store
 
 SCHEMES = (
@@ -51,6 +60,7 @@ MOST_BITS = 6.0  # of those: above lies little but 8 bits
 REPORT_SEED = 7_000
 RESAMPLED = 1_000
 QUANTILES = (0.05, 0.95)
+LANGUAGE = "llm."  # before the names of a multimodal model's language model
 DOCUMENTED = (
     "argparse", "asyncio", "collections", "csv", "datetime", "decimal", "difflib", "fractions", "functools", "heapq", "inspect",
     "itertools", "json", "logging", "pathlib", "random", "shutil", "socket", "statistics", "string", "subprocess", "tarfile",
@@ -65,7 +75,7 @@ class Point:
     """One allocation.
 
     Attributes:
-        name: the scheme, or ``mixed`` with its error model.
+        name: the scheme, the mixture or the file's name, or ``mixed`` with its error model.
         bytes: of the layers that are searched.
         bits: mean of their weights, scales included.
         model_bytes: of the whole model.
@@ -73,7 +83,7 @@ class Point:
         perplexity: on it, where it is text.
         sums: of the divergence, of each sample.
         counts: predictions of each sample.
-        saved: of a uniform scheme, the share of its bytes that the mixed front does without at its divergence.
+        saved: of all but mixed points, the share of its bytes that the mixed front does without at its divergence.
         interval: of that.
     """
 
@@ -141,6 +151,40 @@ def uniform(search: FormatSearch, schemes: Sequence[str] | None, data: Sequences
     return sorted(points, key=lambda p: p.bytes)
 
 
+def searched_weights(search: FormatSearch) -> list[str]:
+    """Names of the weights that a scheme is chosen for."""
+    return [weight for layer in search.found.layers for weight in layer.weights]
+
+
+def mixtures(search: FormatSearch, names: Sequence[str], data: Sequences | Answers) -> list[Point]:
+    """Variants of the format, by the same recipe."""
+    points, names_searched, request = [], searched_weights(search), search.context.request
+    for name in names:
+        form = f"{request.formats[0].partition(':')[0]}:{name}"
+        (job,) = plan_formats(request.model_copy(update={"formats": [form]}))
+        weights = Dequantized(QuantizedWeights(quantize_format(search.context, job).path), names_searched)
+        cost = sum(plan.bytes_after for plan in job.plans if plan.tensor in names_searched)
+        points.append(point(form, search, cost, search.quality_of(weights, data)))
+    return sorted(points, key=lambda p: p.bytes)
+
+
+def of_file(search: FormatSearch, path: Path) -> tuple[dict[str, Tensor], int]:
+    """The searched weights as a GGUF file of the language model has them, and the bytes that they take there."""
+    tensors = open_source(path).tensors
+    found = {name: tensors[name.removeprefix(LANGUAGE)] for name in searched_weights(search)}
+    weights = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in found.items()}
+    return weights, sum(stored_bytes(tensor) for tensor in found.values())
+
+
+def files(search: FormatSearch, paths: Sequence[Path], data: Sequences | Answers) -> list[Point]:
+    """Others' files."""
+    points = []
+    for path in paths:
+        weights, cost = of_file(search, path)
+        points.append(point(path.stem, search, cost, search.quality_of(weights, data)))
+    return sorted(points, key=lambda p: p.bytes)
+
+
 def mixed(
     search: FormatSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool, exchanges: int
 ) -> list[Point]:
@@ -205,7 +249,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="reference")
     parser.add_argument("--format", default="gptq")
     parser.add_argument("--recipe", default="gptq")
-    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--schemes", help="default: those of `SCHEMES`; of gguf all that a search knows")
     parser.add_argument("--uniform", nargs="+", help="those of them that are measured for all layers")
     parser.add_argument(
         "--joined", action=argparse.BooleanOptionalAction, help="one scheme for layers with a common input"
@@ -213,6 +257,8 @@ def main() -> None:
     parser.add_argument("--confirm", action=argparse.BooleanOptionalAction, default=True, help="as `pocketport search`")
     parser.add_argument("--exchanges", type=int, default=0, help="rounds, as `pocketport search`")
     parser.add_argument("--bits", type=float, nargs="+", help="budgets of the mixed points")
+    parser.add_argument("--mixtures", nargs="+", default=[], help="variants of the format beside them")
+    parser.add_argument("--files", nargs="+", type=Path, default=[], help="others' GGUF files of the language model")
     parser.add_argument("--data", help="the text to calibrate on")
     parser.add_argument("--report", type=Path, help="the text to report on")
     parser.add_argument("--samples", type=int, default=64)
@@ -242,23 +288,30 @@ def main() -> None:
     )  # fmt: skip
     with BarProgress() as progress, tempfile.TemporaryDirectory() as folder:
         context = Context(request, Store(options.work / "cache"), Path(folder), progress)
+        chosen = options.schemes or (None if options.format.startswith("gguf") else ",".join(SCHEMES))
         search = FormatSearch(
-            context, options.schemes.split(","), joined=options.joined, samples=options.error_samples,
+            context, chosen and chosen.split(","), joined=options.joined, samples=options.error_samples,
             measured=options.measured_samples,
         )  # fmt: skip
         data = reported(search, options.report, options.report_samples)
         plain = uniform(search, options.uniform, data)
         points = mixed(search, options.bits or steps(plain), data, confirm=options.confirm, exchanges=options.exchanges)
-    median, interval = compare(plain, points)
-    print_points(
-        f"{options.model}, {options.format}, {options.recipe}", sorted([*plain, *points], key=lambda p: p.bytes)
-    )
-    out.print(f"bytes saved at equal quality: median {median:.1%} ({interval[0]:.1%} to {interval[1]:.1%})")
-    if options.json:
-        document = {"model": options.model, "median": median, "interval": interval}
-        write_json(
-            options.json, document | {"uniform": [asdict(p) for p in plain], "mixed": [asdict(p) for p in points]}
+        others = {
+            "uniform schemes": plain,
+            "mixtures": mixtures(search, options.mixtures, data),
+            "others' files": files(search, options.files, data),
+        }
+    medians = {kind: compare(part, points) for kind, part in others.items() if part}
+    every = sorted([*points, *chain(*others.values())], key=lambda p: p.bytes)
+    print_points(f"{options.model}, {options.format}, {options.recipe}", every)
+    for kind, (median, interval) in medians.items():
+        out.print(
+            f"bytes saved at equal quality, against {kind}: median {median:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
         )
+    if options.json:
+        compared = {kind: {"median": m, "interval": i} for kind, (m, i) in medians.items()}
+        fronts = {kind: [asdict(p) for p in part] for kind, part in {**others, "mixed": points}.items()}
+        write_json(options.json, {"model": options.model, "saved": compared, **fronts})
 
 
 def print_points(title: str, points: list[Point]) -> None:

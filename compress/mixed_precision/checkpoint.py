@@ -19,14 +19,15 @@ from pocketport.compress.graph import clone_graph
 from pocketport.compress.mixed_precision.allocation import Layer, Node
 from pocketport.compress.mixed_precision.sensitivity import Inputs
 from pocketport.compress.planning.weights import CALIBRATED_COMPONENT, Use, find_uses, plan_weights
-from pocketport.compress.quantized_weights import PackedWeight, Quantized, QuantizedWeights
+from pocketport.compress.quantized_weights import PackedWeight, Quantized
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.sources.source import Source
 from pocketport.errors import UsageError
 
 SCHEMES = (
     "w2cfp16", "w2b64fp16", "w2b32fp16", "w3cfp16", "w3b64fp16", "w3b32fp16", "w4cfp16", "w4b128fp16", "w4b64fp16", "w4b32fp16",
-    "w8cfp16", "w8b128fp16", "w8b64fp16", "w8b32fp16", "q4_0", "q5_0", "q6_k", "q8_0", "q4_k", "q5_k", "iq4_xs",
+    "w8cfp16", "w8b128fp16", "w8b64fp16", "w8b32fp16", "q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "iq4_nl", "q4_0", "q5_0",
+    "q8_0",
 )  # fmt: skip
 """What is tried where the user names nothing: of these what the format takes."""
 
@@ -160,6 +161,26 @@ def as_floats(weight: Quantized, name: str) -> Tensor:
     return torch.from_numpy(weight.dequantized())
 
 
+class Composed(Mapping[str, Quantized]):
+    """Quantized weights from several models.
+
+    Args:
+        origins: of each weight, all those of the model that it is taken from.
+    """
+
+    def __init__(self, origins: Mapping[str, Mapping[str, Quantized]]) -> None:
+        self._origins = origins
+
+    def __getitem__(self, name: str) -> Quantized:
+        return self._origins[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origins)
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+
 class Dequantized(Mapping[str, Tensor]):
     """Quantized weights as the floats that they stand for, each made when it is asked for.
 
@@ -168,7 +189,7 @@ class Dequantized(Mapping[str, Tensor]):
         only: their names, where not all of them are wanted.
     """
 
-    def __init__(self, weights: QuantizedWeights, only: Collection[str] | None = None) -> None:
+    def __init__(self, weights: Mapping[str, Quantized], only: Collection[str] | None = None) -> None:
         self._weights = weights
         self._names = list(weights) if only is None else [name for name in weights if name in only]
 

@@ -9,7 +9,8 @@ from pocketport.profiles.timeline.description import ModelDescription
 from pocketport.profiles.timeline.handset import configurations
 from pocketport.profiles.timeline.setting import Scenario, Setting
 
-LADDER = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs")  # llama.cpp's mixtures, from the widest
+LADDER = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "iq4_xs", "q3_k_m", "q3_k_s", "q2_k")
+"""llama.cpp's mixtures, from the widest; of equal bytes one is enough (``q4_0`` and ``iq4_nl`` take those of ``q4_k_s``)."""
 TOGETHER = 3  # changes of one remedy at most
 FREE, COMPILE, ROUNDING, PIXELS = 1.0, 2.0, 4.0, 6.0
 """What a change costs: nothing but code; another toolchain; rounding errors; what the model does not get to see."""
@@ -66,8 +67,10 @@ def changes(model: ModelDescription, scenario: Scenario, setting: Setting) -> It
     if setting.cache_bits > 8:
         yield Change("keep the key-value cache in 8 bits", ROUNDING / 2, {"cache_bits": 8})
     now = "f16" if setting.schemes["language"] in ("fp16", "float") else setting.schemes["language"]
-    if now in LADDER and model.parts["language"].gguf:
-        for step, scheme in enumerate(LADDER[LADDER.index(now) + 1 :], 1):
+    bytes_ = model.parts["language"].gguf
+    if now in bytes_:
+        fewer = [scheme for scheme in LADDER if bytes_.get(scheme, bytes_[now]) < bytes_[now]]
+        for step, scheme in enumerate(fewer, 1):
             schemes = setting.encoded(scheme, "language").schemes
             yield Change(f"give the language model fewer bits: {scheme}", ROUNDING * step, {"schemes": schemes})
     for views in range(scenario.views - 1, 0, -1):

@@ -91,6 +91,31 @@ class ImageSequences:
             }
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Prompts about images of which the predictions of the answer count, where it is known, else those of all text."""
+
+    images: ImageSequences
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any feed changes."""
+        return f"answers/{self.images.fingerprint}"
+
+    def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
+        """As `ImageSequences.feeds`."""
+        factory = chat_of(bundle)
+        assert factory is not None
+        chat = factory({}, bundle.config, bundle.files)
+        for (_, _, answer), feeds in zip(self.images.samples(), self.images.feeds(bundle, host), strict=True):
+            if answer is None:
+                yield feeds
+                continue
+            rows = np.zeros_like(feeds[ROW_WEIGHTS])
+            rows[-1 - len(chat.answer_tokens(answer)) : -1] = 1  # each row predicts the next one's token
+            yield {**feeds, ROW_WEIGHTS: rows}
+
+
 def row_weights(prompt: ImagePrompt, rows: int, visual_weight: float) -> FloatArray:
     """How much each row of a left-padded prompt counts, [S]: padding 0, vision tokens `visual_weight`, text 1."""
     padding = rows - len(prompt.input_ids)

@@ -1,9 +1,10 @@
 """Mixed precision for checkpoint formats: sensitivities, the best allocation by each error model, and what they measure."""
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -16,14 +17,13 @@ import yaml
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.blockwise.samples import ROW_WEIGHTS, STREAM
+from pocketport.compress.blockwise.samples import STREAM
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executors.ort_executor import Arrays
-from pocketport.compress.families.decoder.host import DecoderHost
-from pocketport.compress.families.registry import Lengths, chat_of, family_of, host_of
+from pocketport.compress.families.registry import Lengths, family_of, host_of
 from pocketport.compress.ingest import path_of
-from pocketport.compress.mixed_precision.allocation import Layer, groupings_of
-from pocketport.compress.mixed_precision.checkpoint import Dequantized, checkpoint_layers
+from pocketport.compress.mixed_precision.allocation import Allocation, Layer, groupings_of
+from pocketport.compress.mixed_precision.checkpoint import FLOAT, Composed, Dequantized, checkpoint_layers
 from pocketport.compress.mixed_precision.exchange import exchange
 from pocketport.compress.mixed_precision.next_token import Head, Quality, quality
 from pocketport.compress.mixed_precision.raking import raked
@@ -41,7 +41,7 @@ from pocketport.files import write_json
 from pocketport.formats import format_named
 from pocketport.request import Request
 from pocketport.stages.context import Context
-from pocketport.stages.image_sequences import ROW_STEP, ImageSequences
+from pocketport.stages.image_sequences import ROW_STEP, Answers, ImageSequences
 from pocketport.stages.searched import Budget, Candidate, Searched, candidates, ranked
 from pocketport.stages.sequences import Sequences, sequences_for
 from pocketport.stages.weights import memory_limit, plan_formats, quantize_format, sequence_length
@@ -52,31 +52,6 @@ PACKAGES = ("torch", "numpy")
 MEASURED = 8  # sequences of text, beside those of calibration
 MEASURED_IMAGES = 96  # their answers are short
 ACTIVATION_SHARE = 0.3  # of the memory limit, for errors and for measuring each
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Prompts about images of which the predictions of the answer count, where it is known, else those of all text."""
-
-    images: ImageSequences
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when any feed changes."""
-        return f"answers/{self.images.fingerprint}"
-
-    def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
-        """As `ImageSequences.feeds`."""
-        factory = chat_of(bundle)
-        assert factory is not None
-        chat = factory({}, bundle.config, bundle.files)
-        for (_, _, answer), feeds in zip(self.images.samples(), self.images.feeds(bundle, host), strict=True):
-            if answer is None:
-                yield feeds
-                continue
-            rows = np.zeros_like(feeds[ROW_WEIGHTS])
-            rows[-1 - len(chat.answer_tokens(answer)) : -1] = 1  # each row predicts the next one's token
-            yield {**feeds, ROW_WEIGHTS: rows}
 
 
 class FormatSearch:
@@ -112,6 +87,7 @@ class FormatSearch:
         self.head = Head(self.bundle[CALIBRATED_COMPONENT].graph, best_device())
         self.samples, self.measured = self.data(request, samples or request.calibration_samples, measured)
         self._known: dict[str, list[Tensor]] = {}
+        self._whole: dict[str, StageResult] = {}
         self._streams: dict[str, Stream] = {}
         self._graphs = {int(self.bundle.config["prompt"]): self.bundle[CALIBRATED_COMPONENT].graph}
 
@@ -218,13 +194,33 @@ class FormatSearch:
     def _exchanged(
         self, errors: Mapping[str, Mapping[str, Errors]], found: list[Candidate], budget: float, rounds: int
     ) -> list[Candidate]:
-        """With the best one's bits exchanged, where that measures better."""
-        layers, start = self.found.layers, found[0].allocation
-        best = exchange(layers, errors, start, budget, lambda a: self.quality(a.rules(layers)).typical, rounds)
-        if best is start:
-            return found
+        """With the best one's bits exchanged, where that measures better once it is quantized."""
+        layers, start = self.found.layers, found[0]
+        best = exchange(layers, errors, start.allocation, budget, lambda a: self._composed(a).typical, rounds)
         rules = tuple(best.rules(layers))
-        return [Candidate(best, rules).measured(self.quality(rules).figures), *found]
+        now = self.quality(rules)
+        if now.typical >= self.quality(start.rules).typical:
+            return found
+        return [Candidate(best, rules).measured(now.figures), *found]
+
+    def _composed(self, allocation: Allocation) -> Quality:
+        """What an allocation measures whose weights are each taken from the model that has their scheme throughout.
+
+        Nothing is rounded again. Where weights are rounded each for itself that is what it measures; by `gptq` nearly.
+        """
+        schemes = {w: allocation.schemes[layer.name] for layer in self.found.layers for w in layer.weights}
+        made = {s: self._throughout(s) for s in sorted(set(schemes.values()))}
+        sets = {scheme: QuantizedWeights(result.path) for scheme, result in made.items()}
+        weights = Dequantized(Composed({weight: sets[scheme] for weight, scheme in schemes.items()}))
+        inputs = {"schemes": schemes, "weights": {scheme: result.digest for scheme, result in made.items()}}
+        return self._measured(weights, inputs, self.measured)
+
+    def _throughout(self, scheme: str) -> StageResult:
+        """The model quantized in one scheme; layers that don't take it stay float."""
+        if scheme not in self._whole:
+            rule = Rule(component=CALIBRATED_COMPONENT, scheme=scheme, fallback=[FLOAT])
+            self._whole[scheme] = self._quantized([rule])
+        return self._whole[scheme]
 
     def _put_right(self, budget: float) -> Mapping[str, Mapping[str, Errors]]:
         """Errors whose losses sum up to what each kind of layer, and each stretch of the depth, measures alone.
@@ -267,22 +263,29 @@ class FormatSearch:
             samples: to be measured on, rather than what candidates are measured on.
             only: the weights that take their quantized values, None for all.
         """
-        samples = samples or self.measured
-        recipe = self.recipe(rules)
+        weights = self._quantized(rules)
+        inputs = {"weights": weights.digest, "only": only}
+        return self._measured(Dequantized(QuantizedWeights(weights.path), only), inputs, samples or self.measured)
+
+    def _quantized(self, rules: Sequence[Rule]) -> StageResult:
+        """The weights by the base recipe and these rules."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "recipe.yaml"
-            path.write_text(yaml.safe_dump(recipe.model_dump(exclude_defaults=True)), "utf-8")
+            path.write_text(yaml.safe_dump(self.recipe(rules).model_dump(exclude_defaults=True)), "utf-8")
             (job,) = plan_formats(self.context.request.model_copy(update={"recipe": str(path)}))
-        weights = quantize_format(self.context, job)
-        key = f"measure {weights.key[:8]}"
+        return quantize_format(self.context, job)
+
+    def _measured(
+        self, weights: Mapping[str, Tensor], inputs: Mapping[str, Any], samples: Sequences | Answers
+    ) -> Quality:
+        """`quality_of`, or the store's where it has that for these inputs."""
+        key = f"measure {hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]}"
         self.context.progress.start(key, "measure the quantized model", None)
 
         def produce(directory: Path) -> None:
-            found = self.quality_of(Dequantized(QuantizedWeights(weights.path), only), samples)
-            write_json(directory / "quality.json", vars(found))
+            write_json(directory / "quality.json", vars(self.quality_of(weights, samples)))
 
-        inputs = {"weights": weights.digest, "data": samples.fingerprint, "only": only}
-        result = self._stage(key, inputs, produce)
+        result = self._stage(key, {**inputs, "data": samples.fingerprint}, produce)
         return Quality(**json.loads((result.path / "quality.json").read_text("utf-8")))
 
     def quality_of(self, weights: Mapping[str, Tensor], samples: Sequences | Answers) -> Quality:

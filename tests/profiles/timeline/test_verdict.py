@@ -54,6 +54,27 @@ def test_fewer_bits_where_nothing_else_helps() -> None:
     assert found.then is not None and found.then >= 14.5
 
 
+def test_fewer_bits_are_any_of_llama_cpps_mixtures_that_take_less() -> None:
+    """From the narrowest 4-bit one too, and from one that is not on the ladder."""
+    sizes = {
+        "f16": 4, "q8_0": 2.2, "q5_k_m": 1.5, "q4_k_m": 1.2, "q4_k_s": 1.1, "q4_0": 1.1, "iq4_xs": 1, "q3_k_s": 0.9, "q2_k": 0.8,
+    }  # fmt: skip
+    gguf = {name: int(size * GB) for name, size in sizes.items()}
+    language = MODEL.parts["language"].model_copy(update={"gguf": gguf, "gguf_table": dict.fromkeys(gguf, 0)})
+    model = MODEL.model_copy(update={"parts": {**MODEL.parts, "language": language}})
+
+    def offered(now: str) -> list[str]:
+        setting = Setting(context=0).encoded(now, "language")
+        return [c.fields["schemes"]["language"] for c in changes(model, ASKED, setting) if c.kind == "schemes"]
+
+    assert offered("iq4_xs") == ["q3_k_s", "q2_k"]
+    assert offered("q4_0") == ["iq4_xs", "q3_k_s", "q2_k"]
+    assert offered("fp16") == ["q8_0", "q5_k_m", "q4_k_m", "q4_k_s", "iq4_xs", "q3_k_s", "q2_k"]
+    assert offered("q2_k") == [] == offered("w4b32a16")
+    found = finding(model, Setting(context=0).encoded("iq4_xs", "language"), "tokens_per_second", 20)
+    assert "fewer bits: q3_k_s" in found.remedy and found.then is not None and found.then >= 20
+
+
 def test_fewer_slices_where_the_encoder_is_to_blame() -> None:
     found = finding(MODEL, Setting(context=0), "image_encode", 900)
     assert found.check.status is Status.FAIL and "vision: encode on the cpu" in found.blame
