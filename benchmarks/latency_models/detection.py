@@ -118,16 +118,20 @@ class V8Head(nn.Module):
         self.scores = nn.ModuleList(_branch(w, score, classes) for w in widths)
         self.extras = nn.ModuleList(_branch(w, more, extra) for w in widths) if extra else None
 
-    def forward(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
-        """Boxes [1, 4, anchors] of centers and sizes, scores [1, classes, anchors] and, if there are any, the extra channels."""
+    def decoded(self, levels: list[Tensor], each: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes [1, 4, anchors] of centers and sizes and, of every level's scores, those of all [1, classes, anchors]."""
         boxes = torch.cat([b(x).flatten(2) for b, x in zip(self.boxes, levels, strict=True)], 2)
-        scores = torch.cat([s(x).flatten(2) for s, x in zip(self.scores, levels, strict=True)], 2)
+        scores = torch.cat([s.flatten(2) for s in each], 2)
         bins = boxes.view(1, 4, 16, -1).transpose(1, 2).softmax(1)
         distance = (bins * torch.arange(16.0).view(1, 16, 1, 1)).sum(1)
         low, high = distance.chunk(2, 1)
         anchors = torch.ones(1, 2, distance.shape[2])
         low, high = anchors - low, anchors + high
-        out = [torch.cat([(low + high) / 2, high - low], 1) * 8.0, scores.sigmoid()]
+        return torch.cat([(low + high) / 2, high - low], 1) * 8.0, scores.sigmoid()
+
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
+        """Boxes, scores and, if there are any, the extra channels."""
+        out = list(self.decoded(levels, [s(x) for s, x in zip(self.scores, levels, strict=True)]))
         if self.extras is not None:
             out.append(torch.cat([e(x).flatten(2) for e, x in zip(self.extras, levels, strict=True)], 2))
         return tuple(out)

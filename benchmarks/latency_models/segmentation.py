@@ -94,24 +94,36 @@ class DeepLabXception(nn.Module):
         return resized(self.classes(self.decode(torch.cat([resized(y, low), self.reduce(low)], 1))), x)
 
 
+class VggBlock(nn.Sequential):
+    """A convolution whose normalization stands behind its activation, where no weights take it up."""
+
+    def __init__(self, cin: int, cout: int, k: int = 3, *, act: bool = True) -> None:
+        layers = [nn.Conv2d(cin, cout, k, padding=k // 2), *([nn.ReLU()] if act else []), nn.BatchNorm2d(cout)]
+        super().__init__(*layers)
+
+
 class SuperPoint(nn.Module):
-    """Key points and descriptors (DeTone et al. 2018)."""
+    """Key points and descriptors (DeTone et al. 2018) of two pictures, as Pautrat and Sarlin's."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths, layers, last = (64, 64, 128, 128), [], 1
-        for i, w in enumerate(widths):
-            layers += [conv(last, w), conv(w, w), *([nn.MaxPool2d(2)] if i < 3 else [])]
-            last = w
-        self.trunk = nn.Sequential(*layers)
-        self.points = nn.Sequential(conv(128, 256), nn.Conv2d(256, 65, 1))
-        self.descriptors = nn.Sequential(conv(128, 256), nn.Conv2d(256, 256, 1))
+        layers: list[nn.Module] = []
+        for i, (cin, cout) in enumerate(itertools.pairwise((1, 64, 64, 128, 128))):
+            layers += [VggBlock(cin, cout), VggBlock(cout, cout), *([nn.MaxPool2d(2)] if i < 3 else [])]
+        self.trunk, self.gray = nn.Sequential(*layers), torch.full((1, 3, 1, 1), 0.33)
+        self.points = nn.Sequential(VggBlock(128, 256), VggBlock(256, 65, 1, act=False))
+        self.descriptors = nn.Sequential(VggBlock(128, 256), VggBlock(256, 256, 1, act=False))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Heat map and unit descriptors."""
-        x = self.trunk(x)
-        heat = functional.pixel_shuffle(torch.softmax(self.points(x), 1)[:, :-1], 8)
-        return heat, functional.normalize(self.descriptors(x), dim=1)
+    def forward(self, *pictures: Tensor) -> list[Tensor]:
+        """Of each picture how much a point every pixel is [1, height, width], and unit descriptors of cells of 8×8."""
+        out = []
+        for picture in pictures:
+            x = self.trunk((picture * self.gray).sum(1, keepdim=True))
+            heat = torch.softmax(self.points(x), 1)[:, :-1]
+            _, _, rows, columns = heat.shape
+            heat = heat.permute(0, 2, 3, 1).reshape(1, rows, columns, 8, 8).permute(0, 1, 3, 2, 4)
+            out += [heat.reshape(1, 8 * rows, 8 * columns), functional.normalize(self.descriptors(x), dim=1)]
+        return out
 
 
 class Rsu(nn.Module):
@@ -203,6 +215,6 @@ SEGMENTATION: dict[str, Construction] = {
         image(520), "seg",
     ),
     "hrnet_pose": Construction(lambda: Normalized(Trunk()), image(256, 192), "seg"),
-    "superpoint": Construction(SuperPoint, image(480, 640, channels=1), "seg"),
+    "superpoint": Construction(SuperPoint, (*image(480, 640), *image(480, 640)), "vgg"),
     "u2net_segmentation": Construction(U2Net, image(320), "seg"),
 }  # fmt: skip

@@ -141,15 +141,6 @@ def _trocr() -> nn.Module:
     return Centered(_TrOcr(hf.DeiTModel._from_config(_deit(), attn_implementation="sdpa")))
 
 
-def _marian() -> nn.Module:
-    config = hf.MarianConfig(
-        vocab_size=ROWS, pad_token_id=0, d_model=512, encoder_layers=6, decoder_layers=6, encoder_ffn_dim=2048,
-        decoder_ffn_dim=2048, encoder_attention_heads=8, decoder_attention_heads=8, activation_function="swish",
-        decoder_start_token_id=0, eos_token_id=1, max_position_embeddings=512,
-    )  # fmt: skip
-    return hf.MarianMTModel._from_config(config, attn_implementation="eager").get_encoder()
-
-
 TRANSFORMER: dict[str, Construction] = {
     "bert_base_uncased_hf": Construction(_words(hf.BertConfig(), hf.BertForMaskedLM), _masked_text(384), "bert"),
     "distil_bert_base_uncased_hf": Construction(_words(hf.DistilBertConfig(), hf.DistilBertForMaskedLM), _masked_text(384), "bert"),
@@ -159,7 +150,6 @@ TRANSFORMER: dict[str, Construction] = {
     ),
     "minilm_v2": Construction(_bert(_minilm(), hf.BertModel, "last_hidden_state"), _text(128), "bert"),
     "mobile_bert_uncased_google": Construction(_words(hf.MobileBertConfig(), hf.MobileBertForMaskedLM, "eager"), _masked_text(384), "bert"),
-    "opus_mt_de_en:encoder": Construction(lambda: _Masked(_marian(), ("last_hidden_state",)), _text(256), "bert"),
     "mobile_vit": Construction(_first(hf.MobileViTForImageClassification, lambda: hf.MobileViTConfig(num_labels=1000), "logits", attention="eager"), image(256), "hybrid"),
     "openai_clip": Construction(lambda: _Clip(5), (*image(224), torch.zeros(5, 77, dtype=torch.int32)), "vit"),
     "owl_vit": Construction(
