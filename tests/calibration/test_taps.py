@@ -1,5 +1,7 @@
 """Tap means against onnxruntime: a convolution's mean output is its weights times what they see on average."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -7,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketport.calibration.taps import window_of
+from pocketport.calibration.taps import Window, window_of
 
 
 def convolution(weight: np.ndarray, shape: tuple[int, ...], **attributes: object) -> onnx.ModelProto:
@@ -45,3 +47,20 @@ def test_mean_output(kernel: tuple[int, ...], attributes: dict[str, object]) -> 
 def test_pads_that_depend_on_the_input_have_no_window() -> None:
     model = convolution(np.ones((1, 1, 3, 3), np.float32), (1, 1, 8, 8), auto_pad="SAME_UPPER")
     assert window_of(next(iter(ir.from_proto(model).graph))) is None
+
+
+def test_threads_side_by_side_change_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    cases = []
+    for kernel, stride, shape in (
+        ((5, 5), 1, (1, 480, 3, 80)),
+        ((5, 5), 2, (1, 480, 6, 80)),
+        ((3, 3), 1, (1, 64, 24, 160)),
+    ):
+        window = Window(kernel, (stride, 1), (1, 1), (kernel[0] // 2,) * 4)
+        cases.append((window, rng.standard_normal(shape, np.float32)))
+    alone = [window.means(x) for window, x in cases]
+    turns = [i % len(cases) for i in range(6000)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: np.array_equal(cases[i][0].means(cases[i][1]), alone[i]), turns))
+    assert all(together)
