@@ -59,6 +59,7 @@ COUNTED = {
     "opus_mt_en_es:encoder": ("bert", 230),
     "osnet": ("osnet", 390),
     "pidnet": ("ddrnet", 206),
+    "rtmpose_body2d": ("rtmpose", 243),
     "salsanext": ("salsanext", 173),
     "sam2:decoder": ("sam", 774),
     "sam2:encoder": ("sam", 444),

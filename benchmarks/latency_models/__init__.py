@@ -11,6 +11,7 @@ from latency_models.detection import DETECTION
 from latency_models.faces import FACES
 from latency_models.gaze import GAZE
 from latency_models.generation import GENERATION
+from latency_models.keypoints import KEYPOINTS
 from latency_models.mediapipe import MEDIAPIPE
 from latency_models.openvocabulary import OPEN_VOCABULARY
 from latency_models.pixelwise import PIXELWISE
@@ -29,8 +30,9 @@ from latency_models.yolov10 import YOLOV10
 
 CONSTRUCTIONS: dict[str, Construction] = {
     **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
-    **COMPACT, **SEGMENTATION, **PROMPTABLE, **TEXT, **GENERATION, **TRACKING, **OPEN_VOCABULARY, **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
-    **GAZE, **PROPOSALS, **YOLOV6, **YOLOV9,
+    **COMPACT, **SEGMENTATION, **PROMPTABLE, **TEXT, **GENERATION, **TRACKING, **OPEN_VOCABULARY,
+    **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
+    **GAZE, **PROPOSALS, **YOLOV6, **YOLOV9, **KEYPOINTS,
 }  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]
