@@ -11,30 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 import yaml
 from torch import Tensor
 
-from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.blockwise.samples import STREAM
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executors.ort_executor import Arrays
-from pocketport.compress.families.registry import Lengths, family_of, host_of
+from pocketport.compress.families.registry import Lengths, family_of
 from pocketport.compress.ingest import path_of
 from pocketport.compress.mixed_precision.allocation import Allocation, Layer, groupings_of
 from pocketport.compress.mixed_precision.checkpoint import FLOAT, Composed, Dequantized, checkpoint_layers
 from pocketport.compress.mixed_precision.exchange import exchange
-from pocketport.compress.mixed_precision.next_token import Head, Quality, quality
+from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.mixed_precision.raking import raked
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors, Sensitivities
-from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
+from pocketport.compress.mixed_precision.stream import GRADIENT
 from pocketport.compress.planning.weights import CALIBRATED_COMPONENT
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule, load_recipe
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.source import Source
-from pocketport.compress.torch_device import best_device
 from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.files import write_json
@@ -42,16 +37,16 @@ from pocketport.formats import format_named
 from pocketport.request import Request
 from pocketport.stages.context import Context
 from pocketport.stages.image_sequences import ROW_STEP, Answers, ImageSequences
+from pocketport.stages.predictions import Predictions
 from pocketport.stages.searched import Budget, Candidate, Searched, candidates, ranked
 from pocketport.stages.sequences import Sequences, sequences_for
-from pocketport.stages.weights import memory_limit, plan_formats, quantize_format, sequence_length
+from pocketport.stages.weights import plan_formats, quantize_format, sequence_length
 from pocketport.store import StageResult
 
 CODE = ("compress", "calibration")
 PACKAGES = ("torch", "numpy")
 MEASURED = 8  # sequences of text, beside those of calibration
 MEASURED_IMAGES = 96  # their answers are short
-ACTIVATION_SHARE = 0.3  # of the memory limit, for errors and for measuring each
 
 
 class FormatSearch:
@@ -84,12 +79,9 @@ class FormatSearch:
         form, variant = format_named(request.formats[0])
         form.check(self.source, self.bundle, variant)
         self.found = checkpoint_layers(self.source, self.bundle, self.base, form, variant, schemes, joined=joined)
-        self.head = Head(self.bundle[CALIBRATED_COMPONENT].graph, best_device())
+        self.predictions = Predictions(context, self.bundle, self._load)
         self.samples, self.measured = self.data(request, samples or request.calibration_samples, measured)
-        self._known: dict[str, list[Tensor]] = {}
         self._whole: dict[str, StageResult] = {}
-        self._streams: dict[str, Stream] = {}
-        self._graphs = {int(self.bundle.config["prompt"]): self.bundle[CALIBRATED_COMPONENT].graph}
 
     def data(
         self, request: Request, count: int, measured: int | None = None
@@ -136,23 +128,17 @@ class FormatSearch:
     def _measure_errors(self, scratch: Path) -> dict[str, dict[str, Errors]]:
         generator = torch.Generator().manual_seed(self.context.request.seed)
         advance = partial(self.context.progress.advance, "sensitivities")
-        with self._activations(scratch) as activations:
+        predictions = self.predictions
+        with predictions.activations(scratch) as activations:
             sensitivities = Sensitivities(self.found.schemes, self.found.rounded, activations, advance)
-            stream = self._stream(self.samples, activations)
+            stream, head = predictions.stream(self.samples, activations), predictions.head
             stream.forward()
             for sample in range(stream.count):
-                hidden = activations.get(self.head.hidden, sample, stream.device)
-                gradient = self.head.gradient(hidden, generator, stream.counting[sample])
-                activations.put(GRADIENT + self.head.hidden, sample, gradient)
+                hidden = activations.get(head.hidden, sample, stream.device)
+                gradient = head.gradient(hidden, generator, stream.counting[sample])
+                activations.put(GRADIENT + head.hidden, sample, gradient)
             stream.backward(sensitivities.wants, sensitivities.visit, sensitivities.finish)
         return sensitivities.errors
-
-    def _activations(self, path: Path) -> Activations:
-        return Activations(path, int(ACTIVATION_SHARE * memory_limit(self.context.request)))
-
-    def _stream(self, samples: Sequences | Answers, activations: Activations) -> Stream:
-        feeds = samples.feeds(self.bundle, host_of(self.bundle))
-        return Stream(self._graph, feeds, [self.head.hidden], activations, best_device())
 
     @cached_property
     def _takes_fewer_rows(self) -> bool:
@@ -162,13 +148,6 @@ class FormatSearch:
         except UsageError:
             return False
         return True
-
-    def _graph(self, feeds: Arrays) -> ir.Model:
-        """The graph in the shapes of a sample."""
-        rows = len(feeds[STREAM])
-        if rows not in self._graphs:
-            self._graphs[rows] = self._load(Lengths(prompt=rows))[CALIBRATED_COMPONENT].graph
-        return self._graphs[rows]
 
     def search(self, budget: Budget, *, confirm: bool = True, exchanges: int = 0) -> Searched:
         """The best allocation within a budget by each error model; the best measured one comes first.
@@ -290,28 +269,7 @@ class FormatSearch:
 
     def quality_of(self, weights: Mapping[str, Tensor], samples: Sequences | Answers) -> Quality:
         """What the model measures on samples with other weights in the place of some."""
-        expected = self._float_hidden(samples)
-        hidden = self._hidden(samples, weights)
-        tokens = samples.tokens if isinstance(samples, Sequences) else None
-        return quality(self.head, expected, hidden, self._measuring(samples).counting, tokens)
-
-    def _float_hidden(self, samples: Sequences | Answers) -> list[Tensor]:
-        if samples.fingerprint not in self._known:
-            self._known[samples.fingerprint] = self._hidden(samples, {})
-        return self._known[samples.fingerprint]
-
-    def _hidden(self, samples: Sequences | Answers, replaced: Mapping[str, Tensor]) -> list[Tensor]:
-        """Hidden states of every sample [S, H], with other weights in the place of some."""
-        stream = self._measuring(samples)
-        stream.forward(replaced)
-        return [stream.activations.get(self.head.hidden, s, torch.device("cpu")) for s in range(stream.count)]
-
-    def _measuring(self, samples: Sequences | Answers) -> Stream:
-        """The samples' stream: what goes in is made once, and lies in the context's folder as far as memory is short."""
-        if samples.fingerprint not in self._streams:
-            path = self.context.out / f".measured-{len(self._streams)}"
-            self._streams[samples.fingerprint] = self._stream(samples, self._activations(path))
-        return self._streams[samples.fingerprint]
+        return self.predictions.quality(weights, samples)
 
     def _stage(self, key: str, inputs: Mapping[str, Any], produce: Any) -> StageResult:
         name = key.partition(" ")[0]
