@@ -95,6 +95,19 @@ def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path) -> Non
     assert ran.weights == pytest.approx(exported.weights, rel=0.05)  # biases of linear layers
 
 
+@pytest.mark.parametrize("module", ["faces", "gaze", "keypoints", "mediapipe", "realtime", "yolov6", "yolov9"])
+def test_committed_features_are_those_of_the_constructions(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of modules that no version of a package changes; all of them are imported together, though."""
+    for package in ("timm", "torchvision"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    data, trace = (importlib.import_module(f"latency_{name}") for name in ("data", "trace"))
+    known = data.load_features()
+    for name, construction in getattr(importlib.import_module(f"latency_models.{module}"), module.upper()).items():
+        with torch.device("meta"):
+            assert trace.traced(construction.build().eval(), construction.inputs) == known[name], name
+
+
 shapes = st.lists(st.integers(1, 4096), max_size=5).map(tuple)
 ops = st.builds(
     OpFeatures,
