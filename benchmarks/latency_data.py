@@ -21,7 +21,7 @@ RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
 # context binaries (`qai_hub_models/common.py`).
 LIKE_DLC = ("qnn_context_binary", "voice_ai")
 # Constructions that the data's analysis has in another form or not at all: family, and ops of the exported graph, of which devices count
-# 21 less (what stacks is one layer, not a reshape for each part) to 24 more
+# 44 less (what stacks is one layer, not a reshape for each part; so is a shuffle of channels) to 24 more
 # (batch normalizations, and rectifiers with a slope a channel, are one op here); of text models up to a third more (they reshape around linear
 # layers). Transposes around convolutions of what has its channels last are not counted.
 COUNTED = {
@@ -45,6 +45,7 @@ COUNTED = {
     "foot_track_net": ("face", 196),
     "gear_guard_net": ("yolo", 239),
     "gpunet": ("effnet", 77),
+    "internimage": ("internimage", 1273),
     "lpdm": ("yolo", 253),
     "mediapipe_face:face_detector": ("blaze", 146),
     "mediapipe_face:face_landmark_detector": ("blaze", 100),
@@ -71,6 +72,7 @@ COUNTED = {
     "yolo_world:detector": ("yolo", 355),
     "yoloe_seg": ("yolo", 433),
     "yolov3": ("yolo", 112),
+    "yolov5_face": ("yolo", 414),
     "yolov6": ("yolo", 323),
     "yolov7": ("yolo", 197),
     "yolov9_det": ("yolo", 758),

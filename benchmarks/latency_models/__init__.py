@@ -24,6 +24,7 @@ from latency_models.segmentation import SEGMENTATION
 from latency_models.text import TEXT
 from latency_models.tracking import TRACKING
 from latency_models.transformer import TRANSFORMER
+from latency_models.yolov5face import YOLOV5FACE
 from latency_models.yolov6 import YOLOV6
 from latency_models.yolov9 import YOLOV9
 from latency_models.yolov10 import YOLOV10
@@ -32,7 +33,7 @@ CONSTRUCTIONS: dict[str, Construction] = {
     **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
     **COMPACT, **SEGMENTATION, **PROMPTABLE, **TEXT, **GENERATION, **TRACKING, **OPEN_VOCABULARY,
     **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
-    **GAZE, **PROPOSALS, **YOLOV6, **YOLOV9, **KEYPOINTS,
+    **GAZE, **PROPOSALS, **YOLOV5FACE, **YOLOV6, **YOLOV9, **KEYPOINTS,
 }  # fmt: skip
 
 __all__ = ["CONSTRUCTIONS", "Construction"]

@@ -95,7 +95,9 @@ def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path) -> Non
     assert ran.weights == pytest.approx(exported.weights, rel=0.05)  # biases of linear layers
 
 
-@pytest.mark.parametrize("module", ["faces", "gaze", "keypoints", "mediapipe", "realtime", "yolov6", "yolov9"])
+@pytest.mark.parametrize(
+    "module", ["faces", "gaze", "keypoints", "mediapipe", "realtime", "yolov5face", "yolov6", "yolov9"]
+)
 def test_committed_features_are_those_of_the_constructions(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of modules that no version of a package changes; all of them are imported together, though."""
     for package in ("timm", "torchvision"):
