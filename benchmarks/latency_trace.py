@@ -33,6 +33,7 @@ NAMES: Mapping[str, str] = {
     "upsample_bilinear2d": "Resize", "upsample_bicubic2d": "Resize", "add": "Add", "sub": "Sub", "rsub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow",
     "exp": "Exp", "sqrt": "Sqrt", "rsqrt": "Reciprocal", "neg": "Neg", "cos": "Cos", "sin": "Sin", "maximum": "Max", "minimum": "Min", "where": "Where",
     "flip": "Slice", "max_pool3d_with_indices": "MaxPool", "softplus": "Softplus", "repeat": "Tile", "stack": "Concat",
+    "grid_sampler_2d": "GridSample", "eq": "Equal", "ne": "Not", "gt": "Greater", "ge": "GreaterOrEqual",
 }  # fmt: skip
 
 

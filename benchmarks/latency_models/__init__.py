@@ -7,6 +7,7 @@ from latency_models.base import Construction
 from latency_models.classification import CLASSIFICATION
 from latency_models.compact import COMPACT
 from latency_models.darknet import DARKNET
+from latency_models.deformable import DEFORMABLE
 from latency_models.detection import DETECTION
 from latency_models.faces import FACES
 from latency_models.gaze import GAZE
@@ -32,7 +33,7 @@ from latency_models.yolov10 import YOLOV10
 CONSTRUCTIONS: dict[str, Construction] = {
     **CLASSIFICATION, **REIDENTIFICATION, **TRANSFORMER, **RESTORATION, **DETECTION, **DARKNET, **YOLOV10,
     **COMPACT, **SEGMENTATION, **PROMPTABLE, **TEXT, **GENERATION, **TRACKING, **OPEN_VOCABULARY,
-    **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
+    **DEFORMABLE, **REALTIME, **MEDIAPIPE, **FACES, **PIXELWISE,
     **GAZE, **PROPOSALS, **YOLOV5FACE, **YOLOV6, **YOLOV9, **KEYPOINTS,
 }  # fmt: skip
 
