@@ -77,13 +77,6 @@ def conv(
     return nn.Sequential(layer, nn.ReLU() if act is None else act)
 
 
-def normalization(width: int) -> nn.BatchNorm2d:
-    """A batch normalization that no product takes up; it shifts, since the addition of an identity would be taken out."""
-    layer = nn.BatchNorm2d(width)
-    nn.init.ones_(layer.bias)
-    return layer
-
-
 def resized(x: Tensor, like: Tensor, mode: str = "bilinear") -> Tensor:
     """`x` at the height and width of `like`."""
     corners = None if mode == "nearest" else False

@@ -4,19 +4,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latency_models.base import Construction, conv, normalization, resized
+from latency_models.base import Construction, conv, resized
 
 STACKS, WIDTH, POINTS = 3, 32, 34
 
 
 class Preactivated(nn.Module):
-    """A bottleneck that begins with a normalization, and a shortcut."""
+    """A bottleneck that begins with a and a shortcut."""
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
         half = cout // 2
         self.layers = nn.Sequential(
-            normalization(cin), nn.ReLU(), conv(cin, half, 1), conv(half, half), nn.Conv2d(half, cout, 1)
+            nn.BatchNorm2d(cin), nn.ReLU(), conv(cin, half, 1), conv(half, half), nn.Conv2d(half, cout, 1)
         )
         self.shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latency_models.base import Construction, Normalized, image, normalization
+from latency_models.base import Construction, Normalized, image
 from latency_models.restoration import Residual
 
 
@@ -48,7 +48,7 @@ class SpatialSqueeze(nn.Module):
         layers = [nn.Conv2d(width, width, k, 1, k // 2, groups=width), nn.PReLU(width), nn.Conv2d(width, width, 1)]
         if factor > 1:
             up = nn.UpsamplingBilinear2d(scale_factor=factor)
-            layers = [nn.AvgPool2d(factor), *layers, up, normalization(width)]
+            layers = [nn.AvgPool2d(factor), *layers, up, nn.BatchNorm2d(width)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Squeezes(nn.Module):
 
 
 def _activated(width: int) -> nn.Sequential:
-    return nn.Sequential(normalization(width), nn.PReLU(width))
+    return nn.Sequential(nn.BatchNorm2d(width), nn.PReLU(width))
 
 
 class Gated(nn.Module):
@@ -114,7 +114,7 @@ class SiNet(nn.Module):
         self.joined2, self.joined3 = _activated(64), _activated(144)
         self.classify3 = nn.Conv2d(144, 2, 1, bias=False)
         self.classify2 = nn.Sequential(nn.Conv2d(48, 2, 1), nn.PReLU(2))
-        self.up, self.norm3, self.norm2 = nn.UpsamplingBilinear2d(scale_factor=2), normalization(2), normalization(2)
+        self.up, self.norm3, self.norm2 = nn.UpsamplingBilinear2d(scale_factor=2), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
         self.out = nn.Conv2d(2, 2, 3, 1, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Rectified(nn.Sequential):
 
     def __init__(self, cin: int, cout: int, k: int, dilation: int = 1) -> None:
         pad = dilation * (k - 1) // 2
-        super().__init__(nn.Conv2d(cin, cout, k, 1, pad, dilation), nn.LeakyReLU(), normalization(cout))
+        super().__init__(nn.Conv2d(cin, cout, k, 1, pad, dilation), nn.LeakyReLU(), nn.BatchNorm2d(cout))
 
 
 class Chain(nn.Module):

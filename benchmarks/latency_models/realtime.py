@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latency_models.base import Construction, Normalized, conv, image, normalization, resized
+from latency_models.base import Construction, Normalized, conv, image, resized
 
 CLASSES = 19
 
@@ -100,7 +100,7 @@ def ffnet_narrow() -> FfNet:
 
 def preactivated(cin: int, cout: int, k: int = 1, *, groups: int = 1) -> nn.Sequential:
     """A normalization that no convolution takes up, an activation, a convolution."""
-    return nn.Sequential(normalization(cin), nn.ReLU(), nn.Conv2d(cin, cout, k, 1, k // 2, groups=groups, bias=False))
+    return nn.Sequential(nn.BatchNorm2d(cin), nn.ReLU(), nn.Conv2d(cin, cout, k, 1, k // 2, groups=groups, bias=False))
 
 
 class Pyramid(nn.Module):

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latency_models.base import Construction, conv, image, normalization
+from latency_models.base import Construction, conv, image
 from latency_models.detection import cbs
 
 
 class RepVgg(nn.Module):
-    """A 3×3 and a pointwise convolution and, where shapes stay, a normalization, all added (Ding et al. 2021)."""
+    """A 3×3 and a pointwise convolution and, where shapes stay, a all added (Ding et al. 2021)."""
 
     def __init__(self, cin: int, cout: int, s: int = 1) -> None:
         super().__init__()
         self.wide, self.point = nn.Conv2d(cin, cout, 3, s, 1), nn.Conv2d(cin, cout, 1, s)
-        self.same = normalization(cin) if cin == cout and s == 1 else None
+        self.same = nn.BatchNorm2d(cin) if cin == cout and s == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """With an activation."""
