@@ -21,6 +21,7 @@ PRIORS = {
     "w8a16": "w8a8",
 }  # precision → the one whose rates are the prior: int16 × int8 is int8 × int8 twice
 LIKE_SPREAD = 0.5  # of a roofline's priors around the rates of another precision
+CLIFF = 2.0  # times as long as in float, from which a quantized model says nothing of rates: some op of it fell off the fast paths
 SHARES = np.linspace(0, 1, 21)
 Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name
 
@@ -36,6 +37,7 @@ class Problem:
         devices: names; the reference first.
         work: of the graphs.
         seen: the measurements as arrays.
+        learnt: whether each measurement says something of rates; the others are predicted and scored, but not fitted.
         prior: the problem whose rates are the prior; None: none.
         correct: whether graphs alike correct each other.
     """
@@ -46,6 +48,7 @@ class Problem:
     devices: tuple[str, ...]
     work: Work
     seen: Observations
+    learnt: NDArray[np.bool_]
     prior: "Problem | None" = None
     correct: bool = True
 
@@ -75,9 +78,20 @@ def problem(
         np.log([s.ms for s in kept]),
     )
     prior = problem(samples, features, PRIORS[precision], estimates) if precision in PRIORS else None
-    return Problem(
-        kept, models, tuple(group(features[m]) for m in models), devices, work, seen, prior, estimates is None
-    )
+    cliffs = fallen(samples, precision)
+    learnt = np.array([s.model not in cliffs for s in kept], np.bool_)
+    groups = tuple(group(features[m]) for m in models)
+    return Problem(kept, models, groups, devices, work, seen, learnt, prior, estimates is None)
+
+
+def fallen(samples: Sequence[Sample], precision: str) -> set[str]:
+    """Models that take `CLIFF` times as long as in float on most devices."""
+    known = {(s.model, s.device, s.precision): s.ms for s in samples if s.runtime == "qnn_dlc"}
+    ratios: dict[str, list[float]] = {}
+    for (model, device, p), ms in known.items():
+        if p == precision and (model, device, "float") in known:
+            ratios.setdefault(model, []).append(ms / known[model, device, "float"])
+    return {model for model, found in ratios.items() if np.median(found) > CLIFF}
 
 
 def by_model(sample: Sample) -> str:
@@ -97,6 +111,7 @@ def fit_rows(p: Problem, rows: NDArray[np.bool_], by: Callable[[Sample], str] = 
         kept = {by(s) for s, k in zip(p.samples, rows, strict=True) if k}
         out = {by(s) for s in p.samples} - kept
         like = fit_rows(p.prior, np.array([by(s) not in out for s in p.prior.samples])).rates
+    rows = rows & p.learnt
     seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
     spread = LIKE_SPREAD if like is not None and p.correct else 1.0
     return fit(p.work, seen, len(p.devices), like, spread=spread, correct=p.correct)
@@ -202,6 +217,7 @@ __all__ = [
     "blended",
     "by_family",
     "by_model",
+    "fallen",
     "fit_rows",
     "graph_share",
     "held_out",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pocketport.profiles.prediction.extraction import KIND_OF, whole
+from pocketport.profiles.prediction.extraction import FIRST, KIND_OF, LAST, whole
 from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
 
 # These vanish: views, and what rides on its producer.
@@ -23,6 +23,7 @@ FREE = frozenset({
     "_prelu_kernel", "empty_like", "ones_like", "zeros_like", "scalar_tensor", "sym_size", "is_same_size",
 })  # fmt: skip
 VIEWS = frozenset({"view", "_unsafe_view", "flatten", "reshape"})
+RESHAPED = VIEWS | {"_reshape_alias", "view_as", "unsqueeze", "squeeze"}
 NAMES: Mapping[str, str] = {
     "_softmax": "Softmax", "_safe_softmax": "Softmax", "addcmul": "Add", "native_layer_norm": "LayerNormalization", "native_group_norm": "GroupNormalization", "gelu": "Gelu",
     "silu": "Swish", "native_batch_norm": "BatchNormalization", "hardswish": "HardSwish", "hardsigmoid": "HardSigmoid", "sigmoid": "Sigmoid", "tanh": "Tanh", "elu": "Elu",
@@ -44,6 +45,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.live: dict[int, Tensor] = {id(x): x for x in inputs}  # holding them keeps ids unique
         self.products: set[int] = set()  # outputs of convolutions and linear layers, which take a normalization in
+        self.viewed: set[int] = set()  # outputs of what ONNX has as a Reshape
         self.transposed: dict[int, int] = {}  # tensors that are a Transpose's output, by the op's position
         self.ops: list[OpFeatures] = []
 
@@ -65,6 +67,12 @@ class _Recorder(TorchDispatchMode):
         weights = sum(x.numel() for x in constants if x.is_floating_point())
         if name in ("convolution", "addmm", "mm") or (name in VIEWS and id(inputs[0]) in self.products):
             self.products.add(id(results[0]))
+        if name in RESHAPED:
+            self.viewed.update(id(x) for x in results)
+        if name == "permute" and (
+            tuple(args[1]) == FIRST or (tuple(args[1]) == LAST and id(inputs[0]) not in self.viewed)
+        ):
+            return  # a layout that chips don't have
         if name in FREE or not results or (name == "native_batch_norm" and id(inputs[0]) in self.products):
             return
         if name == "convolution":

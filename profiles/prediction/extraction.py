@@ -40,6 +40,8 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     ),
     Kind.GATHER: ("Gather", "GatherElements", "GatherND", "OneHot"),
 }  # fmt: skip
+LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # where a picture's channels go
+RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 KIND_OF: dict[str, Kind] = {op: kind for kind, ops in _KINDS.items() for op in ops}
 
@@ -73,7 +75,7 @@ def _kept(graph: ir.Graph, sizes: TensorSizes, folded: frozenset[ir.Node]) -> It
     for node in graph:
         if node.op_type in QDQ or sizes.is_constant(node.outputs[0]):
             continue
-        if _is_bias(node, sizes) or _is_shift(node):
+        if _is_bias(node, sizes) or _is_shift(node) or _is_layout(node):
             continue
         if node not in folded or (node.op_type == "BatchNormalization" and not _follows_product(node)):
             yield node
@@ -88,6 +90,14 @@ def _is_bias(node: ir.Node, sizes: TensorSizes) -> bool:
         if producer is not None and producer.op_type == "MatMul" and other is not None and sizes.is_constant(other):
             return sizes.is_constant(producer.inputs[1]) if producer.inputs[1] is not None else False
     return False
+
+
+def _is_layout(node: ir.Node) -> bool:
+    """Where a file's channels change places but a chip's don't: its pictures have them last. Keys that are turned, after a Reshape, are none."""
+    if node.op_type != "Transpose":
+        return False
+    turn, producer = tuple(node.attributes.get_ints("perm", ())), node.inputs[0].producer() if node.inputs[0] else None
+    return turn == FIRST or (turn == LAST and (producer is None or producer.op_type not in RESHAPES))
 
 
 def _is_shift(node: ir.Node) -> bool:
