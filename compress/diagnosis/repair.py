@@ -8,6 +8,7 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.diagnosis.remedies import Remedy
 from pocketport.compress.diagnosis.samples import Samples, least_db, output_noise
 from pocketport.compress.executors.ort_executor import OrtExecutor
+from pocketport.compress.executors.ort_executor import Samples as CalibrationSamples
 from pocketport.compress.pivot.apply import apply_component
 from pocketport.compress.pivot.weights import QuantizedTensor
 from pocketport.compress.planning.legality import Legality
@@ -62,14 +63,19 @@ class Workbench:
         target: ``vendor/soc``.
         legality: of the target.
         component: to work on.
+        calibration: makes what was calibrated on anew, for recipes that round on it.
     """
 
-    def __init__(self, bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality, component: str) -> None:
+    def __init__(
+        self, bundle: ModelBundle, recipe: Recipe, target: str, legality: Legality, component: str,
+        calibration: CalibrationSamples | None = None,
+    ) -> None:  # fmt: skip
         self.bundle = bundle
         self.recipe = recipe
         self.target = target
         self.legality = legality
         self.component = component
+        self._calibration = calibration
         self._known: dict[str, QuantizedTensor] = {}
 
     def plan(self, rules: Sequence[Rule]) -> Plan:
@@ -84,7 +90,7 @@ class Workbench:
             InputError: an algorithm needs what calibration did not keep.
         """
         plan = self.plan(rules)
-        pivot = apply_component(self.bundle, plan, statistics, self.component, self._known)
+        pivot = apply_component(self.bundle, plan, statistics, self.component, self._known, samples=self._calibration)
         executor = OrtExecutor(pivot)
         noise = output_noise(samples, [executor.run(feeds) for feeds in samples.feeds])
         return Measured(least_db(noise), plan[self.component].bytes_after)

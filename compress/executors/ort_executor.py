@@ -1,7 +1,7 @@
 """Running a graph on this host's CPU with onnxruntime: the reference for numerics."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -14,6 +14,8 @@ from pocketport.compress.graph import save_graph
 from pocketport.errors import ToolchainError
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
+Samples: TypeAlias = Callable[[], Iterable[tuple[str, Arrays]]]
+"""Makes (component, inputs by name) pairs anew, as calibration reads them."""
 
 
 class Executor(Protocol):

@@ -1,7 +1,8 @@
 """Plan and statistics → pivot: the quantized QDQ graphs, and the table of their encodings."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -12,7 +13,7 @@ from pocketport.calibration.encodings import Encoding, EncodingTable, Palette, e
 from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
-from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.ort_executor import Samples
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.pivot.bias_correction import corrected_bias, mean_output, mean_rounding_error
 from pocketport.compress.pivot.input_scaling import input_factors, scale_inputs
@@ -32,7 +33,7 @@ def apply_plan(
     plan: Plan,
     statistics: Statistics,
     *,
-    samples: Callable[[], Iterable[tuple[str, Arrays]]] | None = None,
+    samples: Samples | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[ModelBundle, EncodingTable]:
     """Quantize every component as `plan` says; `bundle` is unchanged.
@@ -63,10 +64,7 @@ def apply_plan(
         )
     applier = _Applier(bundle, plan, statistics, progress)
     graphs = {component.component: applier.component(component) for component in plan}
-    if samples is not None and plan.on_samples:
-        from pocketport.compress.reconstruction.reconstruct import reconstruct
-
-        reconstruct(applier.bundle, plan, graphs, applier.table, samples)
+    _round_on_samples(applier, plan, graphs, samples)
     pivot = bundle.with_graphs(graphs)
     if plan.cache is not None:
         pivot = with_integer_cache(pivot, key_ranges(statistics), plan.cache.bits)
@@ -74,8 +72,9 @@ def apply_plan(
 
 
 def apply_component(
-    bundle: ModelBundle, plan: Plan, statistics: Statistics, component: str, known: MutableMapping[str, QuantizedTensor]
-) -> ir.Model:
+    bundle: ModelBundle, plan: Plan, statistics: Statistics, component: str, known: MutableMapping[str, QuantizedTensor],
+    *, samples: Samples | None = None,
+) -> ir.Model:  # fmt: skip
     """The pivot of one component alone, as `apply_plan` makes it, its cache float.
 
     Args:
@@ -83,14 +82,26 @@ def apply_component(
         plan: of the whole bundle.
         statistics: of this bundle's calibration.
         component: which one.
-        known: remembers rounded weights from one plan to the next, which shares most of them.
+        known: remembers weights that are rounded without samples from one plan to the next, which shares most of them.
+        samples: see `apply_plan`. A weight that several components share is rounded on this one's alone.
 
     Raises:
-        UsageError: the plan rounds on samples.
+        UsageError: the component is rounded on samples, and there are none.
     """
-    if plan.on_samples:
-        raise _without_samples(plan)
-    return _Applier(bundle, plan, statistics, None, known).component(plan[component])
+    alone = replace(plan, components=(plan[component],))
+    if alone.on_samples and samples is None:
+        raise _without_samples(alone)
+    applier = _Applier(bundle, plan, statistics, None, known)
+    pivot = applier.component(plan[component])
+    _round_on_samples(applier, alone, {component: pivot}, samples)
+    return pivot
+
+
+def _round_on_samples(applier: "_Applier", plan: Plan, pivots: Mapping[str, ir.Model], samples: Samples | None) -> None:
+    if samples is not None and plan.on_samples:
+        from pocketport.compress.reconstruction.reconstruct import reconstruct  # needs torch
+
+        reconstruct(applier.bundle, plan, pivots, applier.table, samples)
 
 
 def _without_samples(plan: Plan) -> UsageError:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from pocketport.calibration.encodings import Encoding, EncodingTable
 from pocketport.compress.algorithms.affine_grid import Grid
 from pocketport.compress.blockwise.activations import SPILL_NAME, Activations
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays, Samples
 from pocketport.compress.planning.plan import ComponentPlan, Plan
 from pocketport.compress.reconstruction.adaround import adaround
 from pocketport.compress.reconstruction.brecq import Block
@@ -31,9 +31,6 @@ from pocketport.compress.reconstruction.segments import Segment, block_segments,
 from pocketport.compress.reconstruction.sequential_mse import sequential_mse
 from pocketport.compress.structure import weight_operand
 from pocketport.compress.torch_device import best_device
-
-Samples: TypeAlias = Callable[[], Iterable[tuple[str, Arrays]]]
-"""Makes (component, inputs by name) pairs anew, as calibration reads them."""
 
 BUDGET = 512 << 20  # of activations that are kept in memory; the rest is in a file
 BLOCKWISE = "brecq"

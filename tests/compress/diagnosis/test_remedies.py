@@ -75,3 +75,17 @@ def test_what_pays_is_kept_and_holds_when_applied_whole(tmp_path: Path) -> None:
     got = [run(proto, f) for f in samples.feeds]
     expected = min(sqnr_db(samples.used(samples.outputs, k), samples.used(got, k)) for k in samples.outputs[0])
     assert kept[-1].after.db == pytest.approx(expected, abs=0.01)
+
+
+def test_recipes_that_round_on_samples_are_measured_so(tmp_path: Path) -> None:
+    bundle, feeds = block_bundle()
+    rules = [{"scheme": "w4ca16", "algorithm": "gptq", "algorithm_options": {"sweeps": 1, "propagation": 0.5}}]
+    recipe = Recipe.model_validate({"name": "t", "rules": rules})
+    statistics = calibrate({"main": bundle["main"].graph}, feeds)
+    samples = Samples(bundle["main"].graph, [f for _, f in feeds], tmp_path)
+    found = Workbench(bundle, recipe, "x/y", legality(), "main", lambda: feeds).measure((), statistics, samples)
+    pivot, _ = apply_plan(bundle, make_plan(bundle, recipe, "x/y", legality()), statistics, samples=lambda: feeds)
+    proto = as_proto(pivot["main"].graph, tmp_path)
+    got = [run(proto, f) for f in samples.feeds]
+    expected = min(sqnr_db(samples.used(samples.outputs, k), samples.used(got, k)) for k in samples.outputs[0])
+    assert found.db == pytest.approx(expected, abs=0.01)

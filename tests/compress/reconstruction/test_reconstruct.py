@@ -186,6 +186,18 @@ def test_without_samples_the_error_says_so() -> None:
         apply_plan(bundle, plan, statistics, samples=list)
 
 
+def test_one_component_alone_is_rounded_as_with_all() -> None:
+    bundle, feeds = separable_bundle()
+    plan = planned(bundle, "w4a8", "adaround")
+    statistics = calibrate({"main": bundle["main"].graph}, feeds)
+    whole, _ = apply_plan(bundle, plan, statistics, samples=lambda: feeds)
+    alone = apply_component(bundle, plan, statistics, "main", {}, samples=lambda: feeds)
+    for name, value in whole["main"].graph.graph.initializers.items():
+        same = alone.graph.initializers[name].const_value
+        assert same is not None and value.const_value is not None
+        np.testing.assert_array_equal(same.numpy(), value.const_value.numpy())
+
+
 def test_a_transposed_convolution_is_left_to_mse() -> None:
     g = GraphBuilder("main")
     w = np.random.default_rng(0).standard_normal((4, 3, 2, 2)).astype(np.float32)
