@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketport.cli import app
+from pocketport.commands.search import print_layers
 from pocketport.compress.mixed_precision.allocation import groupings_of, literal
+from pocketport.compress.mixed_precision.exchange import EXCHANGED
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Rule, load_recipe
 from pocketport.errors import UsageError
@@ -125,6 +128,19 @@ def test_layers_exchange_bits_by_what_that_measures(model: Path, tmp_path: Path)
             "r.yaml",
         ]
         CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+
+
+def test_the_table_shows_what_was_chosen(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of allocations that were exchanged too: their errors are those of the loss."""
+    search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))
+    searched = search.search(Budget(bits=4.7), confirm=False)
+    best = searched.best.allocation
+    for model_name in (best.model, EXCHANGED):
+        allocation = replace(best, model=model_name)
+        print_layers(replace(searched, candidates=(replace(searched.best, allocation=allocation),)))
+        printed = capsys.readouterr().out
+        for scheme in SCHEMES.split(","):
+            assert (scheme in printed) == (scheme in best.schemes.values())
 
 
 def test_another_algorithm_has_other_errors(model: Path, tmp_path: Path) -> None:

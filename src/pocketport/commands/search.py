@@ -10,6 +10,7 @@ import typer
 from pocketport.commands.console import out, print_json, table
 from pocketport.commands.options import SAMPLES, Cache, Json, MemoryLimit, Shapes, opened, parse_bytes, parse_shapes
 from pocketport.compress.mixed_precision.allocation import Layer
+from pocketport.compress.mixed_precision.sensitivity import LOSS
 from pocketport.errors import UsageError
 from pocketport.profiles.units import format_quantity
 from pocketport.request import Request
@@ -118,9 +119,11 @@ def search(
 
 
 def print_layers(searched: Searched) -> None:
-    """Every layer: what each scheme would cost it, and the one chosen."""
-    best, model = searched.best.allocation, searched.best.allocation.model
-    schemes = list(dict.fromkeys(s for layer in searched.layers for s in layer.costs))
+    """Every layer: the one scheme chosen, and what those that any layer got would cost it."""
+    best = searched.best.allocation
+    model = best.model if best.model in _models(searched) else LOSS
+    known = dict.fromkeys(s for layer in searched.layers for s in layer.costs)
+    schemes = [s for s in known if s in best.schemes.values()]
     shown = table(
         f"error of each layer ({model})", "layer", "weights", *schemes, "chosen", right=tuple(range(1, len(schemes) + 2))
     )  # fmt: skip
