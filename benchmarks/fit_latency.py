@@ -126,8 +126,8 @@ def model_of(
     kinds = np.array([q.groups[g] for g in q.seen.graph])
     spreads = {}
     for kind in ("convolution", "attention"):
-        chosen = ratios[kinds == kind] if q.groups.count(kind) >= FEWEST_MODELS else ratios
-        models = q.seen.graph[kinds == kind] if len(chosen) < len(ratios) else q.seen.graph
+        rows = q.learnt & (kinds == kind) if q.groups.count(kind) >= FEWEST_MODELS else q.learnt
+        chosen, models = ratios[rows], q.seen.graph[rows]
         low, high = bounds(chosen, models)
         error = float(np.median(np.abs(np.exp(-chosen) - 1)))
         spreads[kind] = p.Spread(low=p.rounded(low), high=p.rounded(high), median_ape=round(error, 3), n=len(chosen))

@@ -37,7 +37,8 @@ class Problem:
         devices: names; the reference first.
         work: of the graphs.
         seen: the measurements as arrays.
-        learnt: whether each measurement says something of rates; the others are predicted and scored, but not fitted.
+        learnt: whether each measurement says something of rates; the others are predicted and scored, but neither fitted nor what intervals
+            are made of.
         prior: the problem whose rates are the prior; None: none.
         correct: whether graphs alike correct each other.
     """
@@ -196,7 +197,7 @@ def inside(p: Problem, predicted: NDArray[np.float64], folds: Sequence[Sequence[
         others[list(fold)] = False
         for kind in set(p.groups):
             rows = [i for i in fold if kinds[i] == kind]
-            chosen = others & (kinds == kind)
+            chosen = others & (kinds == kind) & p.learnt
             if rows and chosen.any():
                 interval = bounds(ratios[chosen], p.seen.graph[chosen])
                 found[rows] = covered([float(ratios[i]) for i in rows], interval)

@@ -53,6 +53,18 @@ def test_a_product_with_a_constant_is_a_linear_layer() -> None:
     assert [op.weights for op in found.ops] == [64, 0]
 
 
+def test_a_picture_whose_channels_change_places_is_not_moved_but_turned_keys_are() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 3, 1]),
+        helper.make_node("Gelu", ["b"], ["c"]), helper.make_node("Transpose", ["c"], ["d"], perm=[0, 3, 1, 2]),
+        helper.make_node("Reshape", ["d", "heads"], ["e"]), helper.make_node("Transpose", ["e"], ["y"], perm=[0, 2, 3, 1]),
+    ]  # fmt: skip
+    weights = {"w": np.zeros((16, 8, 1, 1), np.float32), "heads": np.array([1, 16, 4, 36])}
+    found = graph_features(model(nodes, {"x": (1, 8, 12, 12)}, weights, "y"))
+    assert [op.op for op in found.ops if op.kind != Kind.ACTIVATION] == ["Conv", "Transpose"]
+    assert found.ops[-1].inputs == ((1, 16, 4, 36),)
+
+
 def test_a_table_costs_the_rows_looked_up() -> None:
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, (5,))
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, (5, 16))
