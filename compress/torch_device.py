@@ -1,5 +1,7 @@
 """Where torch computes, and how it takes the arrays of a checkpoint."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -26,6 +28,17 @@ def matrix_dtype() -> torch.dtype:
     """
     tiles = best_device().type == "cuda" or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if tiles else torch.float32
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch: factors and sums taken by two of them have other last bits. Matrix products have the same by any number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_torch(array: NDArray[Any]) -> torch.Tensor:

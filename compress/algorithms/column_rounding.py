@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pocketport.compress.torch_device import one_thread
 from pocketport.errors import VerificationError
 
 BLOCK = 128  # columns whose updates to the rest are applied at once
@@ -65,14 +66,16 @@ def factored(hessian: Tensor) -> Factor:
     # inv(H) = UᵀU with U upper triangular: from the lower factor L of H with rows and columns reversed.
     inverse = symmetric_permuted(hessian, order.flip(1))
     failed = torch.empty(0, dtype=torch.int32, device=hessian.device)
-    lower, failed = torch.linalg.cholesky_ex(inverse, out=(hessian.mT, failed))
+    with one_thread():
+        lower, failed = torch.linalg.cholesky_ex(inverse, out=(hessian.mT, failed))
     if bool(failed.any()):
         raise VerificationError(
             "the Hessian of a layer's input is not positive definite even when it is damped", where="gptq",
             fix="give more calibration data, or a greater damping in the recipe",
         )  # fmt: skip
     inverse.zero_().diagonal(dim1=1, dim2=2).fill_(1.0)
-    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    with one_thread():
+        torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
     return Factor(order, inverse)
 
 

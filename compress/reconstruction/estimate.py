@@ -14,7 +14,7 @@ from pocketport.compress.reconstruction.options import AdaRound, Brecq, Sequenti
 from pocketport.compress.reconstruction.pivot import planned_layers
 from pocketport.compress.reconstruction.reconstruct import BUDGET
 from pocketport.compress.structure import weight_operand
-from pocketport.compress.torch_device import best_device
+from pocketport.compress.torch_device import best_device, one_thread
 
 CHAIN_PASSES = (
     4  # of every sample: both chains, and the float layers' outputs on drawn rows beside the means of the rounded
@@ -93,10 +93,6 @@ def _measured() -> tuple[float, float]:
     """Flops of matrix products a second, and elements that are passed over, on one thread."""
     matrix = torch.rand(PROBE, PROBE, device=best_device())
     many = torch.rand(1 << 22, device=best_device())
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         product, passed = best_seconds(lambda: matrix @ matrix, PROBES), best_seconds(lambda: many * 1.5, PROBES)
-    finally:
-        torch.set_num_threads(before)
     return 2.0 * PROBE**3 / product, many.numel() / passed

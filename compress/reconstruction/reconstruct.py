@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import Tensor
 
 from pocketport.calibration.encodings import Encoding, EncodingTable
@@ -30,7 +29,7 @@ from pocketport.compress.reconstruction.pivot import PivotWeights, planned_layer
 from pocketport.compress.reconstruction.segments import Segment, block_segments, layer_segments
 from pocketport.compress.reconstruction.sequential_mse import sequential_mse
 from pocketport.compress.structure import weight_operand
-from pocketport.compress.torch_device import best_device
+from pocketport.compress.torch_device import best_device, one_thread
 
 BUDGET = 512 << 20  # of activations that are kept in memory; the rest is in a file
 BLOCKWISE = "brecq"
@@ -63,7 +62,7 @@ def reconstruct(
         VerificationError: a Hessian is not positive definite even when damped.
     """
     rounded: dict[str, PivotWeights] = {}
-    with _one_thread(), tempfile.TemporaryDirectory(prefix="pocketport-reconstruction-") as folder:
+    with _alone(), tempfile.TemporaryDirectory(prefix="pocketport-reconstruction-") as folder:
         for component in plan:
             chosen = {t.tensor: t for t in component.tensors if t.on_samples}
             if not chosen:
@@ -144,13 +143,8 @@ def _taken_over(node: ir.Node, weights: PivotWeights, others: Iterable[PivotWeig
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _alone() -> Iterator[None]:
     """One walk at a time, on one thread of torch: sums in another order would round otherwise."""
-    with _ALONE, warnings.catch_warnings():
+    with _ALONE, warnings.catch_warnings(), one_thread():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield

@@ -17,6 +17,7 @@ from pocketport.targets.x86.settings import ONNX
 FIDELITY_DB = 40.0
 SENSITIVITY_MARGIN_DB = 6.0
 RUNS, WARMUP = 30, 3
+REPEATS = 4  # more runs whose results are checked
 MARGIN = 0.95  # onnxruntime, which every installation has, unless the other is faster by more than the noise
 
 
@@ -46,7 +47,11 @@ class Trial:
 
 
 def try_engines(pivot: Path, artifacts: Mapping[str, Path]) -> Trial:
-    """Run every artifact on arbitrary feeds: once for its results, then interleaved for its time."""
+    """Run every artifact on arbitrary feeds: for its results, then interleaved for its time, then for its results again.
+
+    What an engine gives may depend on what it ran before: OpenVINO 2026.4.1 on a processor with AVX-512 computed one run of a
+    quantized attention in three rightly, and the others 40 dB off.
+    """
     feeds = arbitrary_feeds(pivot)
     with closing(open_engine(ONNX, pivot, REFERENCE)) as reference:
         expected = reference.run(feeds)
@@ -55,6 +60,9 @@ def try_engines(pivot: Path, artifacts: Mapping[str, Path]) -> Trial:
         executors = {k: stack.enter_context(closing(open_engine(k, path))) for k, path in artifacts.items()}
         fidelity = {kind: decibels(expected, executor.run(feeds)) for kind, executor in executors.items()}
         times = interleaved(executors, feeds, runs=RUNS, warmup=WARMUP)
+        for kind, executor in executors.items():
+            again = (decibels(expected, executor.run(feeds)) for _ in range(REPEATS))
+            fidelity[kind] = min(fidelity[kind], *again)
     lows = {kind: float(np.percentile(values, 10)) for kind, values in times.items()}
     medians = {kind: float(np.median(values)) for kind, values in times.items()}
     return Trial(lows, medians, fidelity, min(FIDELITY_DB, sensitivity - SENSITIVITY_MARGIN_DB))

@@ -96,3 +96,15 @@ def test_each_problem_descends_as_by_itself_and_errs_less() -> None:
             return float(((difference @ whole[g].double()) * difference).sum())
 
         assert error(own.dequantized(found[g])) < 0.7 * error(now[g])
+
+
+def test_factors_are_the_same_with_any_number_of_threads() -> None:
+    rows = torch.randn(1200, 600, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(factored((rows.T @ rows + 10 * torch.eye(600))[None]).reversed_upper)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
