@@ -12,8 +12,10 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,7 @@ from pocketport.profiles.device import load_device
 from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.fit import fit_device
 from pocketport.profiles.prediction.parameters import FactorsData, parameters
+from pocketport.workers import processors
 
 ANCHORS = 5
 DEVICE_FOLDS = 10  # of models, of which one is held out with a device
@@ -66,20 +69,25 @@ Predicted = tuple[
 ]  # of every measurement, and the folds in which they were held out
 
 
-def of_graph(p: Problem) -> dict[str, Predicted]:
-    """Held-out predictions by what is held out."""
-    return {name: held_out(p, *split) for name, split in SPLITS.items()}
+def all_held_out(pool: Executor, problems: dict[str, Problem]) -> dict[str, dict[str, Predicted]]:
+    """Held-out predictions by precision and by what is held out."""
+    under_way = {
+        precision: {name: pool.submit(held_out, p, *split) for name, split in SPLITS.items()}
+        for precision, p in problems.items()
+    }
+    return {precision: {name: job.result() for name, job in jobs.items()} for precision, jobs in under_way.items()}
 
 
 def of_compiler(
-    graph: dict[str, Problem], alone: dict[str, dict[str, Predicted]], known: dict[str, Problem]
-) -> dict[str, dict[str, Predicted]]:
-    """The same with the compiler's estimate, of which those of the graph alone are a part, by precision."""
+    graph: dict[str, Problem], alone: dict[str, dict[str, Predicted]], known: dict[str, Problem],
+    mapped: dict[str, dict[str, Predicted]],
+) -> dict[str, dict[str, Predicted]]:  # fmt: skip
+    """The same with the compiler's estimate, mapped to the devices: those of the graph alone are a part of it."""
     found: dict[str, dict[str, Predicted]] = {precision: {} for precision in known}
-    for name, (by, most) in SPLITS.items():
+    for name, (by, _) in SPLITS.items():
         every = []
         for precision, p in known.items():
-            out, folds = held_out(p, by, most)
+            out, folds = mapped[precision][name]
             every.append(HeldOut(p, out, matched(p, graph[precision], alone[precision][name][0]), folds))
         for (precision, one), out in zip(zip(known, every, strict=True), blended(every, by), strict=True):
             found[precision][name] = out, one.folds
@@ -181,9 +189,10 @@ def main() -> None:
         f"{'predictor':9} {'prec.':6} {'device':38} {'runtime':18} {'held out':12} {'n':>4}  median    P90   rho  in 2x  covered"
     )
     graph = {precision: problem(every, features, precision) for precision in PRECISIONS}
-    alone = {precision: of_graph(p) for precision, p in graph.items()}
     estimated = {q: problem(every, features, q, known) for q in PRECISIONS if q in parameters().compiler}
-    informed = of_compiler(graph, alone, estimated)
+    with ProcessPoolExecutor(len(processors()), get_context("spawn"), threadpool_limits, (1,)) as pool:
+        alone, mapped = all_held_out(pool, graph), all_held_out(pool, estimated)
+    informed = of_compiler(graph, alone, estimated, mapped)
     for precision in PRECISIONS:
         scored = [
             by_device(graph[precision], alone[precision], "graph", precision, every),
