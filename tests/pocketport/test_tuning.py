@@ -58,7 +58,10 @@ def test_an_onnx_file_with_an_open_shape(
     assert document["schema"] == "pocketport.x86-configuration/1" and document["shapes"] == {"x": [1, 16]}
     assert load_configuration(tmp_path / "x86.json").model_dump(by_alias=True) == document
     contenders = document["components"]["main"]["contenders"]
-    assert all(c["fidelity_db"] > 60 for c in contenders), "every engine sees the shape and the data"
+    assert {c["settings"]["engine"] for c in contenders} == {"onnxruntime", "openvino"}
+    for c in contenders:  # PERFORMANCE takes bfloat16 where the processor has it
+        least = 40 if c["settings"].get("mode") == "PERFORMANCE" else 60
+        assert c["fidelity_db"] > least, "every engine sees the shape and the data"
 
 
 @pytest.mark.parametrize(
