@@ -44,9 +44,8 @@ def export(name: str, path: Path) -> None:
         model = construction.build().eval()
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
-                torch.nn.init.ones_(
-                    layer.bias
-                )  # an identity's addition would be taken out, and the rest no longer be a normalization
+                # An identity's addition would be taken out, and the rest no longer be a normalization.
+                torch.nn.init.ones_(layer.bias)
         torch.onnx.export(
             model, construction.inputs, str(path), dynamo=False, opset_version=17, do_constant_folding=False
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from pocketport.compress.checkpoint import StoredTensor
+
+_ALONE = RLock()
 
 
 @cache
@@ -32,13 +35,17 @@ def matrix_dtype() -> torch.dtype:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread of torch: factors and sums taken by two of them have other last bits. Matrix products have the same by any number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """One thread of torch: factors and sums taken by two of them have other last bits. Matrix products have the same by any number.
+
+    The number is in part the whole process's: one caller at a time, who may come again from within.
+    """
+    with _ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def as_torch(array: NDArray[Any]) -> torch.Tensor:

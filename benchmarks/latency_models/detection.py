@@ -94,13 +94,18 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Three levels."""
-        p3 = self.p3(self.stem(x))
-        p4 = self.p4(p3)
-        r5 = self.reduce5(self.p5(p4))
-        r4 = self.reduce4(self.up4(torch.cat([twice(r5), p4], 1)))
-        n3 = self.up3(torch.cat([twice(r4), p3], 1))
-        n4 = self.out4(torch.cat([self.down3(n3), r4], 1))
-        return [n3, n4, self.out5(torch.cat([self.down4(n4), r5], 1))]
+        return aggregated(self, self.stem(x))
+
+
+def aggregated(body: nn.Module, x: Tensor) -> list[Tensor]:
+    """Three levels, through the backbone ``p3`` to ``p5`` and the path aggregation ``reduce5`` to ``out5`` of a network."""
+    p3 = body.p3(x)
+    p4 = body.p4(p3)
+    r5 = body.reduce5(body.p5(p4))
+    r4 = body.reduce4(body.up4(torch.cat([twice(r5), p4], 1)))
+    n3 = body.up3(torch.cat([twice(r4), p3], 1))
+    n4 = body.out4(torch.cat([body.down3(n3), r4], 1))
+    return [n3, n4, body.out5(torch.cat([body.down4(n4), r5], 1))]
 
 
 def twice(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from latency_models.base import Construction, image
-from latency_models.detection import C2f, Sppf, V8Head, cbs, detections, twice
+from latency_models.detection import C2f, Sppf, V8Head, aggregated, cbs, detections
 
 
 class Down(nn.Module):
@@ -93,6 +93,7 @@ class YoloV10(nn.Module):
         self.p3 = nn.Sequential(cbs(3, 16, 3, 2), cbs(16, 32, 3, 2), C2f(32, 32, 1), cbs(32, 64, 3, 2), C2f(64, 64, 2))
         self.p4 = nn.Sequential(Down(64, 128), C2f(128, 128, 2))
         self.p5 = nn.Sequential(Down(128, 256), C2f(256, 256, 1), Sppf(256, 256), Psa(256))
+        self.reduce5 = self.reduce4 = nn.Identity()
         self.up4, self.up3 = C2f(384, 128, 1, False), C2f(192, 64, 1, False)
         self.down3, self.out4 = cbs(64, 64, 3, 2), C2f(192, 128, 1, False)
         self.down4, self.out5 = Down(128, 128), C2f(384, 256, 1)
@@ -101,13 +102,7 @@ class YoloV10(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Corners, the best class's score and number."""
-        p3 = self.p3(x)
-        p4 = self.p4(p3)
-        p5 = self.p5(p4)
-        p4 = self.up4(torch.cat([twice(p5), p4], 1))
-        n3 = self.up3(torch.cat([twice(p4), p3], 1))
-        n4 = self.out4(torch.cat([self.down3(n3), p4], 1))
-        boxes, scores = self.head([n3, n4, self.out5(torch.cat([self.down4(n4), p5], 1))])
+        boxes, scores = self.head(aggregated(self, x))
         return detections(boxes.transpose(1, 2), scores.transpose(1, 2))
 
 

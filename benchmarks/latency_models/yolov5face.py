@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latency_models.base import Construction, image
-from latency_models.detection import C3, cbs, twice
+from latency_models.detection import C3, aggregated, cbs
 
 
 class Stem(nn.Module):
@@ -66,14 +66,9 @@ class YoloV5Face(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [1, 25200, 4], scores [1, 25200, 1] and points [1, 25200, 10]."""
-        p3 = self.p3(x)
-        p4 = self.p4(p3)
-        r5 = self.reduce5(self.p5(p4))
-        r4 = self.reduce4(self.up4(torch.cat([twice(r5), p4], 1)))
-        n3 = self.up3(torch.cat([twice(r4), p3], 1))
-        n4 = self.out4(torch.cat([self.down3(n3), r4], 1))
-        n5 = self.out5(torch.cat([self.down4(n4), r5], 1))
-        found = torch.cat([self._decoded(head(level)) for head, level in zip(self.heads, (n3, n4, n5), strict=True)], 1)
+        found = torch.cat(
+            [self._decoded(head(level)) for head, level in zip(self.heads, aggregated(self, x), strict=True)], 1
+        )
         return found[..., :4], found[..., 4:5] * found[..., 15:], found[..., 5:15]
 
     @staticmethod

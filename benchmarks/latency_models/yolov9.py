@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latency_models.base import Construction, image
-from latency_models.detection import V8Head, cbs, detections, twice
+from latency_models.detection import C2f, Sppf, V8Head, aggregated, cbs, detections
 
 
 class RepConv(nn.Module):
@@ -46,24 +46,15 @@ class RepCsp(nn.Module):
         return self.out(torch.cat([self.left(x), self.right(x)], 1))
 
 
-class Gelan(nn.Module):
-    """Two halves of a pointwise convolution and two stages behind the second, all concatenated; `plain` stages are single convolutions."""
+class Gelan(C2f):
+    """YOLOv8's block with two stages, each of bottlenecks and a convolution; `plain` ones are single convolutions."""
 
     def __init__(self, cin: int, width: int, *, plain: bool = False) -> None:
-        super().__init__()
-        half = width // 2
-        self.half, self.first, self.out = half, cbs(cin, width), cbs(2 * width, width)
-        if plain:
-            self.stages = nn.ModuleList([cbs(half, half, 3), cbs(half, half, 3)])
-        else:
-            self.stages = nn.ModuleList(nn.Sequential(RepCsp(half, half), cbs(half, half, 3)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same resolution."""
-        parts = list(self.first(x).split((self.half, self.half), 1))
-        for stage in self.stages:
-            parts.append(stage(parts[-1]))
-        return self.out(torch.cat(parts, 1))
+        super().__init__(cin, width, 2)
+        half = self.half
+        self.blocks = nn.ModuleList(
+            cbs(half, half, 3) if plain else nn.Sequential(RepCsp(half, half), cbs(half, half, 3)) for _ in range(2)
+        )
 
 
 class Down(nn.Module):
@@ -78,21 +69,6 @@ class Down(nn.Module):
         return self.layer(functional.avg_pool2d(x, 2, 1))
 
 
-class Pooling(nn.Module):
-    """Three poolings of 5 behind a pointwise convolution, all concatenated."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.out = cbs(width, width // 2), cbs(2 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
-        parts = [self.first(x)]
-        for _ in range(3):
-            parts.append(functional.max_pool2d(parts[-1], 5, 1, 2))
-        return self.out(torch.cat(parts, 1))
-
-
 class YoloV9(nn.Module):
     """YOLOv9-T."""
 
@@ -102,7 +78,8 @@ class YoloV9(nn.Module):
             cbs(3, 16, 3, 2), cbs(16, 32, 3, 2), Gelan(32, 32, plain=True), Down(32, 64), Gelan(64, 64)
         )
         self.p4 = nn.Sequential(Down(64, 96), Gelan(96, 96))
-        self.p5 = nn.Sequential(Down(96, 128), Gelan(128, 128), Pooling(128))
+        self.p5 = nn.Sequential(Down(96, 128), Gelan(128, 128), Sppf(128, 128))
+        self.reduce5 = self.reduce4 = nn.Identity()
         self.up4, self.up3 = Gelan(224, 96), Gelan(160, 64)
         self.down3, self.out4 = Down(64, 48), Gelan(144, 96)
         self.down4, self.out5 = Down(96, 64), Gelan(192, 128)
@@ -110,13 +87,7 @@ class YoloV9(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Corners, the best class's score and number."""
-        p3 = self.p3(x)
-        p4 = self.p4(p3)
-        p5 = self.p5(p4)
-        p4 = self.up4(torch.cat([twice(p5), p4], 1))
-        n3 = self.up3(torch.cat([twice(p4), p3], 1))
-        n4 = self.out4(torch.cat([self.down3(n3), p4], 1))
-        boxes, scores = self.head([n3, n4, self.out5(torch.cat([self.down4(n4), p5], 1))])
+        boxes, scores = self.head(aggregated(self, x))
         return detections(boxes.transpose(1, 2), scores.transpose(1, 2))
 
 

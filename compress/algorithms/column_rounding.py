@@ -68,13 +68,12 @@ def factored(hessian: Tensor) -> Factor:
     failed = torch.empty(0, dtype=torch.int32, device=hessian.device)
     with one_thread():
         lower, failed = torch.linalg.cholesky_ex(inverse, out=(hessian.mT, failed))
-    if bool(failed.any()):
-        raise VerificationError(
-            "the Hessian of a layer's input is not positive definite even when it is damped", where="gptq",
-            fix="give more calibration data, or a greater damping in the recipe",
-        )  # fmt: skip
-    inverse.zero_().diagonal(dim1=1, dim2=2).fill_(1.0)
-    with one_thread():
+        if bool(failed.any()):
+            raise VerificationError(
+                "the Hessian of a layer's input is not positive definite even when it is damped", where="gptq",
+                fix="give more calibration data, or a greater damping in the recipe",
+            )  # fmt: skip
+        inverse.zero_().diagonal(dim1=1, dim2=2).fill_(1.0)
         torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
     return Factor(order, inverse)
 

@@ -3,10 +3,8 @@
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,8 +36,6 @@ LAYERWISE: Mapping[str, Callable[[Layer, Any], tuple[Tensor, Grid]]] = {
     "adaround": adaround, "gptq": sequential_gptq, "sequential_mse": sequential_mse,
 }  # fmt: skip
 
-_ALONE = Lock()
-
 
 def reconstruct(
     bundle: ModelBundle, plan: Plan, pivots: Mapping[str, ir.Model], table: EncodingTable, samples: Samples
@@ -62,7 +58,11 @@ def reconstruct(
         VerificationError: a Hessian is not positive definite even when damped.
     """
     rounded: dict[str, PivotWeights] = {}
-    with _alone(), tempfile.TemporaryDirectory(prefix="pocketport-reconstruction-") as folder:
+    with (
+        one_thread(), warnings.catch_warnings(),
+        tempfile.TemporaryDirectory(prefix="pocketport-reconstruction-") as folder,
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
         for component in plan:
             chosen = {t.tensor: t for t in component.tensors if t.on_samples}
             if not chosen:
@@ -140,11 +140,3 @@ def _taken_over(node: ir.Node, weights: PivotWeights, others: Iterable[PivotWeig
             weights.write_bias(node, None)
             return True
     return False
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """One walk at a time, on one thread of torch: sums in another order would round otherwise."""
-    with _ALONE, warnings.catch_warnings(), one_thread():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # they are only read
-        yield

@@ -49,8 +49,8 @@ class Trial:
 def try_engines(pivot: Path, artifacts: Mapping[str, Path]) -> Trial:
     """Run every artifact on arbitrary feeds: for its results, then interleaved for its time, then for its results again.
 
-    What an engine gives may depend on what it ran before: OpenVINO 2026.4.1 on a processor with AVX-512 computed one run of a
-    quantized attention in three rightly, and the others 40 dB off.
+    What an engine gives may depend on what it ran before: OpenVINO 2026.4.1 on a processor with AVX-512 gave a quantized
+    attention exactly on one run and as noise on the next.
     """
     feeds = arbitrary_feeds(pivot)
     with closing(open_engine(ONNX, pivot, REFERENCE)) as reference:

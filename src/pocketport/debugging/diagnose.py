@@ -13,7 +13,6 @@ from pocketport.compress.diagnosis.tensors import Fit, FloatProbe, TensorError, 
 from pocketport.compress.pivot.apply import float_graph
 from pocketport.compress.planning.plan import ComponentPlan, TensorKind
 from pocketport.compress.recipe import load_recipe
-from pocketport.data import load_data
 from pocketport.debugging.attribution import Attribution, Outcome, attribute, combinations
 from pocketport.debugging.document import (
     AttributionRecord,
@@ -134,9 +133,8 @@ class _Benches:
 
     def __getitem__(self, component: str) -> Workbench:
         if component not in self.made:
-            calibration = load_data(self._run.bundle, self._run.context.request).calibration
             self.made[component] = Workbench(
-                self._run.bundle, self._recipe, str(self._target), self._legality, component, calibration
+                self._run.bundle, self._recipe, str(self._target), self._legality, component, self._run.calibration
             )
         return self.made[component]
 

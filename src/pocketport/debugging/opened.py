@@ -1,5 +1,6 @@
 """A finished run, opened again: the float side from the store, the quantized side from the run's own folder."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from pocketport.calibration.encodings import EncodingTable
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.float_cache import with_float_ends
 from pocketport.compress.planning.plan import Plan
+from pocketport.data import Feeds, load_data
 from pocketport.errors import UsageError
 from pocketport.run_document import RunDocument, TargetRecord, folder_of
 from pocketport.stages.calibrate import calibrate
@@ -72,6 +74,10 @@ class OpenedRun:
     def samples(self, component: str) -> HeldOut:
         """Held-out samples of a component."""
         return load_held_out(self.held_out, component)
+
+    def calibration(self) -> Iterable[tuple[str, Feeds]]:
+        """The samples of all components that were calibrated on, made anew."""
+        return load_data(self.bundle, self.context.request).calibration()
 
     def calibrated(self, plans: dict[str, Plan]) -> StageResult:
         """A calibration that keeps the Hessians that these plans need."""
