@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -11,12 +11,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pocketport.compress.executors.torch_executor import WeightCache, run_nodes
+from pocketport.compress.executors.torch_executor import Values, WeightCache, run_nodes
 from pocketport.compress.mixed_precision.outputs import random_signs
+from pocketport.compress.structure import weight_operand
+from pocketport.compress.torch_device import row_runs
 from pocketport.errors import InputError
 
 LOGITS = "logits"
 ROWS = 256  # of logits at a time: a vocabulary is wide
+
+
+class Expected(NamedTuple):
+    """Predictions at some positions, in what it takes to compare others with them: no logits of the whole vocabulary."""
+
+    features: Tensor
+    """What is multiplied by the projection's rows, one a token of the vocabulary, [n, H]."""
+    mean: Tensor
+    """Of those rows, weighed by the predictions, [n, H]."""
+    normalizers: Tensor
+    """log Σ exp of the logits, [n]."""
 
 
 class Head:
@@ -27,17 +40,19 @@ class Head:
         device: where it computes.
 
     Raises:
-        InputError: the graph does not cut off its last row between its layers and ``logits``.
+        InputError: the graph does not cut off its last row between its layers and ``logits``, or they are no product with a
+            weight.
     """
 
     def __init__(self, graph: ir.Model, device: torch.device) -> None:
         output = next((v for v in graph.graph.outputs if v.name == LOGITS), None)
         self._nodes: list[ir.Node] = []
         node = None if output is None else output.producer()
+        projection = None if node is None else weight_operand(node)
         while node is not None and node.op_type != "Slice":
             self._nodes.insert(0, node)
             node = None if node.inputs[0] is None else node.inputs[0].producer()
-        if node is None or node.inputs[0] is None:
+        if node is None or node.inputs[0] is None or projection is None or projection.activation is None:
             raise InputError(
                 "its logits don't come from the last row of a sequence", where=f"component {graph.graph.name}",
                 fix="search with the error of the layers' outputs alone",
@@ -45,13 +60,64 @@ class Head:
         self.hidden = node.inputs[0].name or ""
         """The value that holds all positions, [S, H]."""
         self._row = node.outputs[0].name or ""
+        self._projection, self._projected = projection, projection.activation.name or ""
         self._weights = WeightCache(device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of some positions [n, H], [n, V]."""
+        return self._run(self._nodes, hidden)[LOGITS]
+
+    def _run(self, nodes: Sequence[ir.Node], hidden: Tensor) -> Values:
         values = {self._row: hidden}
-        run_nodes(self._nodes, values, self._weights, {})
-        return values[LOGITS]
+        run_nodes(nodes, values, self._weights, {})
+        return values
+
+    def _projected_from(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of some positions [n, H], and their logits [n, V].
+
+        In float32 on all hardware: what bfloat16 rounds of a logit is more than many a divergence.
+        """
+        features = self._run(self._nodes[:-1], hidden)[self._projected]
+        bias = self._projection.bias
+        return features, functional.linear(features, self._rows, None if bias is None else self._weights.get(bias))
+
+    @property
+    def _rows(self) -> Tensor:
+        """Of the projection, [V, H]."""
+        weight = self._weights.get(self._projection.value)
+        return weight if self._projection.channel_axis == 0 else weight.T
+
+    @torch.no_grad()
+    def expected(self, hidden: Tensor) -> Expected:
+        """What `compared` needs of the predictions from hidden states [n, H]."""
+        found = []
+        for rows in row_runs(hidden, ROWS):
+            features, logits = self._projected_from(rows)
+            found.append((features, logits.softmax(-1) @ self._rows, logits.logsumexp(-1)))
+        return Expected(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    @torch.no_grad()
+    def compared(self, hidden: Tensor, expected: Expected, following: Tensor | None = None) -> tuple[float, float]:
+        """The divergences of the predictions at some positions, summed, and −log p of the tokens that follow, summed.
+
+        Logits are linear in the features, so that Σ p·(log p − log q) takes the mean row of the expected predictions p alone:
+        mean·(features of p − features of q) + log Σ exp of q's logits − log Σ exp of p's.
+
+        Args:
+            hidden: of the model that is scored, [n, H].
+            expected: of the float model.
+            following: the next tokens, int64 [n]; None: 0 is their sum.
+        """
+        divergence, loss = 0.0, 0.0
+        for start in range(0, len(hidden), ROWS):
+            part = slice(start, start + ROWS)
+            features, logits = self._projected_from(hidden[part])
+            normalizers = logits.logsumexp(-1)
+            moved = ((expected.features[part].double() - features) * expected.mean[part]).sum()
+            divergence += float(moved + (normalizers.double() - expected.normalizers[part]).sum())
+            if following is not None:
+                loss += float((normalizers - logits.gather(1, following[part, None])[:, 0]).sum())
+        return divergence, loss
 
     def gradient(self, hidden: Tensor, generator: torch.Generator, counting: Tensor | None = None) -> Tensor:
         """Gradients by the hidden states [S, H] whose mean squares are Fisher's information.
@@ -134,34 +200,35 @@ class Quality:
         return found if self.loss is None else found | {"perplexity": float(np.exp(self.loss))}
 
 
-@torch.no_grad()
+def scored(counting: Sequence[Tensor | None], tokens: NDArray[np.integer[Any]] | None = None) -> list[Tensor | slice]:
+    """The rows of each sample whose predictions are compared.
+
+    Args:
+        counting: which rows of each sample count, bool [S]; None: all.
+        tokens: [samples, S] where they are known; the last row then has no next token.
+    """
+    if tokens is not None:
+        return [slice(tokens.shape[1] - 1)] * len(tokens)
+    return [slice(None) if rows is None else rows for rows in counting]
+
+
 def quality(
-    head: Head, float_hidden: Sequence[Tensor], hidden: Iterable[Tensor], counting: Sequence[Tensor | None],
-    tokens: NDArray[np.integer[Any]] | None = None,
-) -> Quality:  # fmt: skip
+    head: Head, expected: Sequence[Expected], hidden: Iterable[Tensor], tokens: NDArray[np.integer[Any]] | None = None
+) -> Quality:
     """Compare the predictions from hidden states with the float model's, and with the next tokens.
 
     Args:
         head: of the float model.
-        float_hidden: of each sample, [S, H].
-        hidden: the same of the model that is scored.
-        counting: which rows of each sample count; None: all.
-        tokens: [samples, S] where they are known; the last row then has no next token.
+        expected: its predictions for each sample, in the rows that are `scored`.
+        hidden: of the model that is scored, in those rows, [n, H].
+        tokens: [samples, S] where they are known.
     """
-    loss, sums, counts = 0.0, list[float](), list[int]()
-    for sample, (expected, found, rows) in enumerate(zip(float_hidden, hidden, counting, strict=True)):
-        expected = expected.to(found.device)
+    total, sums, counts = 0.0, list[float](), list[int]()
+    for sample, (wanted, found) in enumerate(zip(expected, hidden, strict=True)):
         following = None if tokens is None else torch.from_numpy(tokens[sample, 1:].astype(np.int64)).to(found.device)
-        places = torch.arange(len(found), device=found.device) if rows is None else rows.nonzero()[:, 0]
-        last = len(places) if following is None else len(following)
-        divergence = 0.0
-        for start in range(0, last, ROWS):
-            part = places[start : min(start + ROWS, last)]
-            wanted, given = (head.logits(h[part]).log_softmax(-1) for h in (expected, found))
-            divergence += float(functional.kl_div(given, wanted, reduction="sum", log_target=True))
-            if following is not None:
-                loss += float(functional.nll_loss(given, following[part], reduction="sum"))
+        divergence, loss = head.compared(found, Expected(*(t.to(found.device) for t in wanted)), following)
+        total += loss
         sums.append(divergence)
-        counts.append(last)
+        counts.append(len(found))
     positions = sum(counts)
-    return Quality(sum(sums) / positions, positions, None if tokens is None else loss / positions, sums, counts)
+    return Quality(sum(sums) / positions, positions, None if tokens is None else total / positions, sums, counts)

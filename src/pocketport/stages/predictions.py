@@ -1,10 +1,9 @@
 """A language model's predictions on samples: the float model's, and what becomes of them with other weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
-import torch
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
@@ -12,7 +11,7 @@ from pocketport.compress.blockwise.samples import STREAM
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.families.registry import Lengths, host_of
-from pocketport.compress.mixed_precision.next_token import Head, Quality, quality
+from pocketport.compress.mixed_precision.next_token import Expected, Head, Quality, quality, scored
 from pocketport.compress.mixed_precision.stream import Stream
 from pocketport.compress.planning.weights import CALIBRATED_COMPONENT
 from pocketport.compress.torch_device import best_device
@@ -36,17 +35,16 @@ class Predictions:
     def __init__(self, context: Context, bundle: ModelBundle, load: Callable[[Lengths], ModelBundle]) -> None:
         self.head = Head(bundle[CALIBRATED_COMPONENT].graph, best_device())
         self._context, self._bundle, self._load = context, bundle, load
-        self._expected: dict[str, list[Tensor]] = {}
+        self._expected: dict[str, list[Expected]] = {}
         self._streams: dict[str, Stream] = {}
         self._graphs = {int(bundle.config["prompt"]): bundle[CALIBRATED_COMPONENT].graph}
 
     def quality(self, weights: Mapping[str, Tensor], samples: Sequences | Answers) -> Quality:
         """What the model measures on samples with other weights in the place of some."""
         if samples.fingerprint not in self._expected:
-            self._expected[samples.fingerprint] = self._hidden(samples, {})
-        hidden, counting = self._hidden(samples, weights), self._measuring(samples).counting
+            self._expected[samples.fingerprint] = [self.head.expected(rows) for rows in self._hidden(samples, {})]
         tokens = samples.tokens if isinstance(samples, Sequences) else None
-        return quality(self.head, self._expected[samples.fingerprint], hidden, counting, tokens)
+        return quality(self.head, self._expected[samples.fingerprint], self._hidden(samples, weights), tokens)
 
     def stream(self, samples: Sequences | Answers, activations: Activations) -> Stream:
         """Samples on their way to the head's hidden states."""
@@ -57,11 +55,13 @@ class Predictions:
         """Of one stream; `path` takes those that memory is short for."""
         return Activations(path, int(ACTIVATION_SHARE * memory_limit(self._context.request)))
 
-    def _hidden(self, samples: Sequences | Answers, replaced: Mapping[str, Tensor]) -> list[Tensor]:
-        """Hidden states of every sample [S, H]."""
+    def _hidden(self, samples: Sequences | Answers, replaced: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Hidden states [n, H] of every sample, in the rows that are scored."""
         stream = self._measuring(samples)
         stream.forward(replaced)
-        return [stream.activations.get(self.head.hidden, s, torch.device("cpu")) for s in range(stream.count)]
+        places = scored(stream.counting, samples.tokens if isinstance(samples, Sequences) else None)
+        for sample, rows in enumerate(places):
+            yield stream.activations.get(self.head.hidden, sample, stream.device)[rows]
 
     def _measuring(self, samples: Sequences | Answers) -> Stream:
         if samples.fingerprint not in self._streams:
