@@ -54,7 +54,7 @@ def solve(layers: Sequence[Options], budget: float) -> Selection:
             fix="give a larger budget, or cheaper schemes",
         )
     budget *= 1 + SLACK
-    kept = [_undominated(layer) for layer in layers]
+    kept = [undominated(layer) for layer in layers]
     hulls = [_hull(layer.costs[k], layer.errors[k]) for layer, k in zip(layers, kept, strict=True)]
     # The layers with most at stake come first, so that bounds are tight early.
     order = sorted(range(len(layers)), key=lambda i: -_span(layers[i].errors[kept[i]]))
@@ -81,7 +81,7 @@ def solve(layers: Sequence[Options], budget: float) -> Selection:
 
 def steps(layer: Options) -> list[int]:
     """Places of the options on the lower convex hull of costs and errors, by rising cost."""
-    kept = _undominated(layer)
+    kept = undominated(layer)
     return [int(kept[i]) for i in _corners(layer.costs[kept], layer.errors[kept])]
 
 
@@ -104,7 +104,7 @@ class _Relaxation:
         return np.where(left < 0, np.inf, np.interp(left, self._costs, self._errors))
 
 
-def _undominated(layer: Options) -> NDArray[np.int64]:
+def undominated(layer: Options) -> NDArray[np.int64]:
     """Options that no other one beats in both, by rising cost."""
     order = np.lexsort((layer.errors, layer.costs))
     return order[_front(layer.costs[order], layer.errors[order])]

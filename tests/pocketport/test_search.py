@@ -154,11 +154,15 @@ def test_another_algorithm_has_other_errors(model: Path, tmp_path: Path) -> None
         assert errors["w3b32fp16"]["output"] < 0.9 * found["rtn"][name]["w3b32fp16"]["output"]
 
 
-def test_errors_sum_to_what_groups_of_layers_measure(model: Path, tmp_path: Path) -> None:
-    """Each kind of layer alone, and each stretch of the depth, in the scheme nearest to the budget."""
+@pytest.mark.parametrize("scheme", ["w4b32fp16", "w2b32fp16"])
+def test_errors_sum_to_what_groups_of_layers_measure(scheme: str, model: Path, tmp_path: Path) -> None:
+    """Each kind of layer alone, and each stretch of the depth, in the scheme nearest to the budget, if none is better and smaller."""
     search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))
+    if scheme != "w4b32fp16":
+        for errors in search.errors.values():
+            errors["w4b32fp16"]["loss"] = 2 * errors[scheme]["loss"]
     searched = search.search(Budget(bits=BITS))
-    rules = [Rule(component="prefill", scheme="w4b32fp16")]
+    rules = [Rule(component="prefill", scheme=scheme)]
     every = [weight for layer in searched.layers for weight in layer.weights]
     assert search.quality(rules, only=every) == search.quality(rules) != search.quality(rules, only=every[:1])
     for grouping in groupings_of(searched.layers):
@@ -166,7 +170,7 @@ def test_errors_sum_to_what_groups_of_layers_measure(model: Path, tmp_path: Path
         for group in sorted(set(grouping)):
             own = [layer for layer, label in zip(searched.layers, grouping, strict=True) if label == group]
             alone = search.quality(rules, only=[weight for layer in own for weight in layer.weights]).divergence
-            ratios.append(sum(layer.error(searched.errors, "w4b32fp16", "loss") for layer in own) / alone)
+            ratios.append(sum(layer.error(searched.errors, scheme, "loss") for layer in own) / alone)
         assert len(ratios) > 1
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
 

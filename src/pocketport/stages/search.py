@@ -21,6 +21,7 @@ from pocketport.compress.ingest import path_of
 from pocketport.compress.mixed_precision.allocation import Allocation, Layer, groupings_of
 from pocketport.compress.mixed_precision.checkpoint import FLOAT, Composed, Dequantized, checkpoint_layers
 from pocketport.compress.mixed_precision.exchange import exchange
+from pocketport.compress.mixed_precision.knapsack import Options, undominated
 from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.mixed_precision.raking import raked
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors, Sensitivities
@@ -204,13 +205,16 @@ class FormatSearch:
     def _put_right(self, budget: float) -> Mapping[str, Mapping[str, Errors]]:
         """Errors whose losses sum up to what each kind of layer, and each stretch of the depth, measures alone.
 
-        That is measured in the one scheme for all whose bytes are nearest to the budget.
+        That is measured in the one scheme for all whose bytes are nearest to the budget, but for those that a smaller one is as
+        good as: what loses most in them an allocation does not do.
         """
         layers = self.found.layers
         common = [s for s in self.found.plans if all(s in layer.costs for layer in layers)]
         if not common:
             return self.errors
-        scheme = min(common, key=lambda s: abs(sum(layer.costs[s] for layer in layers) - budget))
+        costs = np.array([sum(layer.costs[s] for layer in layers) for s in common])
+        losses = np.array([sum(layer.error(self.errors, s, LOSS) for layer in layers) for s in common])
+        scheme = common[min(undominated(Options(costs, losses)), key=lambda place: abs(costs[place] - budget))]
         groupings = groupings_of(layers)
         measured = [
             {group: self._alone(scheme, layers, grouping, group) for group in dict.fromkeys(grouping)}
