@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pocketport.profiles.device import profiles
 from pocketport.profiles.prediction.conformal import bounds, covered
 from pocketport.profiles.prediction.features import GraphFeatures
-from pocketport.profiles.prediction.fit import Fitted, Observations, fit, grouped_folds
+from pocketport.profiles.prediction.fit import OWN, Fitted, Observations, fit, grouped_folds
 from pocketport.profiles.prediction.predictors import estimate_work, group
 from pocketport.profiles.prediction.roofline import Factors, Work
 
@@ -20,10 +20,11 @@ PRIORS = {
     "w8a8": "float",
     "w8a16": "w8a8",
 }  # precision → the one whose rates are the prior: int16 × int8 is int8 × int8 twice
-LIKE_SPREAD = 0.5  # of a roofline's priors around the rates of another precision
+LIKE_SPREAD = 0.3  # of a roofline's priors around the rates of another precision
 CLIFF = 2.0  # times as long as in float, from which a quantized model says nothing of rates: some op of it fell off the fast paths
 SHARES = np.linspace(0, 1, 21)
 Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name
+Found = dict[int, NDArray[np.float64]]  # a problem's id → where its last search ended
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,29 @@ def by_family(sample: Sample) -> str:
     return sample.family
 
 
-def fit_rows(p: Problem, rows: NDArray[np.bool_], by: Callable[[Sample], str] = by_model) -> Fitted:
-    """Fit to some of the measurements; of the problem whose rates are the prior, to those of groups that are left in."""
+def fit_rows(
+    p: Problem, rows: NDArray[np.bool_], by: Callable[[Sample], str] = by_model, near: Found | None = None
+) -> Fitted:
+    """Fit to some of the measurements; of the problem whose rates are the prior, to those of groups that are left in.
+
+    What is found is put into `near`, and the next search starts there: folds differ little.
+    """
+    near = {} if near is None else near
     like = None
     if p.prior is not None:
         kept = {by(s) for s, k in zip(p.samples, rows, strict=True) if k}
         out = {by(s) for s in p.samples} - kept
-        like = fit_rows(p.prior, np.array([by(s) not in out for s in p.prior.samples])).rates
+        like = fit_rows(p.prior, np.array([by(s) not in out for s in p.prior.samples]), by, near).rates
     rows = rows & p.learnt
     seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
     spread = LIKE_SPREAD if like is not None and p.correct else 1.0
-    return fit(p.work, seen, len(p.devices), like, spread=spread, correct=p.correct)
+    own = (
+        OWN if p.correct else 0.0
+    )  # a mapping has too few parameters to explain what sets devices apart: it would bend its rates to it
+    fitted = fit(p.work, seen, len(p.devices), like, spread=spread, own=own, correct=p.correct, near=near.get(id(p)))
+    if fitted.found is not None:
+        near[id(p)] = fitted.found
+    return fitted
 
 
 def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDArray[np.float64]:
@@ -127,11 +140,11 @@ def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDAr
 def held_out(p: Problem, by: Callable[[Sample], str], most: int) -> tuple[NDArray[np.float64], list[list[int]]]:
     """Predictions of every measurement by a fit that saw nothing of its group, on any device; and the folds, at most `most`."""
     folds = grouped_folds([by(s) for s in p.samples], most)
-    out = np.zeros(len(p.samples))
+    out, near = np.zeros(len(p.samples)), Found()
     for fold in folds:
         rows = np.ones(len(out), bool)
         rows[fold] = False
-        fitted = fit_rows(p, rows, by)
+        fitted = fit_rows(p, rows, by, near)
         out[fold] = predict_rows(p, fitted, fitted.factors)[fold]
     return out, folds
 
@@ -213,6 +226,7 @@ __all__ = [
     "FAMILY_FOLDS",
     "MODEL_FOLDS",
     "REFERENCE",
+    "Found",
     "HeldOut",
     "Problem",
     "blended",

@@ -24,6 +24,7 @@ from latency_data import PRECISIONS, RUNTIMES, Sample, Score, load_features, sam
 from latency_fitting import (
     FAMILY_FOLDS,
     MODEL_FOLDS,
+    Found,
     HeldOut,
     Problem,
     blended,
@@ -47,7 +48,7 @@ from pocketport.profiles.prediction.parameters import FactorsData, parameters
 from pocketport.workers import processors
 
 ANCHORS = 5
-DEVICE_FOLDS = 10  # of models, of which one is held out with a device
+DEVICE_FOLDS = 10  # of models, of which each is held out with each device
 ANCHOR_DRAWS = 2
 
 
@@ -132,19 +133,18 @@ def by_runtime(
         yield Row(predictor, precision, "all", runtime, split, score(ms, measured, (ratio >= -low) & (ratio <= high)))
 
 
-def unseen_devices(p: Problem, precision: str) -> Iterator[Row]:
-    """Devices that were not measured, and with five anchor models measured; models are held out as well."""
-    ids = targets()
+def unseen_devices(p: Problem, precision: str) -> list[Row]:
+    """Devices that were not measured, and with five anchor models measured; models are held out as well, a tenth at once."""
+    ids, near = targets(), Found()
     far, anchored, truth, truth_anchored = [], [], [], []
-    folds = list(enumerate(held_model_folds(p)))
     for index, device in enumerate(p.devices):
         profile = load_device(ids[device])
         rows = np.flatnonzero(p.seen.device == index)
         if profile is None or len(rows) < 20:
             continue
-        for fold, models in folds[:1]:
+        for fold, models in enumerate(held_model_folds(p)):
             keep = (p.seen.device != index) & ~np.isin(p.seen.graph, models)
-            fitted = fit_rows(p, keep)
+            fitted = fit_rows(p, keep, near=near)
             counts = {d: int((keep & (p.seen.device == i)).sum()) for i, d in enumerate(p.devices)}
             known = {
                 ids[d]: FactorsData(**asdict(f), n=counts[d])
@@ -166,9 +166,18 @@ def unseen_devices(p: Problem, precision: str) -> Iterator[Row]:
                 table[index] = own
                 anchored += predict_rows(p, fitted, table)[test].tolist()
                 truth_anchored += p.measured()[test].tolist()
-    for name, out, measured in (("never measured", far, truth), (f"{ANCHORS} anchor models", anchored, truth_anchored)):
-        result = score(np.array(out), np.array(measured), np.full(len(out), math.nan))
-        yield Row("graph", precision, name, "qnn_dlc", "device+model", result)
+    kinds = (("never measured", far, truth), (f"{ANCHORS} anchor models", anchored, truth_anchored))
+    return [
+        Row(
+            "graph",
+            precision,
+            name,
+            "qnn_dlc",
+            "device+model",
+            score(np.array(out), np.array(measured), np.full(len(out), math.nan)),
+        )
+        for name, out, measured in kinds
+    ]
 
 
 def held_model_folds(p: Problem) -> list[list[int]]:
@@ -191,12 +200,14 @@ def main() -> None:
     graph = {precision: problem(every, features, precision) for precision in PRECISIONS}
     estimated = {q: problem(every, features, q, known) for q in PRECISIONS if q in parameters().compiler}
     with ProcessPoolExecutor(len(processors()), get_context("spawn"), threadpool_limits, (1,)) as pool:
+        unseen = {precision: pool.submit(unseen_devices, p, precision) for precision, p in graph.items()}
         alone, mapped = all_held_out(pool, graph), all_held_out(pool, estimated)
+        devices = {precision: job.result() for precision, job in unseen.items()}
     informed = of_compiler(graph, alone, estimated, mapped)
     for precision in PRECISIONS:
         scored = [
             by_device(graph[precision], alone[precision], "graph", precision, every),
-            unseen_devices(graph[precision], precision),
+            devices[precision],
         ]
         if precision in estimated:
             scored.append(by_device(estimated[precision], informed[precision], "compiler", precision, every))

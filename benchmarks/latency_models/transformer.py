@@ -85,10 +85,12 @@ class _Clip(nn.Module):
         self.image = nn.Sequential(*[_ClipBlock(768, None) for _ in range(12)])
         self.text = nn.Sequential(*[_ClipBlock(512, mask) for _ in range(12)])
         self.before, self.after, self.ended = nn.LayerNorm(768), nn.LayerNorm(768), nn.LayerNorm(512)
+        self.mean, self.deviation = torch.full((1, 3, 1, 1), 0.45), torch.full((1, 3, 1, 1), 0.27)
         self.seen, self.read = nn.Linear(768, 512, bias=False), nn.Linear(512, 512, bias=False)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        """Logits per image."""
+        """Logits per image, of 0 to 1: the deployed model normalizes it."""
+        pixels = (pixels - self.mean) / self.deviation
         ids = ids.clip(0, ROWS - 1)
         y = (self.table(ids) + self.positions).permute(1, 0, 2)
         y = self.ended(self.text(y).permute(1, 0, 2))

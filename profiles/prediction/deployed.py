@@ -1,11 +1,12 @@
 """What a public model's deployment computes that the model's file does not show, as the layers that devices counted tell.
 
 Qualcomm AI Hub Models, whose latencies predictions are fitted to, hand pictures of 0 to 1 to classifiers, which normalize them inside the
-graph: a subtraction and a division of three channels, for which an accelerator that keeps channels by 32 takes as long as for all of a small
+graph (`qai_hub_models/models/templates/imagenet_classifier`; the regressors of hands' and faces' landmarks do not): a subtraction and a division of three channels, for which an accelerator that keeps channels by 32 takes as long as for all of a small
 model (MobileNetV2 in ``w8a16``: 0.40 of 0.64 ms by the compiler's estimate; 0.90 ms measured on a chip alike). And a batch normalization that
 no product before it takes up stays float in their quantized graphs, between two conversions (DenseNet-121 has 2·62 layers more than in float).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,11 +18,14 @@ from pocketport.compress.structure import is_float
 from pocketport.profiles.prediction.features import COLOURS
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+SCORES = 400  # that a classifier gives at least (Kinetics' classes; ImageNet has 1000, embeddings 512): what gives fewer numbers regresses them
 
 
 def normalizes(picture: Sequence[int], outputs: Sequence[Sequence[int]]) -> bool:
-    """Whether a deployment normalizes an input of this shape: colours, in a model that gives vectors, not maps or boxes."""
-    return len(picture) >= 4 and picture[1] == COLOURS and all(len(shape) <= 2 for shape in outputs)
+    """Whether a deployment normalizes an input of this shape: colours, in a model that gives scores of classes or an embedding, not maps,
+    boxes or landmarks."""
+    vectors = all(len(shape) <= 2 for shape in outputs) and max(math.prod(shape) for shape in outputs) >= SCORES
+    return len(picture) >= 4 and picture[1] == COLOURS and vectors
 
 
 def normalized_pictures(model: ir.Model) -> list[ir.Value]:

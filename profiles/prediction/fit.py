@@ -2,7 +2,8 @@
 
 All parameters are logarithms, so all rates stay positive. What few models tell about is held by priors: rates of kinds
 lie around a common rate of their unit, factors of a device around that device's common speed (a maximum a posteriori
-estimate; Levenberg's damping, Huber's weights).
+estimate; Levenberg's damping, Huber's weights). What no rate explains of a graph is the same on all devices, so ten devices
+tell once what one graph is off by, not ten times (a random effect of each graph; Laird & Ware 1982, doi 10.2307/2529876).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from pocketport.profiles.prediction.likeness import NONE, Correction, learnt
 from pocketport.profiles.prediction.roofline import KINDS, MATRIX_KIND, Factors, Floats, Rates, Work, milliseconds
 
-NOISE = 0.1  # of log latency; residuals beyond twice this count linearly
+NOISE = 0.1  # of log latency
+LINEAR = 2.0  # times the noise, from which residuals count linearly
+OWN = 0.15  # of what all devices share of a graph's log latency and no rate explains
+OWN_LINEAR = 1.0  # times that
 KIND_SPREAD = (0.3, 0.7)  # of log rates around their unit's: matrix, vector
 FACTOR_SPREAD = 0.25  # of a device's log factors around its common speed
 SPEED_SPREAD = 1.0  # of the common speeds
@@ -22,6 +26,7 @@ STARTS = {"matrix": 0.3, "vector": 0.05, "memory": 0.015, "spilled": 0.03, "per_
 START_SPREAD = 1.5  # of all others around where the search starts
 OVERHEAD_SPREAD = 0.2  # of an op's and a call's overheads around those of another precision: they are no arithmetic
 ROUNDS = 40
+CLOSE = 1e-5  # of the cost: a step that lowers it by less is the last
 K = len(KINDS)
 # positions of the shared parameters
 COMMON_MATRIX, COMMON_VECTOR, MEMORY, SPILLED, MATRIX_OP, VECTOR_OP, IO, OFFSET = range(K, K + 8)
@@ -52,6 +57,7 @@ class Fitted:
     rates: Rates
     factors: tuple[Factors, ...]
     correction: Correction = NONE
+    found: Floats | None = None  # the parameters, for a search that starts there
 
     def predict(self, work: Work, factors: Factors) -> Floats:
         """Milliseconds of graphs on a device with `factors`."""
@@ -65,7 +71,9 @@ def fit(
     like: Rates | None = None,
     *,
     spread: float = 1.0,
+    own: float = OWN,
     correct: bool = True,
+    near: Floats | None = None,
 ) -> Fitted:
     """Fit to observations of graphs on `devices` devices.
 
@@ -75,26 +83,28 @@ def fit(
         devices: how many there are; 0 is the reference.
         like: rates of another precision, of which more models were measured: proportions of kinds are held near its.
         spread: of the priors of all rates, in terms of what it is usually; below 1, overheads are held near those of `like`.
+        own: standard deviation of what a graph's log latency is off by on all devices alike; 0: every measurement counts for itself.
         correct: learn what graphs alike are off by.
+        near: parameters that were `found` from almost the same observations; the search takes fewer steps from there.
     """
     start = np.concatenate([_start(like), np.zeros(5 * devices)])
-    theta, damping = start.copy(), 1e-3
-    cost, gradient, hessian = _system(theta, start, spread, work, seen, devices)
+    theta, damping = (start if near is None else near).copy(), 1e-3
+    cost, gradient, hessian = _system(theta, start, spread, work, seen, devices, own)
     for _ in range(ROUNDS):
         step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
         step = np.clip(step, -2, 2)
-        tried = _system(theta + step, start, spread, work, seen, devices)
+        tried = _system(theta + step, start, spread, work, seen, devices, own)
         if tried[0] > cost:
             damping *= 8
             if damping > 1e6:
                 break
             continue
-        done = cost - tried[0] < 1e-4 * cost
+        done = cost - tried[0] < CLOSE * cost
         theta, damping = theta + step, max(damping / 4, 1e-9)
         cost, gradient, hessian = tried
         if done:
             break
-    fitted = unpack(theta, devices)
+    fitted = replace(unpack(theta, devices), found=theta)
     if not correct:
         return fitted
     table = np.log(np.stack([milliseconds(work, fitted.rates, f) for f in fitted.factors]))
@@ -131,9 +141,34 @@ def unpack(theta: Floats, devices: int) -> Fitted:
 
 
 def _system(
-    theta: Floats, start: Floats, spread: float, work: Work, seen: Observations, devices: int
+    theta: Floats, start: Floats, spread: float, work: Work, seen: Observations, devices: int, own: float
 ) -> tuple[float, Floats, Floats]:
     """Cost, gradient and Gauss-Newton matrix of the negative log posterior."""
+    error, jacobian = _errors(theta, work, seen, devices)
+    if not own:
+        cost, gradient, hessian = _robust(error, jacobian, np.full(len(error), NOISE))
+        return _with_priors(theta, start, spread, devices, cost, gradient, hessian)
+    _, graph, counts = np.unique(seen.graph, return_inverse=True, return_counts=True)
+    mean = np.bincount(graph, error) / counts
+    mean_jacobian = np.zeros((len(counts), len(theta)))
+    np.add.at(mean_jacobian, graph, jacobian)
+    mean_jacobian /= counts[:, None]
+    shared = _robust(mean, mean_jacobian, np.hypot(own, NOISE / np.sqrt(counts)), OWN_LINEAR)
+    apart = _robust(error - mean[graph], jacobian - mean_jacobian[graph], np.full(len(error), NOISE))
+    cost, gradient, hessian = shared[0] + apart[0], shared[1] + apart[1], shared[2] + apart[2]
+    return _with_priors(theta, start, spread, devices, cost, gradient, hessian)
+
+
+def _robust(error: Floats, jacobian: Floats, sigma: Floats, linear: float = LINEAR) -> tuple[float, Floats, Floats]:
+    """Cost, gradient and Gauss-Newton matrix of errors, which count linearly from `linear` times `sigma` on (Huber 1964)."""
+    size = np.abs(error) / sigma
+    cost = float(np.where(size <= linear, size**2, 2 * linear * size - linear**2).sum())
+    weight = np.minimum(1, linear / np.maximum(size, 1e-12)) / sigma**2
+    return cost, np.asarray(jacobian.T @ (weight * error)), np.asarray((jacobian * weight[:, None]).T @ jacobian)
+
+
+def _errors(theta: Floats, work: Work, seen: Observations, devices: int) -> tuple[Floats, Floats]:
+    """Logarithms of predicted over measured latency [observations], and their derivatives by the parameters [observations, parameters]."""
     shared, own = theta[:SHARED], theta[SHARED:].reshape(devices, 5)
     graphs, matrix = len(work.io_megabytes), MATRIX_KIND[work.kind]
     arithmetic = np.exp(shared[:K])[work.kind] * work.work
@@ -142,10 +177,10 @@ def _system(
     unit = np.where(matrix, MATRIX_OP, VECTOR_OP)
     per_op = np.exp(shared[unit])
     counts = np.stack([np.bincount(work.graph, np.where(m, per_op, 0), graphs) for m in (matrix, ~matrix)])
-    gradient, hessian, cost = np.zeros(len(theta)), np.zeros((len(theta), len(theta))), 0.0
+    error, jacobian = np.zeros(len(seen.log_ms)), np.zeros((len(seen.log_ms), len(theta)))
     for device in range(devices):
-        rows = seen.device == device
-        if not rows.any():
+        rows = np.flatnonzero(seen.device == device)
+        if not len(rows):
             continue
         m, v, d, o = np.exp(own[device, :4])
         busy = np.where(matrix, m, v) * arithmetic
@@ -163,15 +198,10 @@ def _system(
         parts[:, SHARED + 1] = by_kind[:, ~MATRIX_KIND].sum(1)
         parts[:, SHARED + 2] = parts[:, MEMORY] + parts[:, SPILLED] + parts[:, IO]
         parts[:, SHARED + 3] = parts[:, MATRIX_OP] + parts[:, VECTOR_OP] + parts[:, OFFSET]
-        jacobian = (parts / total[:, None])[seen.graph[rows]]
-        error = np.log(total)[seen.graph[rows]] - seen.log_ms[rows]
-        weight = np.minimum(1, 2 * NOISE / np.maximum(np.abs(error), 1e-12)) / NOISE**2
-        size = np.abs(error)
-        cost += float(np.sum(np.where(size <= 2 * NOISE, size**2, 4 * NOISE * size - 4 * NOISE**2)) / NOISE**2)
         where = np.concatenate([np.arange(SHARED), SHARED + 5 * device + np.arange(4)])
-        gradient[where] += jacobian.T @ (weight * error)
-        hessian[np.ix_(where, where)] += (jacobian * weight[:, None]).T @ jacobian
-    return _with_priors(theta, start, spread, devices, cost, gradient, hessian)
+        jacobian[np.ix_(rows, where)] = (parts / total[:, None])[seen.graph[rows]]
+        error[rows] = np.log(total)[seen.graph[rows]] - seen.log_ms[rows]
+    return error, jacobian
 
 
 def _with_priors(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.profiles.prediction.features import COLOURS, GraphFeatures, Kind, OpFeatures
+from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +32,9 @@ ROWS = 32  # of a matrix that are
 MOVED = 128  # multiply-accumulates that take as long as bringing a convolution one element, or taking one away
 IN_PLACE = ("Concat", "Split")  # parts of whole granules of channels are written and read where they lie
 CONVERTED = 10  # times the work of a batch normalization where it stays float between two conversions; 4 (w8a8) and 50 (w8a16) by the compiler
-PACKED = 5  # times the work of an op with a constant for each colour: a picture's channels lie together; the same by the compiler at each precision
+# Times the work of an op with a constant for each colour of a picture: its channels lie together, and are spread first. By the compiler 5 at each
+# precision for three of them, and for one 0.8 (w8a8), 1.9 (w8a16) and 3.3 (float).
+PACKED = {1: 2, 3: 5}
 ON_CHIP_MB = 8.0  # VTCM of the measured chips; activations beyond it go through DRAM
 HANDED_OVER = 30_000  # elements in and out at which half of a call's overhead is there
 # activation and weight bytes of an element
@@ -128,8 +130,8 @@ def _work(op: OpFeatures) -> float:
         more *= _padded(depth, CHANNELS)
     if len(op.output) == 3 and op.output[0] > 1 and op.kind in (Kind.NORM, Kind.ACTIVATION, Kind.ELEMENTWISE):
         more *= _padded(op.output[1], TILE[1])  # a batch behind the sequence lies where an image has its columns
-    if op.kind is Kind.ELEMENTWISE and image and 0 < op.weights == op.output[1] <= COLOURS:
-        more *= PACKED
+    if op.kind is Kind.ELEMENTWISE and image and op.weights == op.output[1]:
+        more *= PACKED.get(op.weights, 1)
     if op.kind is Kind.DEPTHWISE:
         return more * math.prod(op.output) * op.window / 1e6
     if op.op == "Slice":  # reads no more than it writes

@@ -22,12 +22,12 @@ from pocketport.profiles.prediction.extraction import graph_features
 NOISE = np.random.default_rng(0)
 
 
-def classifier(*, channels: int = 3, flat: bool = True, before: str = "") -> ir.Model:
+def classifier(*, channels: int = 3, flat: bool = True, before: str = "", scores: int = 400) -> ir.Model:
     """[`before`,] convolution, a normalization that it does not take up, pooling, and a Flatten if `flat`."""
     arrays = {
-        "w": NOISE.standard_normal((4, channels, 3, 3)),
-        "gamma": NOISE.standard_normal((4, 1, 1)),
-        "beta": NOISE.standard_normal((4, 1, 1)),
+        "w": NOISE.standard_normal((scores, channels, 3, 3)),
+        "gamma": NOISE.standard_normal((scores, 1, 1)),
+        "beta": NOISE.standard_normal((scores, 1, 1)),
     }
     nodes = [helper.make_node(before, ["x"], ["x0"])] if before else []
     nodes += [
@@ -41,7 +41,7 @@ def classifier(*, channels: int = 3, flat: bool = True, before: str = "") -> ir.
     graph = helper.make_graph(
         nodes, "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, 8, 8])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 4] if flat else [1, 4, 1, 1])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, scores] if flat else [1, scores, 1, 1])],
         [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
     )  # fmt: skip
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -67,7 +67,7 @@ def test_a_classifiers_pictures_are_normalized() -> None:
     np.testing.assert_allclose(run(model, x), run(plain, (x - mean) / deviation), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"channels": 4}, {"flat": False}, {"before": "Sigmoid"}])
+@pytest.mark.parametrize("options", [{"channels": 4}, {"flat": False}, {"before": "Sigmoid"}, {"scores": 63}])
 def test_other_graphs_are_left_alone(options: dict) -> None:
     model = classifier(**options)
     before, features = kinds(model), graph_features(model)

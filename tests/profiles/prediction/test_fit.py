@@ -52,6 +52,30 @@ def test_latency_of_graphs_that_were_not_fitted() -> None:
         assert np.median(np.abs(milliseconds(work, fitted.rates, factors)[40:] / truth - 1)) < 0.05
 
 
+def test_what_a_graph_is_off_by_on_all_devices_counts_once() -> None:
+    """Twelve graphs that are off by a third each, on each of three devices: rates stay nearer to those of another precision."""
+    work, other = graphs(12), true_rates()
+    data = seen(work, np.arange(12), 0.02)
+    off = np.random.default_rng(2).normal(0, 0.3, 12)
+    shifted = Observations(data.graph, data.device, data.log_ms + off[data.graph])
+
+    def apart(own: float) -> float:
+        rates = fit(work, shifted, len(TRUTH), other, own=own, spread=0.5, correct=False).rates
+        return float(np.log(rates.ms_per_work / other.ms_per_work).std())
+
+    assert apart(0.3) < 0.7 * apart(0.0)
+
+
+def test_a_search_that_starts_near_ends_where_others_do() -> None:
+    work = graphs(30)
+    data = seen(work, np.arange(30), 0.05)
+    once = fit(work, data, len(TRUTH))
+    fewer = Observations(*(a[data.graph > 0] for a in (data.graph, data.device, data.log_ms)))
+    far, near = (fit(work, fewer, len(TRUTH), near=start) for start in (None, once.found))
+    predicted = [milliseconds(work, f.rates, Factors()) for f in (far, near)]
+    np.testing.assert_allclose(*predicted, rtol=0.02)
+
+
 def test_one_wild_measurement_moves_little() -> None:
     work = graphs(40)
     data = seen(work, np.arange(40), 0.02)
