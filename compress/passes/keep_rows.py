@@ -18,6 +18,9 @@ ACTIVATIONS = frozenset(
         "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Tanh",
     }
 )  # fmt: skip
+SEQUENCE = 3
+"""Dimensions of what is moved: a batch, positions, channels. Images with their channels last have four, and the HTP cuts them into tiles of rows and
+columns: as matrices ConvNeXt-T takes 5.1 ms instead of 2.8 by its compiler's estimate (``w8a16``), and 2.9 instead of 1.6 (``w8a8``)."""
 ROW_NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
@@ -40,9 +43,9 @@ class KeepRows(Pass):
 
 
 def _data_operands(node: ir.Node) -> list[ir.Value]:
-    """What a node computes with at run time, if it does so row by row on more than two dimensions; else nothing."""
+    """What a node computes with at run time, if it does so row by row on a sequence; else nothing."""
     shape = static_shape(node.outputs[0])
-    if node.domain or len(node.outputs) != 1 or shape is None or len(shape) < 3 or 0 in shape:
+    if node.domain or len(node.outputs) != 1 or shape is None or len(shape) != SEQUENCE or 0 in shape:
         return []
     operands = [v for v in node.inputs if v is not None]
     data, constants = [v for v in operands if not is_constant(v)], [v for v in operands if is_constant(v)]

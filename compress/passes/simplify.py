@@ -20,6 +20,7 @@ from pocketport.compress.passes.plain_gathers import PlainGathers
 from pocketport.compress.passes.plain_windows import PlainWindows
 from pocketport.compress.passes.prefix_sums import PrefixSums
 from pocketport.compress.passes.remove_noops import RemoveNoops
+from pocketport.compress.passes.slice_packed import SlicePacked
 from pocketport.compress.passes.spell_out import SpellOut
 from pocketport.compress.passes.spell_out_attention import SpellOutAttention
 
@@ -72,6 +73,7 @@ def simplify(model: ir.Model) -> ir.Model:
         FuseLayerNorm(),
         FuseRMSNorm(),
         FuseActivations(),
+        SlicePacked(),
         PlainGathers(),
         PrefixSums(),
         SpellOut(),

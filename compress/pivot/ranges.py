@@ -1,6 +1,7 @@
 """From what calibration saw of activations to one encoding for every group of them."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,17 @@ FLAT_BEYOND = {
     "Tanh": (-6.0, 6.0),
 }  # fmt: skip
 """Where functions are constant, or within 16 bits as good as constant: their input may be clipped there."""
+GIVES = {
+    "HardSigmoid": (0.0, 1.0), "Relu": (0.0, math.inf), "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0),
+}  # fmt: skip
+"""What functions give at most: no sample goes beyond. A Clip has its own bounds."""
+CARRIES = frozenset(
+    {
+        "AveragePool", "Concat", "Expand", "Flatten", "Gather", "GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool", "Reshape", "Slice", "Split",
+        "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Ops that give nothing beyond what they are given."""
 WIDE = 1 << 16  # integers of an encoding that has some to spare
 HEADROOM = 1.5
 """How many times as far as the extremes seen such an encoding reaches: half a bit, and the next sample is not clipped."""
@@ -34,11 +46,16 @@ def group_encodings(bundle: ModelBundle, plan: Plan, statistics: Statistics) -> 
         for tensor in component.tensors:
             if tensor.quantized and tensor.group:
                 members.setdefault(tensor.group, []).append((component.component, tensor))
-    return {group: _encoding(group, tensors, bundle, statistics) for group, tensors in members.items()}
+    made = {c.component: {str(v.name): v for n in bundle[c.component].graph.graph for v in n.outputs} for c in plan}
+    return {group: _encoding(group, tensors, bundle, statistics, made) for group, tensors in members.items()}
 
 
 def _encoding(
-    group: str, members: list[tuple[str, TensorPlan]], bundle: ModelBundle, statistics: Statistics
+    group: str,
+    members: list[tuple[str, TensorPlan]],
+    bundle: ModelBundle,
+    statistics: Statistics,
+    made: Mapping[str, Mapping[str, ir.Value]],
 ) -> Encoding:
     leader = next(t for _, t in members if t.kind is TensorKind.ACTIVATION)
     for algorithm in ("fixed", "range"):
@@ -71,16 +88,30 @@ def _encoding(
     first, last = INTEGER_RANGES[leader.dtype]
     low, high = make_observer(leader.algorithm, leader.options).range(merged, last - first + 1, leader.symmetric)
     if leader.algorithm == EXTREMES and last - first + 1 >= WIDE:
-        low, high = HEADROOM * low, HEADROOM * high
+        possible = [possible_range(made[component].get(tensor.tensor)) for component, tensor in members]
+        low = max(HEADROOM * low, min(low, *(least for least, _ in possible)))
+        high = min(HEADROOM * high, max(high, *(most for _, most in possible)))
     if len(members) == 1:
-        least, most = useful_range(_value(bundle[members[0][0]].graph, leader))
+        least, most = useful_range(made[members[0][0]].get(leader.tensor))
         low, high = max(low, least), min(high, most)
     return encoding_for_range(low, high, leader.dtype, symmetric=leader.symmetric)
 
 
-def _value(graph: ir.Model, tensor: TensorPlan) -> ir.Value | None:
-    made = (v for node in graph.graph if node.name == tensor.node for v in node.outputs)
-    return next((v for v in made if v.name == tensor.tensor), None)
+def possible_range(value: ir.Value | None) -> tuple[float, float]:
+    """What a value can be at all: behind a Clip to 0 … 6 nothing is larger. Unknown: −∞ … ∞."""
+    node = None if value is None else value.producer()
+    if node is None:
+        return -math.inf, math.inf
+    if node.op_type in CARRIES:
+        given = [possible_range(v) for v in (node.inputs if node.op_type == "Concat" else node.inputs[:1])]
+        return min(low for low, _ in given), max(high for _, high in given)
+    if node.op_type == "Clip":
+        ends = [None if v is None else constant(v) for v in (*node.inputs, None, None)[1:3]]
+        low, high = (
+            infinite if end is None else float(end) for end, infinite in zip(ends, (-math.inf, math.inf), strict=True)
+        )
+        return low, high
+    return GIVES.get(node.op_type, (-math.inf, math.inf))
 
 
 def useful_range(value: ir.Value | None) -> tuple[float, float]:

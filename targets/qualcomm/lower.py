@@ -6,7 +6,8 @@ whole, DequantizeLinear of weights is folded in. Rewritten are
 * the boundary: QuantizeLinear at inputs and DequantizeLinear at outputs go, so that a phone moves integers (a KV
   cache of 2 bytes an element, never 4) and the accelerator computes no float. The encodings are in ``io.json``.
   Outputs in image layout stay float, but for those with channels last;
-* what single kernels demand: ``rewrites.py``, where every rewrite says why.
+* what single kernels demand: ``rewrites.py``, where every rewrite says why;
+* forms that are slow: ``slow_forms.py``.
 """
 
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import InputError
 from pocketport.files import write_json
 from pocketport.targets.contract import CompileRequest, Lowered
-from pocketport.targets.qualcomm import rewrites
+from pocketport.targets.qualcomm import rewrites, slow_forms
 from pocketport.targets.qualcomm.qdq import Port, attribute, parameters
 from pocketport.targets.qualcomm.target import find_soc
 
@@ -44,6 +45,9 @@ def lower(request: CompileRequest) -> Lowered:
     rewrites.keep_gathered_encodings(model)
     rewrites.fix_saturating_outputs(model)
     rewrites.blocked_gemm_to_matmul(model)
+    slow_forms.reduce_large_means(model)
+    slow_forms.part_wide_maxima(model)
+    slow_forms.write_out_constants(model)
     if soc.arch == 69:
         rewrites.pad_matmul_rows(model)
     ports = integer_boundary(model)

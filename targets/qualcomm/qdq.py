@@ -1,5 +1,6 @@
 """Reading and writing QuantizeLinear/DequantizeLinear pairs in an `onnx_ir` graph."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,7 @@ def quantizer_of(node: ir.Node) -> ir.Node | None:
 
 def insert(
     before: ir.Node, op: str, inputs: list[ir.Value], name: str, shape: tuple[int, ...],
-    dtype: ir.DataType = ir.DataType.FLOAT, **attributes: int,
+    dtype: ir.DataType = ir.DataType.FLOAT, **attributes: int | Sequence[int],
 ) -> ir.Value:  # fmt: skip
     """A new node in front of another; its output."""
     node = ir.node(op, inputs, attributes=attributes, name=name)

@@ -13,7 +13,7 @@ from pocketport.calibration.capture import calibrate
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.graph import save_graph
 from pocketport.compress.pivot.apply import apply_plan
-from pocketport.compress.pivot.ranges import FLAT_BEYOND, useful_range
+from pocketport.compress.pivot.ranges import FLAT_BEYOND, GIVES, possible_range, useful_range
 from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Recipe
 
@@ -83,3 +83,47 @@ def test_16_bits_reach_beyond_what_was_seen() -> None:
     assert reach("w8a16") == pytest.approx((-3, 6), abs=0.01)
     assert reach("w8a8") == pytest.approx((-2, 4), abs=0.05)
     assert reach("w8a16", "percentile") == pytest.approx((-2, 4), abs=0.05), "who chooses an observer gets its range"
+
+
+@pytest.mark.parametrize("op", sorted(GIVES))
+def test_functions_give_no_more(op: str, tmp_path: Path) -> None:
+    graph = functions(op)
+    low, high = possible_range(next(n for n in graph.graph if n.op_type == op).outputs[0])
+    save_graph(graph, tmp_path / "graph.onnx")
+    session = ort.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+    for scale in (0.1, 10, 1000):
+        x = scale * np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float32)
+        (found,) = session.run(None, {"x": x})
+        assert low <= found.min() and found.max() <= high
+
+
+def clipped() -> ir.Model:
+    """x clipped to 0 … 6 and turned, joined with its sigmoid, and squared."""
+    g = GraphBuilder("main")
+    x = g.input("x", (1, 4, 8))
+    ends = [g.weight(name, np.array(end, np.float32)) for name, end in (("low", 0.0), ("high", 6.0))]
+    turned = g.transpose(g.node("Clip", [x, *ends], "short"), (0, 2, 1), "turned")
+    joined = g.node("Concat", [turned, g.transpose(g.node("Sigmoid", [x], "s"), (0, 2, 1), "t")], "joined", axis=2)
+    g.output(g.node("Mul", [joined, joined], "square"))
+    return g.finish()
+
+
+def test_bounds_go_through_what_moves_values() -> None:
+    values = {str(n.name): n.outputs[0] for n in clipped().graph}
+    assert possible_range(values["short"]) == possible_range(values["turned"]) == (0.0, 6.0)
+    assert possible_range(values["joined"]) == (0.0, 6.0) and possible_range(values["t"]) == (0.0, 1.0)
+    assert possible_range(values["square"]) == possible_range(None) == (-math.inf, math.inf)
+
+
+def test_room_to_spare_ends_at_a_clip() -> None:
+    """A saturated ReLU6 in 16 bits reaches 6 and not 9, so that compilers fold the Clip into its convolution."""
+    bundle = bundle_of(main=clipped())
+    plan = make_plan(bundle, Recipe(name="t"), "x/y", legality(defaults={"main": "w8a16"}))
+    x = np.linspace(-3, 40, 32, dtype=np.float32).reshape(1, 4, 8)
+    _, table = apply_plan(bundle, plan, calibrate({"main": bundle["main"].graph}, [("main", {"x": x})]))
+
+    def high(name: str) -> float:
+        encoding = table[f"main/{name}"]
+        return float(encoding.scale * (encoding.bounds[1] - encoding.zero_point))
+
+    assert high("short") == pytest.approx(6, rel=1e-3) and high("x") == pytest.approx(60, rel=1e-3)

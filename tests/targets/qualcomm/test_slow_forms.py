@@ -1,0 +1,123 @@
+"""Forms that are slow on the accelerator: equal numbers by onnxruntime and the emulator, and less time by the compiler."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketport.targets.qualcomm import backend, lower, slow_forms
+
+from .pivots import Sketch, run_on_cpu
+from .test_compile import emulated_db, port, request_for
+
+Build = Callable[[Sketch], str]
+
+
+def features(s: Sketch, channels: int, rows: int, columns: int) -> str:
+    data = s.input("x", s.rng.standard_normal((1, 16, rows, columns)).astype(np.float32))
+    return s.op("Relu", s.op("Conv", data, s.weight(channels, 16, 1, 1, scale=0.25)))
+
+
+def large_mean(s: Sketch) -> str:
+    return s.op("GlobalAveragePool", features(s, 64, 64, 32))
+
+
+def wide_maximum(s: Sketch) -> str:
+    return s.op("MaxPool", features(s, 384, 8, 6), kernel_shape=[13, 13], pads=[6] * 4, strides=[1, 1])
+
+
+def repeated_constant(s: Sketch) -> str:
+    data = s.op("Sigmoid", s.input("x", s.rng.standard_normal((1, 2944, 9, 2)).astype(np.float32)))
+    return s.op("Mul", data, s.constant(s.rng.uniform(0.5, 1.5, (1, 2944, 1, 2)).astype(np.float32)))
+
+
+FORMS: dict[str, tuple[Build, list[str]]] = {
+    "large mean": (large_mean, ["Conv", "Relu", "ReduceMean"]),
+    "wide maximum": (wide_maximum, ["Conv", "Relu", "MaxPool", "MaxPool", "MaxPool"]),
+    "repeated constant": (repeated_constant, ["Sigmoid", "Mul"]),
+}
+
+
+@pytest.fixture(params=sorted(FORMS))
+def form(request: pytest.FixtureRequest) -> Iterator[tuple[Sketch, onnx.ModelProto, list[str]]]:
+    build, ops = FORMS[request.param]
+    sketch = Sketch()
+    yield sketch, sketch.model(build(sketch)), ops
+
+
+def test_numbers_stay(form: tuple[Sketch, onnx.ModelProto, list[str]], tmp_path: Path) -> None:
+    sketch, model, ops = form
+    lowered = backend.lower(request_for(tmp_path, model))
+    assert [n.op_type for n in onnx.load(lowered.paths["onnx"]).graph.node] == ops
+    (expected,), (found,) = (run_on_cpu(m, sketch.feeds).values() for m in (model, lowered.paths["onnx"]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_compiler_says_less(
+    form: tuple[Sketch, onnx.ModelProto, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    sketch, model, _ = form
+    request = request_for(tmp_path / "fast", model)
+    fast = backend.estimate(request, backend.lower(request))["sa8255p_us"]
+    assert emulated_db(request, port(request), sketch) > 40
+    for name in ("reduce_large_means", "part_wide_maxima", "write_out_constants"):
+        monkeypatch.setattr(lower.slow_forms, name, lambda model: None)
+    request = request_for(tmp_path / "slow", model)
+    assert fast < 0.5 * backend.estimate(request, backend.lower(request))["sa8255p_us"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda s: s.op("GlobalAveragePool", features(s, 8, 16, 8)),
+        lambda s: s.op("MaxPool", features(s, 8, 20, 20), kernel_shape=[5, 5], pads=[2] * 4, strides=[1, 1]),
+        lambda s: s.op("MaxPool", features(s, 8, 20, 20), kernel_shape=[13, 13], pads=[6] * 4, strides=[2, 2]),
+        lambda s: s.op("MaxPool", features(s, 8, 20, 20), kernel_shape=[13, 13], pads=[0] * 4, strides=[1, 1]),
+        lambda s: s.op("MaxPool", features(s, 8, 20, 20), kernel_shape=[15, 15], pads=[7] * 4, strides=[1, 1]),
+    ],
+)
+def test_what_is_fast_or_no_sum_of_parts_is_left(build: Build, tmp_path: Path) -> None:
+    sketch = Sketch()
+    model = sketch.model(build(sketch))
+    lowered = onnx.load(backend.lower(request_for(tmp_path, model)).paths["onnx"])
+    assert [n.op_type for n in lowered.graph.node] == [n.op_type for n in model.graph.node]
+
+
+def test_integers_of_a_repeated_constant_are_written_out(tmp_path: Path) -> None:
+    sketch = Sketch()
+    pivot = sketch.pivot(repeated_constant(sketch), bits=8)
+    request = request_for(tmp_path, pivot)
+    model = onnx.load(backend.lower(request).paths["onnx"])
+    assert max(np.prod(i.dims) for i in model.graph.initializer) == 2944 * 9 * 2
+    assert emulated_db(request, port(request), sketch) > 30
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=5), st.integers(0, 4))
+def test_only_what_repeats_between_two_dimensions_is_written_out(dims: list[tuple[int, bool]], cut: int) -> None:
+    """Written out or not, an op gives the same."""
+    noise = np.random.default_rng(0)
+    whole = tuple(size for size, _ in dims)
+    own = tuple(1 if repeats else size for size, repeats in dims)[min(cut, len(dims) - 1) :]
+    sketch = Sketch()
+    data = sketch.input("x", noise.standard_normal(whole).astype(np.float32))
+    before = sketch.model(sketch.op("Sub", data, sketch.constant(noise.standard_normal(own).astype(np.float32))))
+    model = ir.from_proto(before)
+    slow_forms.write_out_constants(model)
+    inner = [i for i, size in enumerate((1,) * (len(whole) - len(own)) + own) if size > 1]
+    written = any(
+        value.const_value is not None and tuple(value.shape or ()) == whole
+        for value in model.graph.initializers.values()
+    )
+    assert written or not any(
+        size == 1 < whole[i]
+        for i, size in enumerate((1,) * (len(whole) - len(own)) + own)
+        if inner and inner[0] < i < inner[-1]
+    )
+    (expected,), (found,) = (run_on_cpu(m, sketch.feeds).values() for m in (before, ir.to_proto(model)))
+    np.testing.assert_array_equal(found, expected)
