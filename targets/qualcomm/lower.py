@@ -45,8 +45,9 @@ def lower(request: CompileRequest) -> Lowered:
     rewrites.keep_gathered_encodings(model)
     rewrites.fix_saturating_outputs(model)
     rewrites.blocked_gemm_to_matmul(model)
-    slow_forms.reduce_large_means(model)
+    slow_forms.reduce_tall_means(model)
     slow_forms.part_wide_maxima(model)
+    slow_forms.whole_rectifiers(model)
     slow_forms.write_out_constants(model)
     if soc.arch == 69:
         rewrites.pad_matmul_rows(model)

@@ -23,7 +23,7 @@ def features(s: Sketch, channels: int, rows: int, columns: int) -> str:
     return s.op("Relu", s.op("Conv", data, s.weight(channels, 16, 1, 1, scale=0.25)))
 
 
-def large_mean(s: Sketch) -> str:
+def tall_mean(s: Sketch) -> str:
     return s.op("GlobalAveragePool", features(s, 64, 64, 32))
 
 
@@ -36,9 +36,18 @@ def repeated_constant(s: Sketch) -> str:
     return s.op("Mul", data, s.constant(s.rng.uniform(0.5, 1.5, (1, 2944, 1, 2)).astype(np.float32)))
 
 
+def rectified(s: Sketch, *shape: int) -> str:
+    y = features(s, 64, 128, 128)
+    for _ in range(2):
+        y = s.op("Conv", y, s.weight(64, 64, 3, 3, scale=0.05), pads=[1] * 4)
+        y = s.op("Max", y, s.op("Mul", s.constant(s.rng.uniform(0, 0.3, shape).astype(np.float32)), y))
+    return y
+
+
 FORMS: dict[str, tuple[Build, list[str]]] = {
-    "large mean": (large_mean, ["Conv", "Relu", "ReduceMean"]),
+    "tall mean": (tall_mean, ["Conv", "Relu", "ReduceMean"]),
     "wide maximum": (wide_maximum, ["Conv", "Relu", "MaxPool", "MaxPool", "MaxPool"]),
+    "rectifier": (lambda s: rectified(s, 64, 1, 1), ["Conv", "Relu", "Conv", "PRelu", "Conv", "PRelu"]),
     "repeated constant": (repeated_constant, ["Sigmoid", "Mul"]),
 }
 
@@ -62,20 +71,23 @@ def test_the_compiler_says_less(
     form: tuple[Sketch, onnx.ModelProto, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime_qnn")
-    sketch, model, _ = form
+    sketch, model, ops = form
     request = request_for(tmp_path / "fast", model)
     fast = backend.estimate(request, backend.lower(request))["sa8255p_us"]
     assert emulated_db(request, port(request), sketch) > 40
-    for name in ("reduce_large_means", "part_wide_maxima", "write_out_constants"):
+    for name in ("reduce_tall_means", "part_wide_maxima", "whole_rectifiers", "write_out_constants"):
         monkeypatch.setattr(lower.slow_forms, name, lambda model: None)
     request = request_for(tmp_path / "slow", model)
-    assert fast < 0.5 * backend.estimate(request, backend.lower(request))["sa8255p_us"]
+    share = 0.95 if "PRelu" in ops else 0.5
+    assert fast < share * backend.estimate(request, backend.lower(request))["sa8255p_us"]
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda s: s.op("GlobalAveragePool", features(s, 8, 16, 8)),
+        lambda s: s.op("GlobalAveragePool", features(s, 8, 32, 16)),
+        lambda s: s.op("GlobalAveragePool", features(s, 8, 64, 48)),
+        lambda s: rectified(s, 1, 1, 128),
         lambda s: s.op("MaxPool", features(s, 8, 20, 20), kernel_shape=[5, 5], pads=[2] * 4, strides=[1, 1]),
         lambda s: s.op("MaxPool", features(s, 8, 20, 20), kernel_shape=[13, 13], pads=[6] * 4, strides=[2, 2]),
         lambda s: s.op("MaxPool", features(s, 8, 20, 20), kernel_shape=[13, 13], pads=[0] * 4, strides=[1, 1]),
@@ -87,6 +99,16 @@ def test_what_is_fast_or_no_sum_of_parts_is_left(build: Build, tmp_path: Path) -
     model = sketch.model(build(sketch))
     lowered = onnx.load(backend.lower(request_for(tmp_path, model)).paths["onnx"])
     assert [n.op_type for n in lowered.graph.node] == [n.op_type for n in model.graph.node]
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 28), (16, 60)])
+def test_a_rectifiers_product_is_not_rounded(bits: int, least: float, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    sketch = Sketch()
+    request = request_for(tmp_path, sketch.pivot(rectified(sketch, 64, 1, 1), bits=bits))
+    ops = [n.op_type for n in onnx.load(backend.lower(request).paths["onnx"]).graph.node]
+    assert ops.count("PRelu") == 2 and "Max" not in ops and "Mul" not in ops
+    assert emulated_db(request, port(request), sketch) > least
 
 
 def test_integers_of_a_repeated_constant_are_written_out(tmp_path: Path) -> None:
