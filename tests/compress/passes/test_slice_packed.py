@@ -14,6 +14,7 @@ from pocketport.compress.passes.slice_packed import SlicePacked
 from .graphs import computed, ops, parsed
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_attention_as_torch_exports_it(tmp_path: Path, batch_first: bool) -> None:
     torch.manual_seed(0)
