@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -111,15 +113,48 @@ def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path) -> Non
     "module", ["faces", "gaze", "keypoints", "mediapipe", "realtime", "yolov5face", "yolov6", "yolov9"]
 )
 def test_committed_features_are_those_of_the_constructions(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of modules that no version of a package changes; all of them are imported together, though."""
-    for package in ("timm", "torchvision"):
-        pytest.importorskip(package)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    data, trace = (importlib.import_module(f"latency_{name}") for name in ("data", "trace"))
-    known = data.load_features()
-    for name, construction in getattr(importlib.import_module(f"latency_models.{module}"), module.upper()).items():
+    """Of modules that no version of a package changes."""
+    known, trace = benchmarks(monkeypatch, "latency_data", "latency_trace")
+    features = known.load_features()
+    for name, construction in constructions(module).items():
         with torch.device("meta"):
-            assert trace.traced(construction.build().eval(), construction.inputs) == known[name], name
+            assert trace.traced(construction.build().eval(), construction.inputs) == features[name], name
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    ("module", "name", "precision"),
+    [
+        ("mediapipe", "mediapipe_hand_gesture:hand_landmark_detector", "w8a16"), ("mediapipe", "mediapipe_pose:pose_detector", "float"),
+        ("faces", "facemap_3dmm", "w8a8"), ("transformer", "minilm_v2", "w8a8"),
+    ],
+)  # fmt: skip
+def test_committed_estimates_are_of_the_form_that_is_compiled(
+    module: str, name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, what is compiled has changed: `benchmarks/htp_estimates.py` makes the rows again, `fit_latency.py` fits to them."""
+    pytest.importorskip("onnxruntime_qnn")
+    (estimates,) = benchmarks(monkeypatch, "htp_estimates")
+    monkeypatch.setattr(sys.modules["latency_models"], "CONSTRUCTIONS", constructions(module), raising=False)
+    (row,) = [row for row in estimates.rows() if (row["model"], row["precision"]) == (name, precision)]
+    found = estimates.estimate(name, precision, tmp_path)
+    assert found["sa8255p_us"] == pytest.approx(float(row["sa8255p_us"]), rel=0.02)
+
+
+def benchmarks(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[Any]:
+    """Modules of the benchmarks, beside which one module of constructions can be imported without the packages that others need."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in [n for n in sys.modules if n.startswith("latency_models")]:
+        monkeypatch.delitem(sys.modules, name)
+    package = types.ModuleType("latency_models")
+    package.__path__ = [str(BENCHMARKS / "latency_models")]
+    monkeypatch.setitem(sys.modules, "latency_models", package)
+    return [importlib.import_module(name) for name in names]
+
+
+def constructions(module: str) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(importlib.import_module(f"latency_models.{module}"), module.upper())
+    return found
 
 
 shapes = st.lists(st.integers(1, 4096), max_size=5).map(tuple)
