@@ -128,7 +128,7 @@ def main() -> None:
         parts = Parts(bundle, component, arguments.precision)
         found = parts.stretches(arguments.estimates)
         ops = list(component.graph.graph)
-        total = found[0].share if len(found) == 1 else max(s.after for s in found if s.last == len(ops) - 1)
+        total = next(s.after for s in found if s.last == len(ops) - 1)
         shown = table(
             f"{component.name} at {arguments.precision}: {total:,.0f} µs, {len(parts.known)} estimates",
             "ops",

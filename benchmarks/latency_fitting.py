@@ -122,9 +122,8 @@ def fit_rows(
     rows = rows & p.learnt
     seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
     spread = LIKE_SPREAD if like is not None and p.correct else 1.0
-    own = (
-        OWN if p.correct else 0.0
-    )  # a mapping has too few parameters to explain what sets devices apart: it would bend its rates to it
+    # A mapping has too few parameters to explain what sets devices apart: it would bend its rates to it.
+    own = OWN if p.correct else 0.0
     fitted = fit(p.work, seen, len(p.devices), like, spread=spread, own=own, correct=p.correct, near=near.get(id(p)))
     if fitted.found is not None:
         near[id(p)] = fitted.found

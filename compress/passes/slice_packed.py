@@ -7,8 +7,7 @@ import onnx_ir as ir
 
 from pocketport.compress.graph import constant, shape_of, static_shape
 from pocketport.compress.passes.base import Pass, PassResult
-from pocketport.compress.passes.rewriting import add_initializer, replace_value
-from pocketport.compress.passes.rows import shape_constant
+from pocketport.compress.passes.rewriting import NodeWriter
 
 
 class SlicePacked(Pass):
@@ -20,12 +19,21 @@ class SlicePacked(Pass):
 
     def rewrite(self, graph: ir.Model) -> PassResult:
         """One sweep; what nobody reads any more is left to dead-code removal."""
-        modified = False
-        for node in list(graph.graph):
-            if node.op_type == "Gather" and not node.domain and (found := _columns(node)) is not None:
-                _slice(graph.graph, node, *found)
-                modified = True
-        return PassResult(graph, modified)
+        writer = NodeWriter(graph.graph)
+        return PassResult(graph, writer.sweep(lambda node: _part(node, writer)))
+
+
+def _part(node: ir.Node, writer: NodeWriter) -> ir.Value | None:
+    found = _columns(node) if node.op_type == "Gather" and not node.domain else None
+    if found is None:
+        return None
+    packed, first, last = found
+    name, whole = str(node.outputs[0].name), shape_of(packed)
+    ends = {"first": first, "last": last, "axis": len(whole) - 1}
+    span = [writer.constant(f"{name}.{end}", np.array([at], np.int64)) for end, at in ends.items()]
+    columns = writer.insert(node, "Slice", [packed, *span], f"{name}.columns", packed.dtype)
+    columns.shape = ir.Shape((*whole[:-1], last - first))
+    return writer.reshape(node, columns, shape_of(node.outputs[0]), f"{name}.part")
 
 
 def _columns(gather: ir.Node) -> tuple[ir.Value, int, int] | None:
@@ -76,20 +84,3 @@ def _origins(node: ir.Node, rank: int) -> list[int | None]:
     new = set() if found is None else {int(a) % len(out) for a in found.reshape(-1)}
     old = iter(given)
     return [None if a in new else next(old) for a in range(len(out))]
-
-
-def _slice(graph: ir.Graph, gather: ir.Node, packed: ir.Value, first: int, last: int) -> None:
-    name, shape = str(gather.outputs[0].name), shape_of(gather.outputs[0])
-    span = [
-        add_initializer(graph, f"{name}.{part}", np.array([at], np.int64))
-        for part, at in (("first", first), ("last", last), ("axis", len(shape_of(packed)) - 1))
-    ]
-    columns = ir.node("Slice", [packed, *span], name=f"{name}.columns")
-    out = columns.outputs[0]
-    out.name, out.type = f"{name}.columns", packed.type
-    out.shape = ir.Shape((*shape_of(packed)[:-1], last - first))
-    reshaped = ir.node("Reshape", [out, shape_constant(graph, shape)], name=f"{name}.part")
-    for node in (columns, reshaped):
-        graph.insert_before(gather, node)
-    replace_value(gather.outputs[0], reshaped.outputs[0])
-    graph.remove(gather, safe=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from pocketport.calibration.capture import MOVEMENT_OPS
 from pocketport.calibration.encodings import INTEGER_RANGES, Encoding, encoding_for_range
 from pocketport.calibration.observers import EXTREMES, Histogram, make_observer
 from pocketport.calibration.statistics import Statistics
@@ -23,12 +24,7 @@ GIVES = {
     "HardSigmoid": (0.0, 1.0), "Relu": (0.0, math.inf), "Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0),
 }  # fmt: skip
 """What functions give at most: no sample goes beyond. A Clip has its own bounds."""
-CARRIES = frozenset(
-    {
-        "AveragePool", "Concat", "Expand", "Flatten", "Gather", "GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool", "Reshape", "Slice", "Split",
-        "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
+CARRIES = MOVEMENT_OPS | {"AveragePool", "Concat", "Gather", "GlobalAveragePool", "GlobalMaxPool"}
 """Ops that give nothing beyond what they are given."""
 WIDE = 1 << 16  # integers of an encoding that has some to spare
 HEADROOM = 1.5

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant, static_shape
+from pocketport.compress.passes.rewriting import replace_value
 from pocketport.targets.qualcomm.qdq import dequantized, encoding_of, insert, store, stored_integers, stored_reals
 
 TALL_ROWS, TALL_RATIO = 64, 2
@@ -152,7 +153,5 @@ def _quantized(node: ir.Node) -> bool:
 
 
 def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    old = node.outputs[0]
-    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    replace_value(node.outputs[0], value)
     model.graph.remove(node, safe=True)
-    value.name, old.name = old.name, None

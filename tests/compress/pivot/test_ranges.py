@@ -127,3 +127,12 @@ def test_room_to_spare_ends_at_a_clip() -> None:
         return float(encoding.scale * (encoding.bounds[1] - encoding.zero_point))
 
     assert high("short") == pytest.approx(6, rel=1e-3) and high("x") == pytest.approx(60, rel=1e-3)
+
+
+def test_room_to_spare_ends_at_a_clip_whose_pixels_are_shuffled() -> None:
+    g = GraphBuilder("main")
+    ends = [g.weight(name, np.array(end, np.float32)) for name, end in (("low", 0.0), ("high", 6.0))]
+    short = g.node("Clip", [g.input("x", (1, 4, 2, 2)), *ends], "short")
+    g.output(g.node("Neg", [g.node("DepthToSpace", [short], "shuffled", blocksize=2)], "y"))
+    values = {str(n.name): n.outputs[0] for n in g.finish().graph}
+    assert possible_range(values["shuffled"]) == (0.0, 6.0)
