@@ -1,18 +1,16 @@
 """One pass over the calibration data: every intermediate tensor of the float graphs into Statistics."""
 
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pocketport.calibration.drawn_rows import DrawnRows
+from pocketport.calibration.drawn_rows import DrawnRows, drawn_rows
 from pocketport.calibration.layer_inputs import convolution_inputs, linear_inputs, windows
 from pocketport.calibration.observers import Histogram
 from pocketport.calibration.reductions import (
@@ -24,6 +22,7 @@ from pocketport.calibration.reductions import (
     row_moment,
     without_padding,
 )
+from pocketport.calibration.sessions import open_session
 from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
 from pocketport.errors import InputError, UsageError
 from pocketport.workers import processors
@@ -81,10 +80,7 @@ def calibrate(
     statistics = Statistics()
     threads = threads or min(MOST_THREADS, len(processors()))
     captures: dict[str, _Capture] = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="pocketport-calibration-") as folder,
-        ThreadPoolExecutor(threads) as pool,
-    ):
+    with ThreadPoolExecutor(threads) as pool:
 
         def runs() -> Iterator[_Run]:
             for component, inputs in feeds:
@@ -95,7 +91,7 @@ def calibrate(
                 if component not in captures:
                     wanted = frozenset((hessians or {}).get(component, ()))
                     selection = None if only is None else only.get(component, Selection(frozenset(), frozenset()))
-                    captures[component] = _Capture(component, graphs[component], wanted, selection, Path(folder))
+                    captures[component] = _Capture(component, graphs[component], wanted, selection)
                 yield from captures[component].runs(inputs)
 
         done = 0
@@ -113,10 +109,11 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of one of a component's sessions; `first` and `last` of those on the same inputs."""
+    """One run of one of a component's sessions; `first` and `last` of those on the same inputs, the `sample`-th."""
 
     capture: "_Capture"
     inputs: Mapping[str, NDArray[Any]]
+    sample: int
     session: int
     first: bool
     last: bool
@@ -124,21 +121,19 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One tensor of one run.
+    """What is known of one tensor of one run, which is not kept itself.
 
     Attributes:
-        value: all of it.
-        low: its least value, and `high` its greatest, where its range is wanted.
-        moment: of a layer's input; None of other tensors.
-        extremes: of its channels, likewise; of keys without padding.
+        histogram: of its values, where its range is wanted.
+        extremes: of its channels, of a layer's input; of keys without padding.
+        moment: of a layer's input, and `rows` drawn from it.
         taps: what the convolutions that read it see on average, by their weight.
     """
 
-    value: NDArray[Any]
-    low: float | None = None
-    high: float | None = None
-    moment: SecondMoment | None = None
+    histogram: Histogram | None = None
     extremes: ChannelRange | None = None
+    moment: SecondMoment | None = None
+    rows: NDArray[np.float32] | None = None
     taps: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
@@ -158,10 +153,9 @@ def _in_order(pool: ThreadPoolExecutor, runs: Iterable[_Run], ahead: int) -> Ite
 class _Capture:
     """Sessions of one component that give its intermediates as outputs."""
 
-    def __init__(
-        self, component: str, graph: ir.Model, hessians: frozenset[str], only: Selection | None, folder: Path
-    ) -> None:
+    def __init__(self, component: str, graph: ir.Model, hessians: frozenset[str], only: Selection | None) -> None:
         self._component = component
+        self._samples = 0
         self._hessians = hessians
         self._only = only
         self._inputs = [v.name or "" for v in graph.graph.inputs]
@@ -178,10 +172,7 @@ class _Capture:
         self._ranged = {v.name or "" for v in produced}
         self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v) and self._wants(v)]
         fetched = [v for v in (*produced, *extra) if self._wants(v)]
-        self._sessions = [
-            (names, _session(graph, names, folder / component / str(i), optimize=only is not None))
-            for i, names in enumerate(_chunks(fetched))
-        ]
+        self._sessions = [(names, open_session(graph, names, optimize=only is not None)) for names in _chunks(fetched)]
 
     def _wants(self, value: ir.Value) -> bool:
         return self._only is None or value.name in self._only.tensors
@@ -190,7 +181,8 @@ class _Capture:
         """All that there is to be run on these inputs."""
         last = len(self._sessions) - 1
         for i in range(len(self._sessions)):
-            yield _Run(self, inputs, i, first=i == 0, last=i == last)
+            yield _Run(self, inputs, self._samples, i, first=i == 0, last=i == last)
+        self._samples += 1
 
     def execute(self, run: _Run) -> dict[str, _Seen]:
         """A run's tensors and what is known of each by itself; several threads may be here at once."""
@@ -205,72 +197,61 @@ class _Capture:
         given = {name: run.inputs[name] for name in self._float_inputs if run.first and name in run.inputs}
         real = real_rows(run.inputs)
         found = given | dict(zip(names, values, strict=False))
-        return {name: self._seen(name, value, real) for name, value in found.items()}
+        return {name: self._seen(name, value, real, run.sample) for name, value in found.items()}
 
-    def _seen(self, name: str, value: NDArray[Any], real: NDArray[np.bool_] | None) -> _Seen:
+    def _seen(self, name: str, value: NDArray[Any], real: NDArray[np.bool_] | None, sample: int) -> _Seen:
         linear = name in self._linear
-        moment = extremes = low = high = None
+        histogram = extremes = moment = rows = None
         if linear or name in self._convolved:
-            extremes = channel_range(value, value.ndim - 1 if linear else 1)
+            axis = value.ndim - 1 if linear else 1
+            extremes = channel_range(value, axis)
             full = name in self._hessians
-            moment = row_moment(without_padding(value, real), full=full) if linear else channel_moment(value, full=full)
+            met = without_padding(value, real) if linear else value
+            moment = row_moment(met, full=full) if linear else channel_moment(met, full=full)
+            rows = drawn_rows(met, axis, sample)
         if value.size and (name in self._ranged or name in self._float_inputs):
             lows, highs = (value, value) if extremes is None else (extremes.low, extremes.high)
-            low, high = float(lows.min()), float(highs.max())
+            histogram = self._histogram(name, value, float(lows.min()), float(highs.max()))
         if name in self._keys:
             extremes = key_range(value, real)
         taps = {weight: window.means(value) for weight, window in self._windows.get(name, ())}
-        return _Seen(value, low, high, moment, extremes, taps)
+        return _Seen(histogram, extremes, moment, rows, taps)
 
-    def sum_up(self, run: _Run, found: Mapping[str, _Seen], statistics: Statistics) -> None:
-        """Add what came out of a run to `statistics`."""
-        real = real_rows(run.inputs)
-        for name, seen in found.items():
-            self._add(name, seen, real, statistics)
-        if run.last:
-            statistics.samples[self._component] = statistics.samples.get(self._component, 0) + 1
-
-    def _add(self, name: str, seen: _Seen, real: NDArray[np.bool_] | None, statistics: Statistics) -> None:
-        value = seen.value
-        if seen.low is not None and seen.high is not None:
-            self._histogram(name, value, seen.low, seen.high, statistics)
-        if seen.extremes is not None:
-            _widen(statistics, f"{self._component}/{name}", seen.extremes)
-        if seen.moment is not None:
-            _sum(statistics, f"{self._component}/{name}", seen.moment)
-            linear = name in self._linear
-            drawn = self._drawn.setdefault(name, DrawnRows())
-            drawn.add(without_padding(value, real) if linear else value, value.ndim - 1 if linear else 1)
-        for weight, means in seen.taps.items():
-            key = f"{self._component}/{weight}"
-            known = statistics.taps.get(key)
-            statistics.taps[key] = means if known is None else known + means
-
-    def _histogram(self, name: str, value: NDArray[Any], low: float, high: float, statistics: Statistics) -> None:
-        """Take in a tensor's extremes, and count its values where they are wanted."""
-        key = f"{self._component}/{name}"
-        histogram = statistics.histograms.setdefault(key, Histogram())
+    def _histogram(self, name: str, value: NDArray[Any], low: float, high: float) -> Histogram:
+        """A tensor's extremes, and its values counted where they are wanted."""
+        histogram = Histogram()
         try:
             histogram.widen(low, high)
         except InputError as error:
-            raise InputError(error.why, where=f"tensor {key}", fix=error.fix) from None
+            raise InputError(error.why, where=f"tensor {self._component}/{name}", fix=error.fix) from None
         if self._only is None or name in self._only.counted:
             histogram.count(value, most=COUNTED)
+        return histogram
+
+    def sum_up(self, run: _Run, found: Mapping[str, _Seen], statistics: Statistics) -> None:
+        """Add what came out of a run to `statistics`."""
+        for name, seen in found.items():
+            key = f"{self._component}/{name}"
+            if seen.histogram is not None:
+                statistics.histograms.setdefault(key, Histogram()).merge(seen.histogram)
+            if seen.extremes is not None:
+                known = statistics.channels.get(key)
+                statistics.channels[key] = seen.extremes if known is None else known.merged(seen.extremes)
+            if seen.moment is not None:
+                sums = statistics.moments.get(key)
+                statistics.moments[key] = seen.moment if sums is None else sums.merged(seen.moment)
+            if seen.rows is not None:
+                self._drawn.setdefault(name, DrawnRows()).add(seen.rows)
+            for weight, means in seen.taps.items():
+                key = f"{self._component}/{weight}"
+                statistics.taps[key] = statistics.taps[key] + means if key in statistics.taps else means
+        if run.last:
+            statistics.samples[self._component] = statistics.samples.get(self._component, 0) + 1
 
     def finish(self, statistics: Statistics) -> None:
         """Add what is known only behind the last sample."""
         for name, drawn in self._drawn.items():
             statistics.rows[f"{self._component}/{name}"] = drawn.rows()
-
-
-def _sum(statistics: Statistics, key: str, moment: SecondMoment) -> None:
-    known = statistics.moments.get(key)
-    statistics.moments[key] = moment if known is None else known.merged(moment)
-
-
-def _widen(statistics: Statistics, key: str, extremes: ChannelRange) -> None:
-    known = statistics.channels.get(key)
-    statistics.channels[key] = extremes if known is None else known.merged(extremes)
 
 
 def _is_float(value: ir.Value) -> bool:
@@ -290,20 +271,3 @@ def _chunks(values: Sequence[ir.Value]) -> list[list[str]]:
         chunks[-1].append(value.name or "")
         size += nbytes
     return chunks
-
-
-def _session(graph: ir.Model, names: Sequence[str], folder: Path, *, optimize: bool) -> Any:
-    """A session of `graph` with these values as its outputs; weights are mapped from a file."""
-    import onnxruntime as ort
-
-    copy = graph.clone()
-    values = {v.name: v for node in copy.graph for v in node.outputs}
-    copy.graph.outputs[:] = [values[name] for name in names] or list(copy.graph.outputs)
-    folder.mkdir(parents=True)
-    ir.save(copy, folder / "graph.onnx", external_data="graph.data", size_threshold_bytes=256)
-    options = ort.SessionOptions()
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])

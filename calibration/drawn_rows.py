@@ -8,6 +8,22 @@ VALUES = 1 << 16  # kept of a tensor, about
 MOST_ROWS = 64  # of one sample
 
 
+def drawn_rows(value: NDArray[np.floating], axis: int, sample: int) -> NDArray[np.float32]:
+    """Rows [n, C] of one sample's tensor.
+
+    Args:
+        value: the tensor.
+        axis: dimension of the channels.
+        sample: which one it is: what lies at one position may be much the same in all of them, so each gives others.
+    """
+    rows = np.moveaxis(value, axis, -1)
+    positions, channels = value.size // value.shape[axis], value.shape[axis]
+    count = min(positions, max(1, min(MOST_ROWS, VALUES // (BLOCKS * channels))))
+    chosen = (np.arange(count) * positions // count + sample * 7919) % positions
+    drawn: NDArray[np.float32] = rows[np.unravel_index(chosen, rows.shape[:-1])].astype(np.float32)
+    return drawn
+
+
 class DrawnRows:
     """Keeps rows of every n-th sample; n doubles whenever there are too many, so that memory stays bounded."""
 
@@ -15,20 +31,10 @@ class DrawnRows:
         self._blocks: list[NDArray[np.float32]] = []
         self._period, self._seen = 1, 0
 
-    def add(self, value: NDArray[np.floating], axis: int) -> None:
-        """Draw from the next sample.
-
-        Args:
-            value: its tensor.
-            axis: dimension of the channels.
-        """
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Take in what was drawn from the next sample, [n, C]."""
         if self._seen % self._period == 0:
-            rows = np.moveaxis(value, axis, -1)
-            positions, channels = value.size // value.shape[axis], value.shape[axis]
-            count = min(positions, max(1, min(MOST_ROWS, VALUES // (BLOCKS * channels))))
-            # Other positions in every sample: what lies at one may be much the same in all of them.
-            chosen = (np.arange(count) * positions // count + self._seen * 7919) % positions
-            self._blocks.append(rows[np.unravel_index(chosen, rows.shape[:-1])].astype(np.float32))
+            self._blocks.append(rows)
             if len(self._blocks) > BLOCKS:
                 self._blocks, self._period = self._blocks[::2], 2 * self._period
         self._seen += 1

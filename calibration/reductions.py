@@ -16,12 +16,12 @@ KEYS = "present_key_"  # outputs of decoders that go into the key-value cache be
 def channel_range(value: NDArray[Any], axis: int) -> ChannelRange:
     """Extremes of each channel; `axis` is theirs: 1, or the last one."""
     if axis == value.ndim - 1:
-        rows, others = value.reshape(-1, value.shape[-1]), 0
-    elif len(value) == 1:
-        rows, others = value.reshape(value.shape[1], -1), 1
+        rows = value.reshape(-1, value.shape[-1])
+        low, high = rows.min(axis=0), rows.max(axis=0)
     else:
-        rows, others = value.swapaxes(0, 1).reshape(value.shape[1], -1), 1
-    low, high = rows.min(axis=others), rows.max(axis=others)
+        channels = value if len(value) == 1 else value.swapaxes(0, 1)
+        values, begins = channels.ravel(), np.arange(value.shape[1]) * (value.size // value.shape[1])
+        low, high = np.minimum.reduceat(values, begins), np.maximum.reduceat(values, begins)  # twice as fast as by axis
     return ChannelRange(low.astype(np.float32), high.astype(np.float32))
 
 

@@ -20,25 +20,29 @@ class Window:
     def means(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
         """Mean over samples and positions of what lies under each tap: [N, C, *spatial] → [C, *kernel]."""
         means: NDArray[np.floating] = x[0] if len(x) == 1 else x.mean(axis=0)
+        rows = x.shape[1]
         # Which positions a tap sees does not depend on the other dimensions: one small product for each of them.
-        for axis in reversed(range(len(self.kernel))):
-            means = np.moveaxis(means, 1 + axis, -1) @ _seen(self, axis, x.shape[2 + axis])
-        return np.asarray(means.transpose(0, *range(means.ndim - 1, 0, -1)), np.float64)
+        for axis, taps in enumerate(self.kernel[:-1]):
+            means = _seen(self, axis, x.shape[2 + axis]) @ means.reshape(rows, x.shape[2 + axis], -1)
+            rows *= taps
+        means = means.reshape(rows, -1) @ np.ascontiguousarray(_seen(self, len(self.kernel) - 1, x.shape[-1]).T)
+        return means.reshape(x.shape[1], *self.kernel).astype(np.float64)
 
 
 @lru_cache(maxsize=1024)
 def _seen(window: Window, axis: int, size: int) -> NDArray[np.float32]:
-    """[size, taps]: how much of the mean under a tap each position of a dimension makes; pads are zeros.
+    """[taps, size]: how much of the mean under a tap each position of a dimension makes; pads are zeros.
 
-    Laid out so: OpenBLAS 0.3.31 with AVX-512 multiplies two small transposed float32 matrices in a buffer that all threads share.
+    Neither factor of a product is transposed: OpenBLAS 0.3.31 with AVX-512 multiplies two small transposed float32 matrices
+    in a buffer that all threads share.
     """
     kernel, stride, dilation = window.kernel[axis], window.strides[axis], window.dilations[axis]
     before, behind = window.pads[axis], window.pads[len(window.kernel) + axis]
     count = (size + before + behind - dilation * (kernel - 1) - 1) // stride + 1
     position = np.arange(kernel)[:, None] * dilation + np.arange(count) * stride - before
     tap, place = np.nonzero((position >= 0) & (position < size))
-    seen = np.zeros((size, kernel), np.float32)
-    np.add.at(seen, (position[tap, place], tap), np.float32(1 / count))
+    seen = np.zeros((kernel, size), np.float32)
+    np.add.at(seen, (tap, position[tap, place]), np.float32(1 / count))
     return seen
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pocketport.calibration.drawn_rows import BLOCKS, MOST_ROWS, VALUES, DrawnRows
+from pocketport.calibration.drawn_rows import BLOCKS, MOST_ROWS, VALUES, DrawnRows, drawn_rows
 
 
 @pytest.mark.parametrize(
@@ -13,8 +13,8 @@ from pocketport.calibration.drawn_rows import BLOCKS, MOST_ROWS, VALUES, DrawnRo
 def test_rows_are_of_the_data_and_bounded(shape: tuple[int, ...], axis: int, samples: int) -> None:
     drawn = DrawnRows()
     data = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i in range(samples)]
-    for value in data:
-        drawn.add(value, axis)
+    for sample, value in enumerate(data):
+        drawn.add(drawn_rows(value, axis, sample))
     rows, channels = drawn.rows(), shape[axis]
     assert rows.shape[1] == channels and len(rows) <= BLOCKS * MOST_ROWS
     assert rows.size <= max(VALUES, BLOCKS * channels)
@@ -26,6 +26,6 @@ def test_rows_are_of_the_data_and_bounded(shape: tuple[int, ...], axis: int, sam
 def test_other_positions_in_every_sample() -> None:
     drawn = DrawnRows()
     ramp = np.arange(5000, dtype=np.float32).reshape(5000, 1)
-    for _ in range(10):
-        drawn.add(ramp, 1)
+    for sample in range(10):
+        drawn.add(drawn_rows(ramp, 1, sample))
     assert len(np.unique(drawn.rows())) > 8 * MOST_ROWS
