@@ -1,11 +1,12 @@
 """Where the HTP compiler's estimate of a graph comes from: estimates of ever shorter parts of it.
 
-    python benchmarks/estimate_parts.py MODEL.onnx [--precision w8a8] [--estimates 14] [--shown 8]
+    python benchmarks/estimate_parts.py MODEL.onnx [--precision w8a8] [--estimates 14] [--shown 8] [--unknown]
 
 The vendor's compiler tells the time of a whole graph. The graph is cut behind one op, with all values that are still needed as outputs; the
 stretch with the largest share is cut again, until `--estimates` are spent. What is shown of a stretch is how much longer the
 graph takes with it: copying out what a shorter graph ends with, and what the compiler makes of it otherwise, is in it too (so it can be negative).
-A single op with a large share in a graph that devices run faster is a slow form: see ``targets/qualcomm/slow_forms.py``.
+A single op with a large share in a graph that devices run faster is a slow form: see ``targets/qualcomm/slow_forms.py``. With ``--unknown`` what is
+searched is not time but ops that the compiler has no cost for: its estimate is blind to them, and they may take very long.
 """
 
 import argparse
@@ -29,12 +30,13 @@ from pocketport.profiles.prediction.extraction import graph_features
 from pocketport.profiles.prediction.predictors import ESTIMATE
 
 SECONDS = 600.0  # of one estimate
+UNKNOWN = "sa8255p_ops_without_cost"
 NEXT_TO = (0, 1, -1, 2, -2)  # where to cut instead, where the compiler refuses a part
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Ops `first` to `last`, both counted in; microseconds without and with them."""
+    """Ops `first` to `last`, both counted in; the figure (such as microseconds) without and with them."""
 
     first: int
     last: int
@@ -43,7 +45,7 @@ class Stretch:
 
     @property
     def share(self) -> float:
-        """Microseconds more with these ops."""
+        """What there is more with these ops."""
         return self.after - self.before
 
 
@@ -54,17 +56,18 @@ class Parts:
     bundle: ModelBundle
     component: Component
     precision: str
+    figure: str
     known: dict[int, float | None] = field(default_factory=dict)
 
     def estimate(self, last: int) -> float | None:
-        """Microseconds of the ops up to `last`; None where the compiler refuses that part."""
+        """The figure of the ops up to `last`; None where the compiler refuses that part."""
         if last not in self.known:
             part = Component(self.component.name, beginning(self.component.graph, last))
             try:
                 found = compiler_estimate(
                     self.bundle, part, graph_features(part.graph), STAND_IN, self.precision, SECONDS
                 )
-                self.known[last] = found[ESTIMATE]
+                self.known[last] = found[self.figure]
             except ToolchainError:
                 self.known[last] = None
         return self.known[last]
@@ -85,19 +88,19 @@ class Parts:
             cut = None if widest is None else self._cut(widest)
             if widest is None or cut is None:
                 break
-            middle, us = cut
+            middle, value = cut
             found.remove(widest)
             found += [
-                Stretch(widest.first, middle, widest.before, us),
-                Stretch(middle + 1, widest.last, us, widest.after),
+                Stretch(widest.first, middle, widest.before, value),
+                Stretch(middle + 1, widest.last, value, widest.after),
             ]
         return sorted(found, key=lambda s: -s.share)
 
     def _cut(self, stretch: Stretch) -> tuple[int, float] | None:
         middle = (stretch.first + stretch.last - 1) // 2
         for at in (middle + step for step in NEXT_TO):
-            if stretch.first <= at < stretch.last and (us := self.estimate(at)) is not None:
-                return at, us
+            if stretch.first <= at < stretch.last and (value := self.estimate(at)) is not None:
+                return at, value
         return None
 
 
@@ -107,7 +110,7 @@ def beginning(graph: ir.Model, last: int) -> ir.Model:
     ops = list(model.graph)
     kept = [value for node in ops[: last + 1] for value in node.outputs]
     later = set(ops[last + 1 :])
-    ends = [v for v in kept if is_float(v) and (v.is_graph_output() or any(user in later for user, _ in v.uses()))]
+    ends = [v for v in kept if v.is_graph_output() or (is_float(v) and any(user in later for user, _ in v.uses()))]
     model.graph.outputs[:] = ends
     RemoveUnusedNodesPass()(model)
     for value in [v for v in model.graph.inputs if not v.uses()]:
@@ -121,18 +124,19 @@ def main() -> None:
     parser.add_argument("--precision", default="float")
     parser.add_argument("--estimates", type=int, default=14)
     parser.add_argument("--shown", type=int, default=8)
+    parser.add_argument("--unknown", action="store_true", help="search ops without a cost, not time")
     arguments = parser.parse_args()
     bundle = ingest(arguments.model)
     for component in bundle:
         normalize_pictures(component.graph)  # once: parts that end in vectors would be, and others not
-        parts = Parts(bundle, component, arguments.precision)
+        parts = Parts(bundle, component, arguments.precision, UNKNOWN if arguments.unknown else ESTIMATE)
         found = parts.stretches(arguments.estimates)
-        ops = list(component.graph.graph)
+        ops, unit = list(component.graph.graph), "ops without a cost" if arguments.unknown else "µs"
         total = next(s.after for s in found if s.last == len(ops) - 1)
         shown = table(
-            f"{component.name} at {arguments.precision}: {total:,.0f} µs, {len(parts.known)} estimates",
+            f"{component.name} at {arguments.precision}: {total:,.0f} {unit}, {len(parts.known)} estimates",
             "ops",
-            "µs",
+            unit,
             "share",
             "what",
             "the last one's output",
@@ -143,7 +147,11 @@ def main() -> None:
             names = ", ".join(f"{n} {kind}" if n > 1 else kind for kind, n in kinds.most_common(5))
             shape = static_shape(ops[s.last].outputs[0]) or ()
             shown.add_row(
-                f"{s.first}–{s.last}", f"{s.share:,.0f}", f"{s.share / total:.0%}", names, " × ".join(map(str, shape))
+                f"{s.first}–{s.last}",
+                f"{s.share:,.0f}",
+                f"{s.share / max(total, 1):.0%}",
+                names,
+                " × ".join(map(str, shape)),
             )
         out.print(shown)
 

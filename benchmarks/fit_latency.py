@@ -12,10 +12,11 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from latency_data import PRECISIONS, read, samples
+from latency_data import PRECISIONS, UNSTEADY, read, samples
 from latency_data import load_features as known_features
 from latency_fitting import (
     FAMILY_FOLDS,
@@ -27,6 +28,7 @@ from latency_fitting import (
     graph_share,
     held_out,
     matched,
+    on_simulated,
     predict_rows,
     problem,
     targets,
@@ -38,8 +40,8 @@ from pocketport.profiles.prediction import parameters as p
 from pocketport.profiles.prediction.conformal import LEVEL, bounds
 from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.features import GraphFeatures
-from pocketport.profiles.prediction.fit import Fitted
-from pocketport.profiles.prediction.predictors import BOUNDS, ESTIMATE, TRAFFIC, certain
+from pocketport.profiles.prediction.fit import Fitted, fit_device
+from pocketport.profiles.prediction.predictors import BOUNDS, ESTIMATE, OLDER_ESTIMATE, TRAFFIC, certain
 from pocketport.profiles.prediction.roofline import KINDS, Factors, Work
 
 OUT = Path(__file__).parent.parent / "profiles" / "prediction" / "parameters.json"
@@ -59,7 +61,7 @@ MEDIATEK = ("mediatek/mt6897", "mediatek/mt6989", "mediatek/mt6991")
 
 def estimates(precision: str) -> dict[str, dict[str, float]]:
     """Model → the compiler's figures, as ``htp_estimates.py`` got them, where they say something."""
-    columns = (ESTIMATE, *BOUNDS, *TRAFFIC)
+    columns = (ESTIMATE, OLDER_ESTIMATE, *BOUNDS, *TRAFFIC)
     with ESTIMATES.open(encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["precision"] == precision]
     found = {row["model"]: {c: float(row[c]) for c in columns if row.get(c)} for row in rows}
@@ -76,12 +78,33 @@ def factors_data(fitted: Fitted, q: Problem, ids: Mapping[str, str]) -> dict[str
     }
 
 
+def unsteady_factors(
+    q: Problem, fitted: Fitted, known: Mapping[str, p.FactorsData], ids: Mapping[str, str]
+) -> dict[str, p.FactorsData]:
+    """Factors of devices whose measurements moved, with the rates of all others."""
+    found = {}
+    corrections = np.log(fitted.correction.factors(q.work, fitted.rates))
+    for index, name in enumerate(q.devices):
+        rows, profile = q.seen.device == index, load_device(ids[name])
+        lent = borrowed(profile, known) if profile else None
+        if lent is None or not rows.any():
+            continue
+        graphs = q.seen.graph[rows]
+        own = fit_device(q.work, graphs, q.seen.log_ms[rows] - corrections[graphs], fitted.rates, lent[0])
+        spread = round(math.log(UNSTEADY[name]), 3)
+        found[ids[name]] = p.FactorsData(
+            **{k: p.rounded(v) for k, v in asdict(own).items()}, n=int(rows.sum()), log_spread=spread
+        )
+    return found
+
+
 def rates_data(fitted: Fitted) -> p.RatesData:
     r = fitted.rates
     return p.RatesData(
         ms_per_work={kind.value: p.rounded(float(v)) for kind, v in zip(KINDS, r.ms_per_work, strict=True)},
         ms_per_mb=p.rounded(r.ms_per_mb),
         ms_per_spilled_mb=p.rounded(r.ms_per_spilled_mb),
+        ms_per_visited=p.rounded(r.ms_per_visited),
         ms_per_op=(p.rounded(r.ms_per_op[0]), p.rounded(r.ms_per_op[1])),
         ms_per_io_mb=p.rounded(r.ms_per_io_mb),
         offset_ms=p.rounded(r.offset_ms),
@@ -118,15 +141,20 @@ def model_of(
     features: Mapping[str, GraphFeatures],
     ids: Mapping[str, str],
     out: NDArray[np.float64],
+    unsteady: Problem,
     share: float = 0.0,
 ) -> p.Model:
-    """Fit all; intervals from `out`, what fits predicted that saw nothing of a family. `share` is the graph's in these."""
+    """Fit all; intervals from `out`, what fits predicted that saw nothing of a family. `share` is the graph's in these.
+
+    Devices of `unsteady` measurements get factors, and say nothing of rates.
+    """
     fitted = fit_rows(q, np.ones(len(q.samples), bool))
+    devices = factors_data(fitted, q, ids)
     ratios = np.log(q.measured() / out)
     kinds = np.array([q.groups[g] for g in q.seen.graph])
     spreads = {}
     for kind in ("convolution", "attention"):
-        rows = q.learnt & (kinds == kind) if q.groups.count(kind) >= FEWEST_MODELS else q.learnt
+        rows = kinds == kind if q.groups.count(kind) >= FEWEST_MODELS else np.ones(len(kinds), bool)
         chosen, models = ratios[rows], q.seen.graph[rows]
         low, high = bounds(chosen, models)
         error = float(np.median(np.abs(np.exp(-chosen) - 1)))
@@ -136,7 +164,7 @@ def model_of(
     return p.Model(
         reference=ids[q.devices[0]],
         rates=rates_data(fitted),
-        devices=factors_data(fitted, q, ids),
+        devices={**devices, **unsteady_factors(unsteady, fitted, devices, ids)},
         spreads=spreads,
         device_spread=device_spread(q, fitted, ids),
         points=tuple(tuple(round(float(v), 4) for v in row) for row in fitted.correction.points),
@@ -238,17 +266,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     features, every, ids = known_features(), samples(arguments.data), targets()
+    loose = samples(arguments.data, unsteady=True)
     known = {precision: estimates(precision) for precision in PRECISIONS}
     graph, compiler, both = {}, {}, {}
     for precision in PRECISIONS:
         print(f"graph, {precision}")
         alone = problem(every, features, precision)
         by_graph = held_out(alone, by_family, FAMILY_FOLDS)[0]
-        graph[precision] = model_of(alone, features, ids, by_graph)
+        graph[precision] = model_of(alone, features, ids, by_graph, problem(loose, features, precision))
         q = problem(every, features, precision, known)
         if len(q.models) >= FEWEST_ESTIMATES:
             out, folds = held_out(q, by_family, FAMILY_FOLDS)
-            both[precision] = HeldOut(q, out, matched(q, alone, by_graph), folds)
+            both[precision] = HeldOut(q, out, matched(q, alone, by_graph), folds, on_simulated(q, precision))
     share = graph_share(list(both.values()))
     for (precision, one), informed in zip(both.items(), blended(list(both.values()), by_family), strict=True):
         gain = error(one.problem, informed) / error(one.problem, one.graph)
@@ -256,7 +285,8 @@ def main() -> None:
             f"compiler, {precision}: {len(one.problem.models)} models, the graph's share {share:.2f}, {gain:.2f} of the graph's error"
         )
         if gain < 1:
-            compiler[precision] = model_of(one.problem, features, ids, informed, share)
+            unsteady = problem(loose, features, precision, known)
+            compiler[precision] = model_of(one.problem, features, ids, informed, unsteady, share)
     fitted = p.Parameters(
         provenance=PROVENANCE,
         level=LEVEL,

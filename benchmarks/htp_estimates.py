@@ -21,7 +21,7 @@ from latency_data import PRECISIONS
 TABLE = Path(__file__).parent / "data" / "htp_estimates.csv"
 FIGURES = (
     "sa8255p_us", "sa8255p_us_low", "sa8255p_us_high", "sa8255p_input_fill_bytes", "sa8255p_intermediate_fill_bytes",
-    "sa8255p_intermediate_spill_bytes", "sa8255p_output_spill_bytes", "sa8255p_ops_without_cost",
+    "sa8255p_intermediate_spill_bytes", "sa8255p_output_spill_bytes", "sa8255p_ops_without_cost", "sa8540p_us",
 )  # fmt: skip
 COLUMNS = ("model", "precision", *FIGURES, "toolchain")
 TARGET = "qualcomm/sm8650"

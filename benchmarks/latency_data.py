@@ -77,7 +77,9 @@ COUNTED = {
     "yolov7": ("yolo", 197),
     "yolov9_det": ("yolo", 758),
 }
-NOISY = frozenset({"Dragonwing RB3 Gen 2 Vision Kit"})  # moved 1.5 to 2.4 times between two rounds of measurements
+UNSTEADY = {
+    "Dragonwing RB3 Gen 2 Vision Kit": 2.4
+}  # device → times that it moved by between two rounds of measurements
 
 
 @dataclass(frozen=True)
@@ -130,14 +132,14 @@ def faithful(data: Path) -> dict[str, str]:
     return found
 
 
-def samples(data: Path) -> list[Sample]:
-    """NPU latencies of the faithful constructions; rows that repeat another device's are left out."""
+def samples(data: Path, *, unsteady: bool = False) -> list[Sample]:
+    """NPU latencies of the faithful constructions, on devices that are `UNSTEADY` or on all others; rows that repeat another device's are left out."""
     families = faithful(data)
     found: dict[tuple[str, str, str, str], list[float]] = {}
     for row in read(data / "snapdragon_npu_latency.csv"):
         name = row["model"] if row["model"] in families else f"{row['model']}:{row['component']}"
         known = name in families and row["precision"] in PRECISIONS and row["runtime"] in (*RUNTIMES, *LIKE_DLC)
-        if known and row["unit"] == "NPU" and row["copy"] == "0" and row["device"] not in NOISY:
+        if known and row["unit"] == "NPU" and row["copy"] == "0" and (row["device"] in UNSTEADY) == unsteady:
             found.setdefault((name, row["device"], row["precision"], row["runtime"]), []).append(float(row["ms"]))
     for runtime in LIKE_DLC:
         for name, device, precision in [key[:3] for key in found if key[3] == runtime]:

@@ -7,11 +7,12 @@ import numpy as np
 from latency_data import Sample
 from numpy.typing import NDArray
 
-from pocketport.profiles.device import profiles
+from pocketport.profiles.device import load_device, profiles
 from pocketport.profiles.prediction.conformal import bounds, covered
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.profiles.prediction.fit import OWN, Fitted, Observations, fit, grouped_folds
-from pocketport.profiles.prediction.predictors import estimate_work, group
+from pocketport.profiles.prediction.parameters import parameters
+from pocketport.profiles.prediction.predictors import estimate_work, group, simulated
 from pocketport.profiles.prediction.roofline import Factors, Work
 
 REFERENCE = "Samsung Galaxy S24"
@@ -21,7 +22,6 @@ PRIORS = {
     "w8a16": "w8a8",
 }  # precision → the one whose rates are the prior: int16 × int8 is int8 × int8 twice
 LIKE_SPREAD = 0.3  # of a roofline's priors around the rates of another precision
-CLIFF = 2.0  # times as long as in float, from which a quantized model says nothing of rates: some op of it fell off the fast paths
 SHARES = np.linspace(0, 1, 21)
 Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name
 Found = dict[int, NDArray[np.float64]]  # a problem's id → where its last search ended
@@ -38,8 +38,6 @@ class Problem:
         devices: names; the reference first.
         work: of the graphs.
         seen: the measurements as arrays.
-        learnt: whether each measurement says something of rates; the others are predicted and scored, but neither fitted nor what intervals
-            are made of.
         prior: the problem whose rates are the prior; None: none.
         correct: whether graphs alike correct each other.
     """
@@ -50,7 +48,6 @@ class Problem:
     devices: tuple[str, ...]
     work: Work
     seen: Observations
-    learnt: NDArray[np.bool_]
     prior: "Problem | None" = None
     correct: bool = True
 
@@ -73,27 +70,15 @@ def problem(
     if estimates is None:
         work = Work.of([features[m] for m in models], precision)
     else:
-        work = estimate_work([estimates[precision][m] for m in models], [features[m] for m in models])
+        work = estimate_work([estimates[precision][m] for m in models], [features[m] for m in models], precision)
     seen = Observations(
         np.array([models.index(s.model) for s in kept], np.intp),
         np.array([devices.index(s.device) for s in kept], np.intp),
         np.log([s.ms for s in kept]),
     )
     prior = problem(samples, features, PRIORS[precision], estimates) if precision in PRIORS else None
-    cliffs = fallen(samples, precision)
-    learnt = np.array([s.model not in cliffs for s in kept], np.bool_)
     groups = tuple(group(features[m]) for m in models)
-    return Problem(kept, models, groups, devices, work, seen, learnt, prior, estimates is None)
-
-
-def fallen(samples: Sequence[Sample], precision: str) -> set[str]:
-    """Models that take `CLIFF` times as long as in float on most devices."""
-    known = {(s.model, s.device, s.precision): s.ms for s in samples if s.runtime == "qnn_dlc"}
-    ratios: dict[str, list[float]] = {}
-    for (model, device, p), ms in known.items():
-        if p == precision and (model, device, "float") in known:
-            ratios.setdefault(model, []).append(ms / known[model, device, "float"])
-    return {model for model, found in ratios.items() if np.median(found) > CLIFF}
+    return Problem(kept, models, groups, devices, work, seen, prior, estimates is None)
 
 
 def by_model(sample: Sample) -> str:
@@ -119,7 +104,6 @@ def fit_rows(
         kept = {by(s) for s, k in zip(p.samples, rows, strict=True) if k}
         out = {by(s) for s in p.samples} - kept
         like = fit_rows(p.prior, np.array([by(s) not in out for s in p.prior.samples]), by, near).rates
-    rows = rows & p.learnt
     seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
     spread = LIKE_SPREAD if like is not None and p.correct else 1.0
     # A mapping has too few parameters to explain what sets devices apart: it would bend its rates to it.
@@ -163,16 +147,18 @@ class HeldOut:
         compiler: from the compiler's estimate.
         graph: from the graph alone.
         folds: indices that were held out at once.
+        simulated: whether the simulated chip says something of each measurement's device; where not, the graph speaks alone.
     """
 
     problem: Problem
     compiler: NDArray[np.float64]
     graph: NDArray[np.float64]
     folds: list[list[int]]
+    simulated: NDArray[np.bool_]
 
     def mixed(self, share: float) -> NDArray[np.float64]:
         """The geometric mean of both predictions, with the graph's `share`."""
-        return np.asarray(self.compiler ** (1 - share) * self.graph**share)
+        return np.where(self.simulated, self.compiler ** (1 - share) * self.graph**share, self.graph)
 
 
 def graph_share(every: Sequence[HeldOut], kept: Sequence[NDArray[np.bool_]] | None = None) -> float:
@@ -180,7 +166,7 @@ def graph_share(every: Sequence[HeldOut], kept: Sequence[NDArray[np.bool_]] | No
     absolute error of the logarithm."""
     errors = []
     for i, one in enumerate(every):
-        rows = slice(None) if kept is None else kept[i]
+        rows = one.simulated if kept is None else kept[i] & one.simulated
         off, step = np.log(one.problem.measured() / one.compiler)[rows], np.log(one.graph / one.compiler)[rows]
         errors.append(np.abs(off - SHARES[:, None] * step))
     return float(SHARES[np.concatenate(errors, 1).mean(1).argmin()])
@@ -209,11 +195,19 @@ def inside(p: Problem, predicted: NDArray[np.float64], folds: Sequence[Sequence[
         others[list(fold)] = False
         for kind in set(p.groups):
             rows = [i for i in fold if kinds[i] == kind]
-            chosen = others & (kinds == kind) & p.learnt
+            chosen = others & (kinds == kind)
             if rows and chosen.any():
                 interval = bounds(ratios[chosen], p.seen.graph[chosen])
                 found[rows] = covered([float(ratios[i]) for i in rows], interval)
     return found.tolist()
+
+
+def on_simulated(p: Problem, precision: str) -> NDArray[np.bool_]:
+    """Whether each measurement is of a device that the compiler's simulated chip says something of, by the fitted parameters."""
+    ids, graph = targets(), parameters().graph[precision]
+    profiles = [load_device(ids[device]) for device in p.devices]
+    alike = np.array([profile is not None and simulated(graph, profile) for profile in profiles])
+    return np.asarray(alike[p.seen.device])
 
 
 def targets() -> dict[str, str]:
@@ -231,12 +225,12 @@ __all__ = [
     "blended",
     "by_family",
     "by_model",
-    "fallen",
     "fit_rows",
     "graph_share",
     "held_out",
     "inside",
     "matched",
+    "on_simulated",
     "predict_rows",
     "problem",
     "targets",

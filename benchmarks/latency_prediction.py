@@ -34,6 +34,7 @@ from latency_fitting import (
     held_out,
     inside,
     matched,
+    on_simulated,
     predict_rows,
     problem,
     targets,
@@ -65,6 +66,7 @@ class Row:
 
 
 SPLITS = {"model": (by_model, MODEL_FOLDS), "family": (by_family, FAMILY_FOLDS)}
+Unseen = dict[Sample, list[float]]  # what was predicted of a measurement, once for each draw of anchors
 Predicted = tuple[
     NDArray[np.float64], list[list[int]]
 ]  # of every measurement, and the folds in which they were held out
@@ -89,7 +91,8 @@ def of_compiler(
         every = []
         for precision, p in known.items():
             out, folds = mapped[precision][name]
-            every.append(HeldOut(p, out, matched(p, graph[precision], alone[precision][name][0]), folds))
+            by_graph = matched(p, graph[precision], alone[precision][name][0])
+            every.append(HeldOut(p, out, by_graph, folds, on_simulated(p, precision)))
         for (precision, one), out in zip(zip(known, every, strict=True), blended(every, by), strict=True):
             found[precision][name] = out, one.folds
     return found
@@ -133,10 +136,11 @@ def by_runtime(
         yield Row(predictor, precision, "all", runtime, split, score(ms, measured, (ratio >= -low) & (ratio <= high)))
 
 
-def unseen_devices(p: Problem, precision: str) -> list[Row]:
-    """Devices that were not measured, and with five anchor models measured; models are held out as well, a tenth at once."""
+def unseen_devices(p: Problem) -> dict[str, Unseen]:
+    """Predictions for devices that were not measured, and with five anchor models measured; models are held out as well, a tenth at once."""
     ids, near = targets(), Found()
-    far, anchored, truth, truth_anchored = [], [], [], []
+    far: Unseen = {}
+    anchored: Unseen = {}
     for index, device in enumerate(p.devices):
         profile = load_device(ids[device])
         rows = np.flatnonzero(p.seen.device == index)
@@ -156,28 +160,40 @@ def unseen_devices(p: Problem, precision: str) -> list[Row]:
             if lent is None or not len(test):
                 continue
             table = [lent[0] if i == index else f for i, f in enumerate(fitted.factors)]
-            far += predict_rows(p, fitted, table)[test].tolist()
-            truth += p.measured()[test].tolist()
+            _put(far, p, test, predict_rows(p, fitted, table))
             rest = np.setdiff1d(rows, test)
             for draw in range(ANCHOR_DRAWS):
                 chosen = np.random.default_rng(100 * fold + draw).choice(rest, ANCHORS, replace=False)
                 corrected = np.log(fitted.correction.factors(p.work, fitted.rates))[p.seen.graph[chosen]]
                 own = fit_device(p.work, p.seen.graph[chosen], p.seen.log_ms[chosen] - corrected, fitted.rates, lent[0])
                 table[index] = own
-                anchored += predict_rows(p, fitted, table)[test].tolist()
-                truth_anchored += p.measured()[test].tolist()
-    kinds = (("never measured", far, truth), (f"{ANCHORS} anchor models", anchored, truth_anchored))
-    return [
-        Row(
-            "graph",
-            precision,
-            name,
-            "qnn_dlc",
-            "device+model",
-            score(np.array(out), np.array(measured), np.full(len(out), math.nan)),
-        )
-        for name, out, measured in kinds
-    ]
+                _put(anchored, p, test, predict_rows(p, fitted, table))
+    return {"never measured": far, f"{ANCHORS} anchor models": anchored}
+
+
+def _put(found: Unseen, p: Problem, rows: NDArray[np.intp], predicted: NDArray[np.float64]) -> None:
+    for row in rows:
+        found.setdefault(p.samples[row], []).append(float(predicted[row]))
+
+
+def of_unseen(predictor: str, precision: str, found: dict[str, Unseen]) -> Iterator[Row]:
+    """Scores of what `unseen_devices` predicted."""
+    for name, predictions in found.items():
+        out = np.array([v for values in predictions.values() for v in values])
+        measured = np.array([s.ms for s, values in predictions.items() for _ in values])
+        result = score(out, measured, np.full(len(out), math.nan))
+        yield Row(predictor, precision, name, "qnn_dlc", "device+model", result)
+
+
+def with_graph(compiler: dict[str, Unseen], graph: dict[str, Unseen], share: float) -> dict[str, Unseen]:
+    """Geometric means of both predictors' predictions, with the graph's `share`."""
+    return {
+        name: {
+            sample: [c ** (1 - share) * g**share for c, g in zip(values, graph[name][sample], strict=True)]
+            for sample, values in predictions.items()
+        }
+        for name, predictions in compiler.items()
+    }
 
 
 def held_model_folds(p: Problem) -> list[list[int]]:
@@ -200,17 +216,22 @@ def main() -> None:
     graph = {precision: problem(every, features, precision) for precision in PRECISIONS}
     estimated = {q: problem(every, features, q, known) for q in PRECISIONS if q in parameters().compiler}
     with ProcessPoolExecutor(len(processors()), get_context("spawn"), threadpool_limits, (1,)) as pool:
-        unseen = {precision: pool.submit(unseen_devices, p, precision) for precision, p in graph.items()}
+        unseen, unseen_mapped = (
+            {precision: pool.submit(unseen_devices, p) for precision, p in problems.items()}
+            for problems in (graph, estimated)
+        )
         alone, mapped = all_held_out(pool, graph), all_held_out(pool, estimated)
-        devices = {precision: job.result() for precision, job in unseen.items()}
     informed = of_compiler(graph, alone, estimated, mapped)
     for precision in PRECISIONS:
         scored = [
             by_device(graph[precision], alone[precision], "graph", precision, every),
-            devices[precision],
+            of_unseen("graph", precision, unseen[precision].result()),
         ]
         if precision in estimated:
             scored.append(by_device(estimated[precision], informed[precision], "compiler", precision, every))
+            share = parameters().compiler[precision].graph_share
+            both = with_graph(unseen_mapped[precision].result(), unseen[precision].result(), share)
+            scored.append(of_unseen("compiler", precision, both))
         for row in chain(*scored):
             s = row.score
             print(f"{row.predictor:9} {row.precision:6} {row.device:38} {row.runtime:18} {row.held_out:12} {s.n:4}  {s.median_ape:6.1%} {s.p90_ape:6.0%} {s.spearman:5.2f}  {s.within_2x:5.0%}  {s.coverage:6.0%}", flush=True)  # fmt: skip

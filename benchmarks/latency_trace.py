@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pocketport.profiles.prediction.extraction import FIRST, KIND_OF, LAST, whole
+from pocketport.profiles.prediction.extraction import FIRST, KIND_OF, LAST, mean_kind, whole
 from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
 
 # These vanish: views, and what rides on its producer.
@@ -111,8 +111,12 @@ class _Recorder(TorchDispatchMode):
                 self.transposed[id(results[0])] = previous
                 return
             self.transposed[id(results[0])] = len(self.ops)
-        window = math.prod(args[1]) if op in ("MaxPool", "AveragePool") and not name.startswith("_") else 1
-        self.ops.append(OpFeatures(op, KIND_OF.get(op, Kind.OTHER), 0, weights, shapes, output, window))
+        window, kind = 1, KIND_OF.get(op, Kind.OTHER)
+        if op in ("MaxPool", "AveragePool") and not name.startswith("_"):
+            window = math.prod(args[1])
+        if name == "avg_pool2d":
+            kind = mean_kind(args[1], args[2] or args[1], output[2:])
+        self.ops.append(OpFeatures(op, kind, 0, weights, shapes, output, window))
 
 
 def _flat(values: Any) -> list[Any]:

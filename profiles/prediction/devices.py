@@ -40,13 +40,13 @@ def borrowed(
 
     Returns:
         Their factors, the distance to the nearest, and whose they are: of the same power class linear in the version of the architecture,
-        else geometric means weighted with exp(−distance²);
+        else medians weighted with exp(−distance²), since one chip of few that is a third as fast is no evidence about another;
         None where no measured chip can be compared.
     """
     near = []
     for target, factors in known.items():
         profile = load_device(target)
-        if profile is None or target == without or factors.n < FEWEST:
+        if profile is None or target == without or factors.n < FEWEST or factors.log_spread:
             continue
         apart = distance(device, profile)
         if apart is not None:
@@ -57,14 +57,18 @@ def borrowed(
     near = alike if len(alike) >= ALIKE else near
     distances = np.array([n[0] for n in near])
     logs = np.log([[n[2].matrix, n[2].vector, n[2].memory, n[2].overhead] for n in near])
-    if near is alike:
-        values = _between(device, [n[3] for n in near], logs)
-        weights = np.exp(-(distances**2 - distances.min() ** 2))
-    else:
-        weights = np.exp(-(distances**2 - distances.min() ** 2))
-        values = weights @ logs / weights.sum()
+    weights = np.exp(-(distances**2 - distances.min() ** 2))
+    values = _between(device, [n[3] for n in near], logs) if near is alike else _medians(logs, weights)
     told = [near[i][1] for i in np.argsort(-weights)[:2] if weights[i] > 0.1]
     return Factors(*(float(v) for v in np.exp(values))), float(distances.min()), " and ".join(told)
+
+
+def _medians(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted median of every column, linear between values."""
+    order = np.argsort(values, axis=0)
+    middles = np.cumsum(weights[order], 0) - weights[order] / 2
+    ascending = np.take_along_axis(values, order, 0)
+    return np.array([np.interp(weights.sum() / 2, m, v) for m, v in zip(middles.T, ascending.T, strict=True)])
 
 
 def _between(device: DeviceProfile, others: Sequence[DeviceProfile], logs: NDArray[np.float64]) -> NDArray[np.float64]:

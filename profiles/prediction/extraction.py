@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -41,13 +42,20 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     Kind.GATHER: ("Gather", "GatherElements", "GatherND", "OneHot"),
 }  # fmt: skip
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # where a picture's channels go
+# Means over windows that lie side by side have integer kernels; where they overlap: size of a square one → widest stride for which the HTP compiler (2.51) has one. All others
+# have a plain one, without a cost in its estimate.
+OVERLAPPING = {3: 2, 5: 3, 6: 2, 7: 2}
 RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 KIND_OF: dict[str, Kind] = {op: kind for kind, ops in _KINDS.items() for op in ops}
 
 
-def graph_features(model: ir.Model) -> GraphFeatures:
+def graph_features(model: ir.Model, *, plain_pools: bool = True) -> GraphFeatures:
     """Features of a float or QDQ graph with static shapes, as `ingest` gives it, and of what its deployment adds (see `deployed`).
+
+    Args:
+        model: the graph.
+        plain_pools: whether it keeps means that have no integer kernel; False for what a backend lowers otherwise.
 
     Raises:
         InputError: a shape is not static.
@@ -56,6 +64,8 @@ def graph_features(model: ir.Model) -> GraphFeatures:
     sizes = TensorSizes(graph, 16)
     folded = frozenset(folded_nodes(graph, sizes))
     ops = tuple(_features(node, sizes) for node in _kept(graph, sizes, folded))
+    if not plain_pools:
+        ops = tuple(replace(op, kind=Kind.POOL) if op.kind is Kind.PLAIN_POOL else op for op in ops)
     return whole(ops, [shape_of(v) for v in graph.inputs], [shape_of(v) for v in graph.outputs])
 
 
@@ -157,6 +167,20 @@ def _window(node: ir.Node) -> int:
     return math.prod(node.attributes.get_ints("kernel_shape", (1,)))
 
 
+def mean_kind(kernel: Sequence[int], strides: Sequence[int], output: Sequence[int]) -> Kind:
+    """`Kind.PLAIN_POOL` for means over windows that overlap, or leave gaps, in a way for which there is no integer kernel, `Kind.POOL` for all others.
+
+    Args:
+        kernel: sizes of a window.
+        strides: from one to the next.
+        output: how many there are, along each axis.
+    """
+    if all(s == k or n == 1 for k, s, n in zip(kernel, strides, output, strict=True)):
+        return Kind.POOL
+    square = len(set(kernel)) == len(set(strides)) == 1
+    return Kind.POOL if square and strides[0] <= OVERLAPPING.get(kernel[0], 0) else Kind.PLAIN_POOL
+
+
 def _kind(node: ir.Node, sizes: TensorSizes, groups: int) -> Kind:
     if node.op_type in ("Conv", "ConvTranspose"):
         if groups == 1:
@@ -168,4 +192,7 @@ def _kind(node: ir.Node, sizes: TensorSizes, groups: int) -> Kind:
         return Kind.LINEAR if constant else Kind.MATMUL
     if node.op_type == "Gather" and node.inputs[1] is not None and sizes.is_constant(node.inputs[1]):
         return Kind.MOVE  # a slice
+    if node.op_type == "AveragePool":
+        kernel, output = node.attributes.get_ints("kernel_shape", ()), shape_of(node.outputs[0])
+        return mean_kind(kernel, node.attributes.get_ints("strides", (1,) * len(kernel)), output[2:])
     return KIND_OF.get(node.op_type, Kind.OTHER)

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     MOVE = "move"
     GATHER = "gather"
     OTHER = "other"
+    PLAIN_POOL = "plain_pool"  # means over windows that an NPU has no integer kernel for
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,17 @@ OWN_LINEAR = 1.0  # times that
 KIND_SPREAD = (0.3, 0.7)  # of log rates around their unit's: matrix, vector
 FACTOR_SPREAD = 0.25  # of a device's log factors around its common speed
 SPEED_SPREAD = 1.0  # of the common speeds
-STARTS = {"matrix": 0.3, "vector": 0.05, "memory": 0.015, "spilled": 0.03, "per_op": 0.004, "io": 0.03, "offset": 0.15}
+STARTS = {
+    "matrix": 0.3, "vector": 0.05, "memory": 0.015, "spilled": 0.03, "visited": 15.0, "per_op": 0.004, "io": 0.03, "offset": 0.15,
+}  # fmt: skip
 START_SPREAD = 1.5  # of all others around where the search starts
 OVERHEAD_SPREAD = 0.2  # of an op's and a call's overheads around those of another precision: they are no arithmetic
 ROUNDS = 40
 CLOSE = 1e-5  # of the cost: a step that lowers it by less is the last
 K = len(KINDS)
 # positions of the shared parameters
-COMMON_MATRIX, COMMON_VECTOR, MEMORY, SPILLED, MATRIX_OP, VECTOR_OP, IO, OFFSET = range(K, K + 8)
-SHARED = K + 8
+COMMON_MATRIX, COMMON_VECTOR, MEMORY, SPILLED, VISITED, MATRIX_OP, VECTOR_OP, IO, OFFSET = range(K, K + 9)
+SHARED = K + 9
 OVERHEADS = (MATRIX_OP, VECTOR_OP, OFFSET)
 FACTORS = ("matrix", "vector", "memory", "overhead")
 
@@ -115,11 +117,13 @@ def fit(
 def _start(like: Rates | None) -> Floats:
     """Where the search starts, which is also the middle of the priors."""
     kinds = np.where(MATRIX_KIND, STARTS["matrix"], STARTS["vector"])
-    rest = [STARTS[n] for n in ("matrix", "vector", "memory", "spilled", "per_op", "per_op", "io", "offset")]
+    rest = [STARTS[n] for n in ("matrix", "vector", "memory", "spilled", "visited", "per_op", "per_op", "io", "offset")]
     if like is not None:
         kinds = like.ms_per_work
         common = [float(np.exp(np.log(kinds[unit]).mean())) for unit in (MATRIX_KIND, ~MATRIX_KIND)]
-        rest = [*common, like.ms_per_mb, like.ms_per_spilled_mb, *like.ms_per_op, like.ms_per_io_mb, like.offset_ms]
+        rest = [
+            *common, like.ms_per_mb, like.ms_per_spilled_mb, like.ms_per_visited, *like.ms_per_op, like.ms_per_io_mb, like.offset_ms,
+        ]  # fmt: skip
     return np.asarray(np.log(np.maximum(np.concatenate([kinds, rest]), 1e-9)))
 
 
@@ -133,6 +137,7 @@ def unpack(theta: Floats, devices: int) -> Fitted:
         ms_per_work=values[:K] * np.where(MATRIX_KIND, matrix, vector),
         ms_per_mb=float(values[MEMORY] * memory),
         ms_per_spilled_mb=float(values[SPILLED] * memory),
+        ms_per_visited=float(values[VISITED] * memory),
         ms_per_op=(float(values[MATRIX_OP] * overhead), float(values[VECTOR_OP] * overhead)),
         ms_per_io_mb=float(values[IO] * memory),
         offset_ms=float(values[OFFSET] * overhead),
@@ -173,7 +178,7 @@ def _errors(theta: Floats, work: Work, seen: Observations, devices: int) -> tupl
     graphs, matrix = len(work.io_megabytes), MATRIX_KIND[work.kind]
     arithmetic = np.exp(shared[:K])[work.kind] * work.work
     traffic = np.exp(shared[MEMORY]) * work.megabytes
-    spilled = np.bincount(work.graph, work.spilled, graphs)
+    spilled, visited = (np.bincount(work.graph, v, graphs) for v in (work.spilled, work.visited))
     unit = np.where(matrix, MATRIX_OP, VECTOR_OP)
     per_op = np.exp(shared[unit])
     counts = np.stack([np.bincount(work.graph, np.where(m, per_op, 0), graphs) for m in (matrix, ~matrix)])
@@ -190,13 +195,14 @@ def _errors(theta: Floats, work: Work, seen: Observations, devices: int) -> tupl
         parts[:, :K] = by_kind
         parts[:, MEMORY] = np.bincount(work.graph, np.where(bound, 0, d * traffic), graphs)
         parts[:, SPILLED] = d * np.exp(shared[SPILLED]) * spilled
+        parts[:, VISITED] = d * np.exp(shared[VISITED]) * visited
         parts[:, MATRIX_OP], parts[:, VECTOR_OP] = o * counts
         parts[:, IO] = d * np.exp(shared[IO]) * work.io_megabytes
         parts[:, OFFSET] = o * np.exp(shared[OFFSET]) * work.handed_over
         total = parts[:, :SHARED].sum(1)
         parts[:, SHARED] = by_kind[:, MATRIX_KIND].sum(1)
         parts[:, SHARED + 1] = by_kind[:, ~MATRIX_KIND].sum(1)
-        parts[:, SHARED + 2] = parts[:, MEMORY] + parts[:, SPILLED] + parts[:, IO]
+        parts[:, SHARED + 2] = parts[:, [MEMORY, SPILLED, VISITED, IO]].sum(1)
         parts[:, SHARED + 3] = parts[:, MATRIX_OP] + parts[:, VECTOR_OP] + parts[:, OFFSET]
         where = np.concatenate([np.arange(SHARED), SHARED + 5 * device + np.arange(4)])
         jacobian[np.ix_(rows, where)] = (parts / total[:, None])[seen.graph[rows]]

@@ -39,6 +39,7 @@ def description(work: Work, rates: Rates) -> Floats:
     ops = (
         busy
         + rates.ms_per_spilled_mb * work.spilled
+        + rates.ms_per_visited * work.visited
         + np.where(MATRIX_KIND[work.kind], rates.ms_per_op[0], rates.ms_per_op[1])
     )
     spent = np.bincount(work.graph * kinds + work.kind, ops, graphs * kinds).reshape(graphs, kinds)

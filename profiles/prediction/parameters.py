@@ -25,6 +25,7 @@ class RatesData(_Data):
     ms_per_work: Mapping[str, float]
     ms_per_mb: float
     ms_per_spilled_mb: float
+    ms_per_visited: float
     ms_per_op: tuple[float, float]
     ms_per_io_mb: float
     offset_ms: float
@@ -32,17 +33,20 @@ class RatesData(_Data):
     def rates(self) -> Rates:
         """As arrays."""
         by_kind = np.array([self.ms_per_work[kind.value] for kind in KINDS])
-        return Rates(by_kind, self.ms_per_mb, self.ms_per_spilled_mb, self.ms_per_op, self.ms_per_io_mb, self.offset_ms)
+        return Rates(
+            by_kind, self.ms_per_mb, self.ms_per_spilled_mb, self.ms_per_visited, self.ms_per_op, self.ms_per_io_mb, self.offset_ms
+        )  # fmt: skip
 
 
 class FactorsData(_Data):
-    """`Factors` of a device, from `n` measurements."""
+    """`Factors` of a device, from `n` measurements; `log_spread` is the half-width (natural logarithm) that unsteady ones add."""
 
     matrix: float
     vector: float
     memory: float
     overhead: float
     n: int
+    log_spread: float = 0.0
 
     def factors(self) -> Factors:
         """Without the count."""

@@ -1,5 +1,6 @@
 """Two predictors of latency behind one interface: from the graph alone, and from the vendor compiler's own estimate."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,14 +16,17 @@ from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.features import GraphFeatures, Kind
 from pocketport.profiles.prediction.local import LOCAL, LocalDevice
 from pocketport.profiles.prediction.parameters import Anchors, Model, Parameters, parameters
-from pocketport.profiles.prediction.roofline import KINDS, WIDTHS, Factors, Work, handed_over
+from pocketport.profiles.prediction.roofline import KINDS, WIDTHS, Factors, Work, handed_over, milliseconds, visited
 
 PRECISIONS = tuple(WIDTHS)
 RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
 BORROWED = {"w4a16": "w8a16"}  # too few measured graphs of its own: the other's rates, its own bytes
 BORROWED_SPREAD = 0.3  # log half-width that borrowing rates adds
 ESTIMATE = "sa8255p_us"  # the compiler's simulation, microseconds
+OLDER_ESTIMATE = "sa8540p_us"  # for an older chip; asked for where activations have 16 bits
 BOUNDS = ("sa8255p_us_low", "sa8255p_us_high")  # the compiler's own
+UNCOSTED = "sa8255p_ops_without_cost"  # that the estimate is blind to
+UNLIKE = 10.0  # times the reference's time for matrices, from which a chip has not what the simulated one computes them with (QCM6690: 32)
 LOOSE = 4.0  # times that its bounds may be apart; those of 150 models are at most 3, GPUNet's in float 9 (and 20 times what it takes)
 TRAFFIC = ("sa8255p_intermediate_fill_bytes", "sa8255p_intermediate_spill_bytes")
 RARE = 0.05  # ops in fewer of the fitted models are unlike anything measured
@@ -106,8 +110,10 @@ class GraphPredictor:
             return None
         warnings = unfamiliar(features.graph, model, work)
         if warnings:
-            low, high = (found.ms * (v / found.ms) ** WIDE for v in (found.low, found.high))
-            found = replace(found, low=low, high=high, warnings=(*found.warnings, *warnings))
+            found = _doubted(found, *warnings)
+        if (share := _plain_share(model, work)) > TOLD:
+            told = f"{share:.0%} of it are means over overlapping windows, for which there is no fast integer kernel; Pocketport's artifacts have convolutions instead"
+            found = replace(found, warnings=(*found.warnings, told))
         return _at_runtime(self._fitted, found, precision, runtime)
 
 
@@ -127,16 +133,36 @@ class CompilerPredictor:
         if key not in self._fitted.compiler or not certain(features.estimates):
             return None
         model = _model(self._fitted.compiler, precision, runtime)
-        work = estimate_work([features.estimates], [features.graph])
+        work = estimate_work([features.estimates], [features.graph], precision)
         found = _predict(self._fitted, self._local, model, work, features.graph, device, precision, self.name)
         alone = _model(self._fitted.graph, precision, runtime)
         work = Work.of([features.graph], precision)
         graph = _predict(self._fitted, self._local, alone, work, features.graph, device, precision, GraphPredictor.name)
-        if found is None or graph is None:
+        if found is None or graph is None or not simulated(alone, device):
             return None
+        if blind := features.estimates.get(UNCOSTED, 0.0):
+            told = f"the compiler has no cost for {blind:.0f} of its ops, which may take much longer"
+            found = _doubted(found, told)
         scale = (graph.ms / found.ms) ** model.graph_share
         found = replace(found, ms=found.ms * scale, low=found.low * scale, high=found.high * scale)
         return _at_runtime(self._fitted, found, precision, runtime)
+
+
+def simulated(graph: Model, device: DeviceProfile) -> bool:
+    """Whether the compiler's simulated chip says something of a device, by its factors in the roofline `graph`."""
+    return device.target not in graph.devices or graph.devices[device.target].matrix < UNLIKE
+
+
+def _doubted(found: Prediction, *warnings: str) -> Prediction:
+    """The same with a wider interval."""
+    low, high = (found.ms * (v / found.ms) ** WIDE for v in (found.low, found.high))
+    return replace(found, low=low, high=high, warnings=(*found.warnings, *warnings))
+
+
+def _plain_share(model: Model, work: Work) -> float:
+    """Share of the reference's time that plain kernels take."""
+    rates = model.rates.rates()
+    return float(rates.ms_per_visited * work.visited.sum() / milliseconds(work, rates, Factors())[0])
 
 
 def certain(estimates: Mapping[str, float]) -> bool:
@@ -145,9 +171,13 @@ def certain(estimates: Mapping[str, float]) -> bool:
     return ESTIMATE in estimates and high <= LOOSE * low
 
 
-def estimate_work(estimates: Sequence[Mapping[str, float]], graphs: Sequence[GraphFeatures]) -> Work:
-    """Estimates of `graphs` as `Work`: one op of the simulated milliseconds, one of the gigabytes that go to DRAM and back."""
-    simulated = [e[ESTIMATE] / 1e3 for e in estimates]
+def estimate_work(estimates: Sequence[Mapping[str, float]], graphs: Sequence[GraphFeatures], precision: str) -> Work:
+    """Estimates of `graphs` as `Work`: one op of the simulated milliseconds (of two chips their geometric mean), one of the gigabytes that
+    go to DRAM and back.
+
+    What plain kernels visit is added: the compiler has no cost for them.
+    """
+    simulated = [math.sqrt(e[ESTIMATE] * e.get(OLDER_ESTIMATE, e[ESTIMATE])) / 1e3 for e in estimates]
     traffic = [sum(e.get(key, 0.0) for key in TRAFFIC) / 1e9 for e in estimates]
     n, kinds = len(estimates), (KINDS.index(Kind.LINEAR), KINDS.index(Kind.MOVE))
     return Work(
@@ -156,6 +186,7 @@ def estimate_work(estimates: Sequence[Mapping[str, float]], graphs: Sequence[Gra
         work=np.stack([simulated, traffic], 1).reshape(-1),
         megabytes=np.zeros(2 * n),
         spilled=np.zeros(2 * n),
+        visited=np.array([v for g in graphs for v in (sum(visited(op, precision) for op in g.ops), 0.0)]),
         io_megabytes=np.zeros(n),
         handed_over=handed_over(graphs),
     )
@@ -227,7 +258,11 @@ def _predict(
         factors = own.factors[key].factors()
         interval = widened(interval, own.log_spread[key])
     elif device.target in model.devices:
-        factors = model.devices[device.target].factors()
+        measured = model.devices[device.target]
+        factors = measured.factors()
+        if measured.log_spread:
+            interval = widened(interval, measured.log_spread)
+            warnings.append(f"measurements of {device.name} moved by up to {math.exp(measured.log_spread):.1f} times")
     elif (lent := borrowed(device, model.devices)) is not None:
         factors, apart, whose = lent
         interval = widened(interval, model.device_spread[device.kind] * max(1.0, apart))

@@ -3,11 +3,12 @@
 After Williams et al. 2009 (doi 10.1145/1498765.1498785), per op instead of per graph, with one rate for each kind of op::
 
     ms(op)    = max(arithmetic·ms_per_work[kind]·work(op), memory·ms_per_mb·weights(op))
-                + memory·ms_per_spilled_mb·spilled(op) + overhead·ms_per_op[unit(kind)]
+                + memory·(ms_per_spilled_mb·spilled(op) + ms_per_visited·visited(op)) + overhead·ms_per_op[unit(kind)]
     ms(graph) = sum over ops + memory·ms_per_io_mb·(megabytes in and out) + overhead·offset_ms·n/(n + 30,000), n elements in and out
 
 Work is counted in the granules in which the units do it (32 channels, 8×4 pixels of an image or of each frame, 32 rows of a matrix), in 10⁹ multiply-accumulates for these (of
-convolutions at least 128 for each element that they read or write) and in 10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. Rates belong
+convolutions at least 128 for each element that they read or write) and in 10⁶ elements for all others. Weights stream in beside the arithmetic; activations that outgrow the chip's memory don't. What has no integer
+kernel but a plain one visits every element of every window. Rates belong
 to a precision; `arithmetic` (of matrices and of vectors), `memory` and `overhead` belong to a device.
 """
 
@@ -22,7 +23,7 @@ from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatu
 
 Floats = NDArray[np.float64]
 
-KINDS = tuple(Kind)
+KINDS = tuple(kind for kind in Kind if kind is not Kind.PLAIN_POOL)  # whose work is a pool's
 MATRIX = (Kind.CONV, Kind.POINTWISE, Kind.GROUPED, Kind.LINEAR, Kind.MATMUL, Kind.RECURRENT)
 MATRIX_KIND = np.array([kind in MATRIX for kind in KINDS])
 CHANNELS = 32  # that are laid out, and computed, together
@@ -32,6 +33,9 @@ ROWS = 32  # of a matrix that are
 MOVED = 128  # multiply-accumulates that take as long as bringing a convolution one element, or taking one away
 IN_PLACE = ("Concat", "Split")  # parts of whole granules of channels are written and read where they lie
 CONVERTED = 10  # times the work of a batch normalization where it stays float between two conversions; 4 (w8a8) and 50 (w8a16) by the compiler
+# Rows of a linear layer in integers of 8 bits that are no multiple of 8 take 1.6 (577 rows) to 4.3 times (252) as long by the compiler, of fewer than 50
+# hardly more; 16 bits make no difference.
+RAGGED, RAGGED_ROWS, RAGGED_FROM = 3.0, 8, 50
 # Times the work of an op with a constant for each colour of a picture: its channels lie together, and are spread first. By the compiler 5 at each
 # precision for three of them, and for one 0.8 (w8a8), 1.9 (w8a16) and 3.3 (float).
 PACKED = {1: 2, 3: 5}
@@ -51,6 +55,7 @@ class Work:
         work: 10⁹ multiply-accumulates or 10⁶ elements.
         megabytes: weights read.
         spilled: megabytes of activations that do not stay on the chip.
+        visited: 10⁶ elements that are visited one by one.
         io_megabytes: inputs and outputs of each graph.
         handed_over: share of a call's overhead that each graph has, see `handed_over`.
     """
@@ -60,6 +65,7 @@ class Work:
     work: Floats
     megabytes: Floats
     spilled: Floats
+    visited: Floats
     io_megabytes: Floats
     handed_over: Floats
 
@@ -70,17 +76,35 @@ class Work:
         ops = [op for graph in graphs for op in graph.ops]
         return cls(
             graph=np.repeat(np.arange(len(graphs)), [len(g.ops) for g in graphs]),
-            kind=np.array([KINDS.index(op.kind) for op in ops], np.intp),
-            work=np.array([_work(op) * (CONVERTED if _is_converted(op, precision) else 1) for op in ops], np.float64),
+            kind=np.array([KINDS.index(Kind.POOL if _is_plain(op) else op.kind) for op in ops], np.intp),
+            work=np.array([_work(op) * _slower(op, precision) for op in ops], np.float64),
             megabytes=np.array([op.weights * weight / 1e6 for op in ops], np.float64),
             spilled=np.array([_spilled(op, activation) for op in ops], np.float64),
+            visited=np.array([visited(op, precision) for op in ops], np.float64),
             io_megabytes=np.array([g.io_elements * activation / 1e6 for g in graphs], np.float64),
             handed_over=handed_over(graphs),
         )
 
 
-def _is_converted(op: OpFeatures, precision: str) -> bool:
-    return op.op == "BatchNormalization" and precision != "float"
+def _is_plain(op: OpFeatures) -> bool:
+    return op.kind is Kind.PLAIN_POOL
+
+
+def visited(op: OpFeatures, precision: str) -> float:
+    """10⁶ elements that the plain kernel of an op visits: all of every window, and the result. None in float, for which there are better ones."""
+    if not _is_plain(op) or precision == "float":
+        return 0.0
+    return math.prod(op.output) * (op.window + 1) / 1e6
+
+
+def _slower(op: OpFeatures, precision: str) -> float:
+    """How many times the work an op is at a precision because of the form that it has there."""
+    if op.op == "BatchNormalization" and precision != "float":
+        return CONVERTED
+    rows = math.prod(op.output[:-1])
+    if op.kind is Kind.LINEAR and precision == "w8a8" and rows > RAGGED_FROM and rows % RAGGED_ROWS:
+        return RAGGED
+    return 1.0
 
 
 def handed_over(graphs: Sequence[GraphFeatures]) -> Floats:
@@ -155,6 +179,7 @@ class Rates:
         ms_per_work: by kind, in the order of `KINDS`.
         ms_per_mb: of weights.
         ms_per_spilled_mb: of activations beyond the chip's memory.
+        ms_per_visited: of 10⁶ elements visited one by one.
         ms_per_op: of matrix units, of all others.
         ms_per_io_mb: of inputs and outputs.
         offset_ms: of a call that hands over images.
@@ -163,6 +188,7 @@ class Rates:
     ms_per_work: Floats
     ms_per_mb: float
     ms_per_spilled_mb: float
+    ms_per_visited: float
     ms_per_op: tuple[float, float]
     ms_per_io_mb: float
     offset_ms: float
@@ -183,7 +209,7 @@ def milliseconds(work: Work, rates: Rates, factors: Factors) -> Floats:
     matrix = MATRIX_KIND[work.kind]
     arithmetic = np.where(matrix, factors.matrix, factors.vector) * rates.ms_per_work[work.kind] * work.work
     weights = factors.memory * rates.ms_per_mb * work.megabytes
-    spilled = factors.memory * rates.ms_per_spilled_mb * work.spilled
+    spilled = factors.memory * (rates.ms_per_spilled_mb * work.spilled + rates.ms_per_visited * work.visited)
     per_op = factors.overhead * np.where(matrix, rates.ms_per_op[0], rates.ms_per_op[1])
     total = np.bincount(work.graph, np.maximum(arithmetic, weights) + spilled + per_op, len(work.io_megabytes))
     return np.asarray(

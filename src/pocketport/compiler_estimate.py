@@ -25,7 +25,7 @@ from pocketport.targets.contract import CompileRequest, EstimatingBackend, Targe
 from pocketport.targets.registry import backend_for
 from pocketport.workers import Limits, call_in_worker
 
-FORM = 5  # of what is compiled; 1 had channels first, 2 pictures as files have them, 3 biases apart from products, 4 slow pools
+FORM = 6  # of what is compiled; 1 had channels first, 2 pictures as files have them, 3 biases apart from products, 4 slow pools, 5 one chip
 MEMORY_BYTES = 12 << 30
 TOOLCHAINS = {"qualcomm": "onnxruntime-qnn"}
 

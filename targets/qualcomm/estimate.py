@@ -3,44 +3,65 @@
 QAIRT 2.51 carries one for automotive and cloud parts, none for phones: the figure is that of a SA8255P (v73, 8 MB
 of VTCM), a proxy with the same architecture as the sm8550. It is deterministic and executes nothing. Over eight public
 float models it follows the times measured on SA8255P boards within 4 % (median; 13 % at worst) after one offset and slope.
+Where activations have 16 bits, that of a SA8540P (v68) is given as well: the mean of both is nearer to phones than either
+(docs/decisions/0015-latency-from-kinds-of-ops.md).
 """
 
 import contextlib
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from pocketport.errors import ToolchainError
-from pocketport.targets.contract import CompileRequest, Lowered
-from pocketport.targets.qualcomm.session import captured_log, open_session, provider_options
-from pocketport.targets.qualcomm.target import SOCS
+import onnx_ir as ir
 
-PROXY = SOCS["sa8255p"]
+from pocketport.compress.graph import load_graph
+from pocketport.errors import ToolchainError
+from pocketport.targets.contract import CompileRequest, Lowered, Target
+from pocketport.targets.qualcomm.lower import lower
+from pocketport.targets.qualcomm.session import captured_log, open_session, provider_options
+from pocketport.targets.qualcomm.target import SOCS, VENDOR, Soc
+
+PROXY, OLDER = SOCS["sa8255p"], SOCS["sa8540p"]
 FIGURES = {
-    "sa8255p_us": "Simulated (Accelerator exec time us)",
-    "sa8255p_us_low": "Simulated (Accelerator exec time us (lower estimate))",
-    "sa8255p_us_high": "Simulated (Accelerator exec time us (upper estimate))",
-    "sa8255p_cycles": "Simulated (Accelerator exec cycles)",
-    "sa8255p_input_fill_bytes": "Input Fill",
-    "sa8255p_intermediate_fill_bytes": "Intermediate Fill",
-    "sa8255p_intermediate_spill_bytes": "Intermediate Spill",
-    "sa8255p_output_spill_bytes": "Output Spill",
-    "sa8255p_ops_without_cost": "Missing Ops (Number of Ops with no Costs associated)",
+    "us": "Simulated (Accelerator exec time us)",
+    "us_low": "Simulated (Accelerator exec time us (lower estimate))",
+    "us_high": "Simulated (Accelerator exec time us (upper estimate))",
+    "cycles": "Simulated (Accelerator exec cycles)",
+    "input_fill_bytes": "Input Fill",
+    "intermediate_fill_bytes": "Intermediate Fill",
+    "intermediate_spill_bytes": "Intermediate Spill",
+    "output_spill_bytes": "Output Spill",
+    "ops_without_cost": "Missing Ops (Number of Ops with no Costs associated)",
 }
+INT16 = (ir.DataType.UINT16, ir.DataType.INT16)
 
 
 def estimate_graph(request: CompileRequest, lowered: Lowered) -> dict[str, float]:
-    """Compile `lowered` once more, for the proxy chip; time (µs, with bounds), cycles and DDR bytes by name.
+    """Compile `lowered` once more, for the proxy chips; time (µs, with bounds), cycles and DDR bytes by name.
 
-    A graph that was lowered for v73 or later gives the figure of that form; one for v68 or v69 that of its own.
+    A graph that was lowered for v73 or later gives the figures of that form; one for v68 or v69 those of its own.
 
     Raises:
         ToolchainError: the compiler failed or gave no estimate.
     """
-    where = f"{request.component}, estimate on {PROXY.name}"
+    figures = {f"{PROXY.name}_{name}": value for name, value in _figures(request, lowered, PROXY).items()}
+    if computes_in_16_bits(load_graph(request.pivot)):
+        again = replace(request, target=Target(VENDOR, OLDER.name))
+        figures[f"{OLDER.name}_us"] = _figures(again, lower(again), OLDER)["us"]
+    return figures
+
+
+def computes_in_16_bits(model: ir.Model) -> bool:
+    """Whether activations of a QDQ graph are quantized to 16 bits."""
+    return any(n.op_type == "QuantizeLinear" and n.outputs[0].dtype in INT16 for n in model.graph.all_nodes())
+
+
+def _figures(request: CompileRequest, lowered: Lowered, chip: Soc) -> dict[str, float]:
+    where = f"{request.component}, estimate on {chip.name}"
     table, wrapper = Path("estimate.csv"), Path("estimate_ctx.onnx")
     options = {
-        **provider_options(PROXY),
+        **provider_options(chip),
         **json.loads(lowered.paths["options"].read_text()),
         "profiling_level": "basic",
         "profiling_file_path": str(table),
@@ -62,6 +83,6 @@ def estimate_graph(request: CompileRequest, lowered: Lowered) -> dict[str, float
         for leftover in (wrapper, Path(f"{wrapper.stem}_qnn.bin")):
             leftover.unlink(missing_ok=True)
     figures = {name: float(found[key]) for name, key in FIGURES.items() if key in found}
-    if "sa8255p_us" not in figures:
+    if "us" not in figures:
         raise ToolchainError("the compiler gave no estimate", where=where, fix="install onnxruntime-qnn 2.7.0")
     return figures

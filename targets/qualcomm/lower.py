@@ -47,6 +47,8 @@ def lower(request: CompileRequest) -> Lowered:
     rewrites.blocked_gemm_to_matmul(model)
     slow_forms.reduce_tall_means(model)
     slow_forms.part_wide_maxima(model)
+    slow_forms.single_means(model)
+    slow_forms.convolve_means(model)
     slow_forms.whole_rectifiers(model)
     slow_forms.write_out_constants(model)
     if soc.arch == 69:

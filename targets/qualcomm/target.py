@@ -60,6 +60,7 @@ _ROWS = (
     Soc("sm7635", 73, 73, "Snapdragon 7s Gen 3"),
     Soc("sm7750", 86, 73, "Snapdragon 7 Gen 4"),
     Soc("sc8380xp", 60, 73, "Snapdragon X Elite", 8),
+    Soc("sa8540p", 62, 68, "SA8540P (automotive)", 8),
     Soc("sa8255p", 52, 73, "SA8255P (automotive)", 8),
     Soc("qcs9100", 77, 73, "Dragonwing IQ-9100", 8),
     Soc("sm8650", 57, 75, "Snapdragon 8 Gen 3", 8),

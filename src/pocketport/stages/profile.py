@@ -17,6 +17,7 @@ from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceK
 from pocketport.profiles.memory import memory_plan
 from pocketport.profiles.prediction.extraction import graph_features
 from pocketport.profiles.prediction.predictors import (
+    ESTIMATE,
     CompilerPredictor,
     GraphPredictor,
     ModelFeatures,
@@ -167,19 +168,19 @@ def _predicted(
     for component in pivot:
         scheme = load_plan(quantized)[component.name].scheme
         estimates = _estimates(target, backend, component.name, quantized, diagnostics)
-        features = ModelFeatures(graph_features(component.graph), estimates)
+        # Qualcomm's lowering makes convolutions of them (targets/qualcomm/slow_forms.py).
+        graph = graph_features(component.graph, plain_pools=target.vendor != "qualcomm")
+        features = ModelFeatures(graph, estimates)
         precision = precision_of(scheme)
-        graph = GraphPredictor().predict(features, device, precision, RUNTIME)
-        if graph is not None:
+        alone = GraphPredictor().predict(features, device, precision, RUNTIME)
+        if alone is not None:
             informed = CompilerPredictor().predict(features, device, precision, RUNTIME)
-            figures.append(combined(graph, informed).measurement(f"{component.name}_latency"))
-        for key, value in estimates.items():
-            if key.endswith("_us"):
-                provenance = Provenance(
-                    ProvenanceKind.PREDICTED,
-                    f"the vendor compiler's own simulation ({key.removesuffix('_us')})",
-                )
-                figures.append(Measurement(f"{component.name}_compiler_estimate", value / 1e3, "ms", provenance))
+            figures.append(combined(alone, informed).measurement(f"{component.name}_latency"))
+        if ESTIMATE in estimates:
+            chip = ESTIMATE.removesuffix("_us")
+            provenance = Provenance(ProvenanceKind.PREDICTED, f"the vendor compiler's own simulation ({chip})")
+            simulated = Measurement(f"{component.name}_compiler_estimate", estimates[ESTIMATE] / 1e3, "ms", provenance)
+            figures.append(simulated)
     return device.name, figures
 
 

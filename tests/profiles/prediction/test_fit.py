@@ -16,7 +16,7 @@ def true_rates() -> Rates:
     per_work = np.full(len(KINDS), 0.05)
     for kind, rate in zip(KINDS_USED, (0.2, 0.3, 0.01, 0.25, 0.03, 0.02), strict=True):
         per_work[KINDS.index(kind)] = rate
-    return Rates(per_work, 0.02, 0.05, (0.002, 0.004), 0.03, 0.2)
+    return Rates(per_work, 0.02, 0.05, 15.0, (0.002, 0.004), 0.03, 0.2)
 
 
 def graphs(count: int) -> Work:

@@ -7,7 +7,7 @@ from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatu
 from pocketport.profiles.prediction.likeness import LENGTH, NOISE, NONE, description, learnt
 from pocketport.profiles.prediction.roofline import KINDS, Rates, Work
 
-RATES = Rates(np.full(len(KINDS), 0.1), 0.01, 0.1, (0.001, 0.002), 0.01, 0.2)
+RATES = Rates(np.full(len(KINDS), 0.1), 0.01, 0.1, 15.0, (0.001, 0.002), 0.01, 0.2)
 
 
 def graph(kind: Kind, size: int) -> GraphFeatures:

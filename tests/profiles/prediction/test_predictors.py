@@ -13,6 +13,8 @@ from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatu
 from pocketport.profiles.prediction.parameters import parameters
 from pocketport.profiles.prediction.predictors import (
     ESTIMATE,
+    OLDER_ESTIMATE,
+    UNCOSTED,
     CompilerPredictor,
     GraphPredictor,
     ModelFeatures,
@@ -46,6 +48,58 @@ def test_a_measured_device(precision: str) -> None:
     assert 0 < found.low < found.ms < found.high
     assert found.predictor == "graph"
     assert "median error" in found.evidence
+
+
+def test_unsteady_measurements_make_a_wide_interval() -> None:
+    unsteady, steady = predicted("qualcomm/qcs6490", precision="w8a8"), predicted("qualcomm/sa8295p", precision="w8a8")
+    assert "moved by up to 2.4 times" in unsteady.warnings[0]
+    assert unsteady.high / unsteady.low > 2 * steady.high / steady.low
+    assert unsteady.ms > steady.ms
+
+
+def test_a_plain_pool_is_slow_in_integers_and_told() -> None:
+    pool = OpFeatures("AveragePool", Kind.PLAIN_POOL, 0, 0, ((1, 64, 80, 80),), (1, 64, 79, 79), 4)
+    fast = replace(pool, kind=Kind.POOL)
+    with_plain, without = (ModelFeatures(GraphFeatures((CONV, op), 150_528)) for op in (pool, fast))
+    for precision in ("w8a8", "w8a16"):
+        slow = predicted("qualcomm/sm8650", with_plain, precision)
+        assert slow.ms > 10 * predicted("qualcomm/sm8650", without, precision).ms
+        assert "no fast integer kernel" in slow.warnings[-1]
+        estimates = {ESTIMATE: 300.0}
+        informed = [
+            CompilerPredictor().predict(
+                replace(f, estimates=estimates), device("qualcomm/sm8650"), precision, "qnn_dlc"
+            )
+            for f in (with_plain, without)
+        ]
+        assert informed[0] is not None and informed[1] is not None
+        assert informed[0].ms > 10 * informed[1].ms
+    assert predicted("qualcomm/sm8650", with_plain).ms == predicted("qualcomm/sm8650", without).ms
+
+
+def test_ops_without_a_cost_make_a_wider_interval() -> None:
+    known, blind = (
+        CompilerPredictor().predict(replace(PLAIN, estimates=e), device("qualcomm/sm8650"), "float", "qnn_dlc")
+        for e in ({ESTIMATE: 300.0}, {ESTIMATE: 300.0, UNCOSTED: 5.0})
+    )
+    assert known is not None and blind is not None
+    assert blind.ms == known.ms and blind.high > known.high
+    assert "no cost for 5 of its ops" in blind.warnings[-1]
+
+
+def test_an_older_chips_estimate_counts_as_much() -> None:
+    both, same = (
+        CompilerPredictor().predict(replace(PLAIN, estimates=e), device("qualcomm/sm8650"), "w8a16", "qnn_dlc")
+        for e in ({ESTIMATE: 300.0, OLDER_ESTIMATE: 1200.0}, {ESTIMATE: 600.0})
+    )
+    assert both is not None and same is not None
+    assert both.ms == pytest.approx(same.ms)
+
+
+def test_a_chip_without_the_simulated_units_is_left_to_the_graph() -> None:
+    features = replace(PLAIN, estimates={ESTIMATE: 300.0})
+    assert CompilerPredictor().predict(features, device("qualcomm/qcm6690"), "w8a8", "qnn_dlc") is None
+    assert CompilerPredictor().predict(features, device("qualcomm/sa7255p"), "w8a8", "qnn_dlc") is not None
 
 
 def test_a_device_between_measured_ones_lies_between_them_and_says_so() -> None:

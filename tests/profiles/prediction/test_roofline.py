@@ -16,7 +16,7 @@ def rates(**given: float) -> Rates:
     per_work = np.zeros(len(KINDS))
     for kind, rate in given.items():
         per_work[KINDS.index(Kind(kind))] = rate
-    return Rates(per_work, 0.05, 0.4, (0.001, 0.002), 0.1, 0.3)
+    return Rates(per_work, 0.05, 0.4, 15.0, (0.001, 0.002), 0.1, 0.3)
 
 
 def test_sum_by_hand() -> None:
@@ -46,6 +46,25 @@ def test_attention_scores_beyond_the_chip_go_through_memory() -> None:
     assert work.spilled.tolist() == [pytest.approx(2 * 12 * 1568 * 1568 * 2 / 1e6 - 8.0), 0.0]
     ms = milliseconds(work, rates(), Factors(memory=2.0))
     assert ms[0] == pytest.approx(2 * 0.4 * work.spilled[0] + 2 * 0.002)  # nothing is handed over
+
+
+def test_plain_kernels_visit_every_element_of_every_window_and_the_result() -> None:
+    mean = OpFeatures("AveragePool", Kind.PLAIN_POOL, 0, 0, ((1, 64, 80, 80),), (1, 64, 79, 79), 4)
+    fast = OpFeatures("AveragePool", Kind.POOL, 0, 0, ((1, 64, 80, 80),), (1, 64, 80, 80), 9)
+    graph = [GraphFeatures((mean, fast), 0)]
+    assert Work.of(graph, "float").visited.tolist() == [0.0, 0.0]
+    for precision in ("w8a8", "w8a16"):
+        work = Work.of(graph, precision)
+        assert work.visited.tolist() == [pytest.approx(64 * 79 * 79 * 5 / 1e6), 0.0]
+        ms = milliseconds(work, rates(), Factors(memory=2.0))
+        assert ms[0] == pytest.approx(2 * 15.0 * work.visited[0] + 2 * 0.002)
+
+
+@pytest.mark.parametrize(("rows", "times"), [(197, 3.0), (200, 1.0), (49, 1.0)])
+def test_ragged_rows_are_slow_in_8_bits(rows: int, times: float) -> None:
+    linear = OpFeatures("Gemm", Kind.LINEAR, rows * 768 * 768, 768 * 768, ((rows, 768),), (rows, 768))
+    eight, sixteen = (Work.of([GraphFeatures((linear,), 0)], p).work[0] for p in ("w8a8", "w8a16"))
+    assert eight == pytest.approx(times * sixteen)
 
 
 def test_images_are_computed_in_tiles() -> None:
