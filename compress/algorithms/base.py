@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Matrix: TypeAlias = NDArray[np.float32]
 
+CHUNK = 1 << 18  # weights worked on at once: what a core's cache holds
+
 
 @dataclass(frozen=True)
 class WeightFormat:
@@ -117,12 +119,20 @@ def expanded(grid: Grid, problem: WeightProblem) -> tuple[Matrix, NDArray[np.int
 
 def round_to(grid: Grid, problem: WeightProblem) -> RoundedWeight:
     """Every weight to the nearest integer of its grid."""
-    scale, zero = expanded(grid, problem)
-    rounded = problem.weight / scale
-    np.rint(rounded, out=rounded)
-    np.add(rounded, zero, out=rounded, dtype=np.float32)  # exact: all integers of a weight are
-    np.clip(rounded, problem.format.low, problem.format.high, out=rounded)
-    return RoundedWeight(rounded.astype(np.int32), grid)
+    groups = grouped(problem)
+    integers = np.empty(groups.shape, np.int32)
+    for part in runs_of_rows(groups):
+        rounded = groups[part] / grid.scale[part, :, None]
+        np.rint(rounded, out=rounded)
+        rounded += grid.zero_point[part, :, None].astype(np.float32)  # exact: all integers of a weight are
+        integers[part] = np.clip(rounded, problem.format.low, problem.format.high, out=rounded)
+    return RoundedWeight(integers.reshape(problem.weight.shape), grid)
+
+
+def runs_of_rows(groups: Matrix) -> list[slice]:
+    """What [N, G, group] is cut into so that each piece fits a core's cache, if a row does."""
+    step = max(1, CHUNK // max(groups.shape[1] * groups.shape[2], 1))
+    return [slice(start, start + step) for start in range(0, max(len(groups), 1), step)]
 
 
 def dequantized(rounded: RoundedWeight, problem: WeightProblem) -> Matrix:
