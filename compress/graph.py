@@ -1,7 +1,6 @@
 """Graphs are `onnx_ir.Model`; this module opens, writes and inspects them."""
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,44 +41,51 @@ def load_graph(path: Path) -> ir.Model:
             where=str(path),
             fix="export the file again",
         )
-    for value in model.graph.initializers.values():
-        check_external_tensor(value, path)
+    _check_external_tensors(model, path)
     return model
 
 
-def check_external_tensor(value: ir.Value, path: Path) -> None:
-    """External data must lie inside the model's folder and be as long as its tensor says."""
-    tensor = value.const_value
-    if not isinstance(tensor, ir.ExternalTensor):
-        return
+def _check_external_tensors(model: ir.Model, path: Path) -> None:
+    """External data must lie inside the model's folder, and each tensor's be as long as it says."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        location, where = str(tensor.location), f"{path}, tensor {value.name}"
+        if location not in sizes:
+            sizes[location] = _size_beside(path, location, where)
+        if tensor.length is not None and tensor.length != tensor.nbytes:
+            raise InputError(
+                f"its external data are {tensor.length} bytes long, its shape needs {tensor.nbytes}",
+                where=where,
+                fix="download or export the file again",
+            )
+        if (tensor.offset or 0) + tensor.nbytes > sizes[location]:
+            raise InputError(
+                "its external data ends beyond the file: truncated",
+                where=where,
+                fix="download or export the file again",
+            )
+
+
+def _size_beside(path: Path, location: str, where: str) -> int:
+    """Bytes of a file in a model's folder."""
     folder = path.parent.resolve()
-    file = (folder / tensor.location).resolve()
-    where = f"{path}, tensor {value.name}"
+    file = (folder / location).resolve()
     if not file.is_relative_to(folder):
         raise InputError(
-            f"its external data {tensor.location!s} leaves the model's folder",
+            f"its external data {location} leaves the model's folder",
             where=where,
             fix="use a file beside the model",
         )
     if not file.is_file():
         raise InputError(
-            f"its external data file {tensor.location!s} is missing",
+            f"its external data file {location} is missing",
             where=where,
             fix="copy the data file beside the model",
         )
-    if tensor.length is not None and tensor.length != tensor.nbytes:
-        raise InputError(
-            f"its external data are {tensor.length} bytes long, its shape needs {tensor.nbytes}",
-            where=where,
-            fix="download or export the file again",
-        )
-    end = (tensor.offset or 0) + tensor.nbytes
-    if end > os.path.getsize(file):  # noqa: PTH202
-        raise InputError(
-            "its external data ends beyond the file: truncated",
-            where=where,
-            fix="download or export the file again",
-        )
+    return file.stat().st_size
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

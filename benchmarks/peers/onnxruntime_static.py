@@ -5,6 +5,7 @@
 uint8. Where operators are named, only what they read is quantized. Prints the seconds without imports as JSON.
 """
 
+import gc
 import json
 import sys
 import time
@@ -30,6 +31,7 @@ def main() -> None:
     """Quantize and save."""
     model, calibration, out, text = sys.argv[1:]
     options = json.loads(text)
+    gc.freeze()  # as in `pocketport_static.py`
     start, cpu = time.perf_counter(), time.process_time()
     quantize_static(
         model, out, Samples(calibration),

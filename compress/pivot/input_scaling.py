@@ -147,9 +147,11 @@ def choose_factors(channels: ChannelRange, squares: Numbers, layers: Iterable[La
     low, high = np.minimum(channels.low, 0.0).astype(np.float64), np.maximum(channels.high, 0.0).astype(np.float64)
     reach = high - low
     reach = np.maximum(reach / (reach.max() or 1.0), LEAST)
-    noises = [_relative_noise(layer, low, high, squares) for layer in layers]
-    candidates = [reach**exponent for exponent in EXPONENTS]
-    return min(candidates, key=lambda s: sum(noise(s) for noise in noises))
+    candidates = np.stack([reach**exponent for exponent in EXPONENTS])
+    steps = MARGIN * ((high / candidates).max(axis=1) - (low / candidates).min(axis=1)) / INPUT_LEVELS
+    noise = sum(_relative_noise(layer, squares, candidates, steps) for layer in layers)
+    best: Numbers = candidates[np.argmin(noise)]
+    return best
 
 
 def input_factors(bundle: ModelBundle, plan: Plan, statistics: Statistics) -> dict[str, Numbers]:
@@ -190,23 +192,19 @@ def _reader(weight: ir.Value) -> ir.Node:
     return next(iter(weight.uses())).node
 
 
-def _relative_noise(layer: Layer, low: Numbers, high: Numbers, squares: Numbers) -> Callable[[Numbers], float]:
-    """The expected noise of a layer's output over its signal, of factors."""
+def _relative_noise(layer: Layer, squares: Numbers, candidates: Numbers, steps: Numbers) -> Numbers:
+    """The expected noise of a layer's output over its signal, of factors [n, C] and the steps [n] that they give the input."""
     groups, _, width, taps = layer.weight.shape
     weight = np.abs(layer.weight)
-    greatest = weight.max(axis=3)  # [groups, outputs, inputs]
+    greatest = weight.max(axis=3) if taps > 1 else weight[..., 0]  # [groups, outputs, inputs]
     energy = np.square(weight).sum(axis=(1, 3), dtype=np.float64).reshape(-1)  # of each input channel
-    signal = 12.0 * float(squares @ energy) or 1.0
-
-    def noise(factors: Numbers) -> float:
-        step = MARGIN * ((high / factors).max() - (low / factors).min()) / INPUT_LEVELS
-        s, x = factors.reshape(groups, 1, width), squares.reshape(groups, 1, width)
-        steps = (greatest * s.astype(np.float32)).max(axis=2) / layer.levels
-        rounding = step**2 * float(np.square(factors) @ energy)
-        of_weights = float((np.square(steps, dtype=np.float64) * (taps * (x / np.square(s)).sum(axis=2))).sum())
-        return float((rounding + of_weights) / signal)
-
-    return noise
+    s, x = candidates.reshape(-1, groups, 1, width), squares.reshape(groups, 1, width)
+    of_weights = np.stack([(greatest * one).max(axis=2) for one in s.astype(np.float32)]) / layer.levels
+    inputs = taps * (x / np.square(s)).sum(axis=3)
+    noise = np.square(steps) * (np.square(candidates) @ energy)
+    noise += (np.square(of_weights, dtype=np.float64) * inputs).sum(axis=(1, 2))
+    relative: Numbers = noise / (12.0 * float(squares @ energy) or 1.0)
+    return relative
 
 
 def scale_weight(node: ir.Node, weight: NDArray[np.float32], factors: Numbers) -> NDArray[np.float32]:

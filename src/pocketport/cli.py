@@ -1,6 +1,7 @@
 """The command line: ``pocketport``."""
 
 import errno
+import gc
 import os
 import sys
 from importlib import import_module
@@ -50,6 +51,7 @@ class LazyCommand(TyperCommand):
         """The context of the command itself, whose module is imported now."""
         name, home = str(self.name), typer.Typer()
         import_module(f"pocketport.commands.{MODULES.get(name, name)}").register(home)
+        gc.freeze()  # modules live to the end: collections need not go through them
         return get_group(home).commands[name].make_context(*args, **kwargs)
 
 
