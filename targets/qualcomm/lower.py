@@ -7,7 +7,7 @@ whole, DequantizeLinear of weights is folded in. Rewritten are
   cache of 2 bytes an element, never 4) and the accelerator computes no float. The encodings are in ``io.json``.
   Outputs in image layout stay float, but for those with channels last;
 * what single kernels demand: ``rewrites.py``, where every rewrite says why;
-* forms that are slow: ``slow_forms.py``.
+* forms that are slow: ``slow_pools.py``, ``slow_forms.py``.
 """
 
 from dataclasses import asdict
@@ -21,11 +21,14 @@ from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import InputError
 from pocketport.files import write_json
 from pocketport.targets.contract import CompileRequest, Lowered
-from pocketport.targets.qualcomm import rewrites, slow_forms
+from pocketport.targets.qualcomm import rewrites, slow_forms, slow_pools
 from pocketport.targets.qualcomm.qdq import Port, attribute, parameters
 from pocketport.targets.qualcomm.target import find_soc
 
 CHANNELS_LAST = (0, 2, 3, 1)
+FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
+FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
+FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
 """The order of dimensions in which onnxruntime keeps images for this provider."""
 
 
@@ -45,13 +48,8 @@ def lower(request: CompileRequest) -> Lowered:
     rewrites.keep_gathered_encodings(model)
     rewrites.fix_saturating_outputs(model)
     rewrites.blocked_gemm_to_matmul(model)
-    slow_forms.reduce_tall_means(model)
-    slow_forms.part_wide_maxima(model)
-    slow_forms.single_means(model)
-    slow_forms.convolve_means(model)
-    slow_forms.convolve_shuffles(model)
-    slow_forms.whole_rectifiers(model)
-    slow_forms.write_out_constants(model)
+    for rewrite in FASTER:
+        rewrite(model)
     if soc.arch == 69:
         rewrites.pad_matmul_rows(model)
     ports = integer_boundary(model)

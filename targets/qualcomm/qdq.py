@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding
 from pocketport.compress.graph import constant, static_shape
+from pocketport.compress.passes.rewriting import replace_value
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,16 @@ def quantizer_of(node: ir.Node) -> ir.Node | None:
     return users[0] if len(users) == 1 and users[0].op_type == "QuantizeLinear" else None
 
 
+def before_rounding(value: ir.Value) -> ir.Value:
+    """What a DequantizeLinear and the QuantizeLinear before it were given; a value without them itself."""
+    for op in ("DequantizeLinear", "QuantizeLinear"):
+        node = value.producer()
+        if node is None or node.op_type != op or node.inputs[0] is None:
+            return value
+        value = node.inputs[0]
+    return value
+
+
 def insert(
     before: ir.Node, op: str, inputs: list[ir.Value], name: str, shape: tuple[int, ...],
     dtype: ir.DataType = ir.DataType.FLOAT, **attributes: int | Sequence[int],
@@ -104,6 +115,12 @@ def dequantized(before: ir.Node, integers: NDArray[np.generic], port: Port, name
     """Constant integers as an initializer and its DequantizeLinear in front of a node."""
     inputs = [store(before, name, integers), *_scalars(before, port, name)]
     return insert(before, "DequantizeLinear", inputs, f"{name}_dequantize", integers.shape)
+
+
+def substitute(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    """`value` instead of what a node gives, and the node out of the graph."""
+    replace_value(node.outputs[0], value)
+    model.graph.remove(node, safe=True)
 
 
 def _scalars(near: ir.Node, port: Port, name: str) -> list[ir.Value]:

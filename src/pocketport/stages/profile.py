@@ -168,7 +168,7 @@ def _predicted(
     for component in pivot:
         scheme = load_plan(quantized)[component.name].scheme
         estimates = _estimates(target, backend, component.name, quantized, diagnostics)
-        # Qualcomm's lowering makes convolutions of them (targets/qualcomm/slow_forms.py).
+        # Qualcomm's lowering makes convolutions of them (targets/qualcomm/slow_pools.py).
         graph = graph_features(component.graph, plain_pools=target.vendor != "qualcomm")
         features = ModelFeatures(graph, estimates)
         precision = precision_of(scheme)
