@@ -28,7 +28,9 @@ BOUNDS = ("sa8255p_us_low", "sa8255p_us_high")  # the compiler's own
 UNCOSTED = "sa8255p_ops_without_cost"  # that the estimate is blind to
 UNLIKE = 10.0  # times the reference's time for matrices, from which a chip has not what the simulated one computes them with (QCM6690: 32)
 LOOSE = 4.0  # times that its bounds may be apart; those of 150 models are at most 3, GPUNet's in float 9 (and 20 times what it takes)
-TRAFFIC = ("sa8255p_intermediate_fill_bytes", "sa8255p_intermediate_spill_bytes")
+TRAFFIC = (
+    "sa8255p_intermediate_fill_bytes", "sa8255p_intermediate_spill_bytes", "sa8255p_output_spill_bytes",
+)  # fmt: skip
 RARE = 0.05  # ops in fewer of the fitted models are unlike anything measured
 WIDE = 1.5  # how much wider, in logarithms, the interval of such a graph is
 SAME = {"Gemm": "MatMul"}  # ops that are one kernel, under the name that the measured models have
@@ -173,7 +175,7 @@ def certain(estimates: Mapping[str, float]) -> bool:
 
 def estimate_work(estimates: Sequence[Mapping[str, float]], graphs: Sequence[GraphFeatures], precision: str) -> Work:
     """Estimates of `graphs` as `Work`: one op of the simulated milliseconds (of two chips their geometric mean), one of the gigabytes that
-    go to DRAM and back.
+    go to DRAM and back, results included.
 
     What plain kernels visit is added: the compiler has no cost for them.
     """
