@@ -26,11 +26,10 @@ from pocketport.compress.structure import is_float
 from pocketport.errors import ToolchainError
 from pocketport.latency import STAND_IN
 from pocketport.profiles.prediction.deployed import normalize_pictures
+from pocketport.profiles.prediction.estimates import ESTIMATE, UNCOSTED
 from pocketport.profiles.prediction.extraction import graph_features
-from pocketport.profiles.prediction.predictors import ESTIMATE
 
 SECONDS = 600.0  # of one estimate
-UNKNOWN = "sa8255p_ops_without_cost"
 NEXT_TO = (0, 1, -1, 2, -2)  # where to cut instead, where the compiler refuses a part
 
 
@@ -129,7 +128,7 @@ def main() -> None:
     bundle = ingest(arguments.model)
     for component in bundle:
         normalize_pictures(component.graph)  # once: parts that end in vectors would be, and others not
-        parts = Parts(bundle, component, arguments.precision, UNKNOWN if arguments.unknown else ESTIMATE)
+        parts = Parts(bundle, component, arguments.precision, UNCOSTED if arguments.unknown else ESTIMATE)
         found = parts.stretches(arguments.estimates)
         ops, unit = list(component.graph.graph), "ops without a cost" if arguments.unknown else "µs"
         total = next(s.after for s in found if s.last == len(ops) - 1)

@@ -39,9 +39,9 @@ from pocketport.profiles.device import load_device
 from pocketport.profiles.prediction import parameters as p
 from pocketport.profiles.prediction.conformal import LEVEL, bounds
 from pocketport.profiles.prediction.devices import borrowed
+from pocketport.profiles.prediction.estimates import BOUNDS, ESTIMATE, OLDER_ESTIMATE, TRAFFIC, certain
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.profiles.prediction.fit import Fitted, fit_device
-from pocketport.profiles.prediction.predictors import BOUNDS, ESTIMATE, OLDER_ESTIMATE, TRAFFIC, certain
 from pocketport.profiles.prediction.roofline import KINDS, Factors, Work
 
 OUT = Path(__file__).parent.parent / "profiles" / "prediction" / "parameters.json"

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from pocketport.profiles.device import load_device, profiles
 from pocketport.profiles.prediction.conformal import bounds, covered
+from pocketport.profiles.prediction.estimates import estimate_work, simulated
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.profiles.prediction.fit import OWN, Fitted, Observations, fit, grouped_folds
 from pocketport.profiles.prediction.parameters import parameters
-from pocketport.profiles.prediction.predictors import estimate_work, group, simulated
+from pocketport.profiles.prediction.predictors import group
 from pocketport.profiles.prediction.roofline import Factors, Work
 
 REFERENCE = "Samsung Galaxy S24"

@@ -1,11 +1,9 @@
 """Two predictors of latency behind one interface: from the graph alone, and from the vendor compiler's own estimate."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
-
-import numpy as np
 
 from pocketport.compress.schemes import Scheme
 from pocketport.errors import UsageError
@@ -13,24 +11,16 @@ from pocketport.profiles.device import DeviceProfile
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 from pocketport.profiles.prediction.conformal import widened
 from pocketport.profiles.prediction.devices import borrowed
+from pocketport.profiles.prediction.estimates import UNCOSTED, certain, estimate_work, simulated
 from pocketport.profiles.prediction.features import GraphFeatures, Kind
 from pocketport.profiles.prediction.local import LOCAL, LocalDevice
 from pocketport.profiles.prediction.parameters import Anchors, Model, Parameters, parameters
-from pocketport.profiles.prediction.roofline import KINDS, WIDTHS, Factors, Work, handed_over, milliseconds, visited
+from pocketport.profiles.prediction.roofline import WIDTHS, Factors, Work, milliseconds
 
 PRECISIONS = tuple(WIDTHS)
 RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
 BORROWED = {"w4a16": "w8a16"}  # too few measured graphs of its own: the other's rates, its own bytes
 BORROWED_SPREAD = 0.3  # log half-width that borrowing rates adds
-ESTIMATE = "sa8255p_us"  # the compiler's simulation, microseconds
-OLDER_ESTIMATE = "sa8540p_us"  # for an older chip; asked for where activations have 16 bits
-BOUNDS = ("sa8255p_us_low", "sa8255p_us_high")  # the compiler's own
-UNCOSTED = "sa8255p_ops_without_cost"  # that the estimate is blind to
-UNLIKE = 10.0  # times the reference's time for matrices, from which a chip has not what the simulated one computes them with (QCM6690: 32)
-LOOSE = 4.0  # times that its bounds may be apart; those of 150 models are at most 3, GPUNet's in float 9 (and 20 times what it takes)
-TRAFFIC = (
-    "sa8255p_intermediate_fill_bytes", "sa8255p_intermediate_spill_bytes", "sa8255p_output_spill_bytes",
-)  # fmt: skip
 RARE = 0.05  # ops in fewer of the fitted models are unlike anything measured
 WIDE = 1.5  # how much wider, in logarithms, the interval of such a graph is
 SAME = {"Gemm": "MatMul"}  # ops that are one kernel, under the name that the measured models have
@@ -150,11 +140,6 @@ class CompilerPredictor:
         return _at_runtime(self._fitted, found, precision, runtime)
 
 
-def simulated(graph: Model, device: DeviceProfile) -> bool:
-    """Whether the compiler's simulated chip says something of a device, by its factors in the roofline `graph`."""
-    return device.target not in graph.devices or graph.devices[device.target].matrix < UNLIKE
-
-
 def _doubted(found: Prediction, *warnings: str) -> Prediction:
     """The same with a wider interval."""
     low, high = (found.ms * (v / found.ms) ** WIDE for v in (found.low, found.high))
@@ -165,33 +150,6 @@ def _plain_share(model: Model, work: Work) -> float:
     """Share of the reference's time that plain kernels take."""
     rates = model.rates.rates()
     return float(rates.ms_per_visited * work.visited.sum() / milliseconds(work, rates, Factors())[0])
-
-
-def certain(estimates: Mapping[str, float]) -> bool:
-    """Whether the compiler estimated, and with bounds that say something."""
-    low, high = (estimates.get(bound, estimates.get(ESTIMATE, 0.0)) for bound in BOUNDS)
-    return ESTIMATE in estimates and high <= LOOSE * low
-
-
-def estimate_work(estimates: Sequence[Mapping[str, float]], graphs: Sequence[GraphFeatures], precision: str) -> Work:
-    """Estimates of `graphs` as `Work`: one op of the simulated milliseconds (of two chips their geometric mean), one of the gigabytes that
-    go to DRAM and back, results included.
-
-    What plain kernels visit is added: the compiler has no cost for them.
-    """
-    simulated = [math.sqrt(e[ESTIMATE] * e.get(OLDER_ESTIMATE, e[ESTIMATE])) / 1e3 for e in estimates]
-    traffic = [sum(e.get(key, 0.0) for key in TRAFFIC) / 1e9 for e in estimates]
-    n, kinds = len(estimates), (KINDS.index(Kind.LINEAR), KINDS.index(Kind.MOVE))
-    return Work(
-        graph=np.repeat(np.arange(n), 2),
-        kind=np.tile(np.array(kinds, np.intp), n),
-        work=np.stack([simulated, traffic], 1).reshape(-1),
-        megabytes=np.zeros(2 * n),
-        spilled=np.zeros(2 * n),
-        visited=np.array([v for g in graphs for v in (sum(visited(op, precision) for op in g.ops), 0.0)]),
-        io_megabytes=np.zeros(n),
-        handed_over=handed_over(graphs),
-    )
 
 
 def precision_of(scheme: str) -> str:

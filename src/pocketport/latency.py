@@ -13,6 +13,7 @@ from pocketport.errors import InputError, PocketportError, ToolchainError, Usage
 from pocketport.profiles.device import DeviceProfile, find_device
 from pocketport.profiles.prediction.conformal import LEVEL
 from pocketport.profiles.prediction.deployed import normalized_pictures
+from pocketport.profiles.prediction.estimates import simulated
 from pocketport.profiles.prediction.extraction import graph_features
 from pocketport.profiles.prediction.local import fitted_devices
 from pocketport.profiles.prediction.parameters import parameters
@@ -150,7 +151,10 @@ def _estimates(
     diagnostics: list[Diagnostic],
 ) -> dict[str, float]:
     """The compiler's figures, or a Diagnostic that says why there are none."""
-    if profile.vendor != STAND_IN.vendor or precision not in parameters().compiler:
+    fitted = parameters()
+    if profile.vendor != STAND_IN.vendor or precision not in fitted.compiler:
+        return {}
+    if not simulated(fitted.graph[precision], profile):
         return {}
     left = deadline - time.monotonic()
     try:

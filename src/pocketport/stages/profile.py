@@ -15,9 +15,9 @@ from pocketport.files import write_json
 from pocketport.profiles.device import load_device
 from pocketport.profiles.measurement import Measurement, Provenance, ProvenanceKind
 from pocketport.profiles.memory import memory_plan
+from pocketport.profiles.prediction.estimates import ESTIMATE
 from pocketport.profiles.prediction.extraction import graph_features
 from pocketport.profiles.prediction.predictors import (
-    ESTIMATE,
     CompilerPredictor,
     GraphPredictor,
     ModelFeatures,

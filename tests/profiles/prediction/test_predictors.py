@@ -9,12 +9,10 @@ import pytest
 
 from pocketport.errors import UsageError
 from pocketport.profiles.device import DeviceProfile, load_device
+from pocketport.profiles.prediction.estimates import ESTIMATE, OLDER_ESTIMATE, UNCOSTED
 from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
 from pocketport.profiles.prediction.parameters import parameters
 from pocketport.profiles.prediction.predictors import (
-    ESTIMATE,
-    OLDER_ESTIMATE,
-    UNCOSTED,
     CompilerPredictor,
     GraphPredictor,
     ModelFeatures,
