@@ -234,7 +234,8 @@ def main() -> None:
             scored.append(of_unseen("compiler", precision, both))
         for row in chain(*scored):
             s = row.score
-            print(f"{row.predictor:9} {row.precision:6} {row.device:38} {row.runtime:18} {row.held_out:12} {s.n:4}  {s.median_ape:6.1%} {s.p90_ape:6.0%} {s.spearman:5.2f}  {s.within_2x:5.0%}  {s.coverage:6.0%}", flush=True)  # fmt: skip
+            covered = "" if math.isnan(s.coverage) else f"{s.coverage:6.0%}"
+            print(f"{row.predictor:9} {row.precision:6} {row.device:38} {row.runtime:18} {row.held_out:12} {s.n:4}  {s.median_ape:6.1%} {s.p90_ape:6.0%} {s.spearman:5.2f}  {s.within_2x:5.0%}  {covered}", flush=True)  # fmt: skip
             rows.append(row)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
