@@ -128,6 +128,18 @@ def test_the_compilers_estimate(tmp_path: Path) -> None:
     assert figures == backend.estimate(request, backend.lower(request))
 
 
+def test_estimates_leave_what_was_lowered_as_it_is(tmp_path: Path) -> None:
+    """At 16 bits an older chip is asked too, which needs another form of attention."""
+    sketch = Sketch()
+    request = request_for(tmp_path, sketch.pivot(*decoder(sketch)))
+    lowered = backend.lower(request)
+    before = {name: path.read_bytes() for name, path in lowered.paths.items()}
+    figures = backend.estimate(request, lowered)
+    assert figures["sa8540p_us"] > 0
+    assert {name: path.read_bytes() for name, path in lowered.paths.items()} == before
+    assert figures == backend.estimate(request, lowered)
+
+
 def test_ddr_figures_come_from_the_log() -> None:
     log = ["spill_bytes=0", "read_total_bytes=4096", "<V> DDRTensorSize=9728", "other_bytes=7"]
     assert ddr_traffic(log) == {"ddr_spill_bytes": 0.0, "ddr_read_bytes": 4096.0}
