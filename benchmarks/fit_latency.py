@@ -29,6 +29,7 @@ from latency_fitting import (
     held_out,
     matched,
     on_simulated,
+    own_factors,
     predict_rows,
     problem,
     targets,
@@ -41,7 +42,7 @@ from pocketport.profiles.prediction.conformal import LEVEL, bounds
 from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.estimates import BOUNDS, ESTIMATE, OLDER_ESTIMATE, TRAFFIC, certain
 from pocketport.profiles.prediction.features import GraphFeatures
-from pocketport.profiles.prediction.fit import Fitted, fit_device
+from pocketport.profiles.prediction.fit import Fitted
 from pocketport.profiles.prediction.roofline import KINDS, Factors, Work
 
 OUT = Path(__file__).parent.parent / "profiles" / "prediction" / "parameters.json"
@@ -70,12 +71,11 @@ def estimates(precision: str) -> dict[str, dict[str, float]]:
 
 def factors_data(fitted: Fitted, q: Problem, ids: Mapping[str, str]) -> dict[str, p.FactorsData]:
     counts = Counter(s.device for s in q.samples)
-    return {
-        ids[name]: p.FactorsData(
-            **{k: p.rounded(getattr(f, k)) for k in ("matrix", "vector", "memory", "overhead")}, n=counts[name]
-        )
-        for name, f in zip(q.devices, fitted.factors, strict=True)
-    }
+    return {ids[name]: rounded_factors(f, counts[name]) for name, f in zip(q.devices, fitted.factors, strict=True)}
+
+
+def rounded_factors(f: Factors, n: int, log_spread: float = 0.0) -> p.FactorsData:
+    return p.FactorsData(**{k: p.rounded(v) for k, v in asdict(f).items()}, n=n, log_spread=log_spread)
 
 
 def unsteady_factors(
@@ -83,18 +83,13 @@ def unsteady_factors(
 ) -> dict[str, p.FactorsData]:
     """Factors of devices whose measurements moved, with the rates of all others."""
     found = {}
-    corrections = np.log(fitted.correction.factors(q.work, fitted.rates))
     for index, name in enumerate(q.devices):
-        rows, profile = q.seen.device == index, load_device(ids[name])
+        rows, profile = np.flatnonzero(q.seen.device == index), load_device(ids[name])
         lent = borrowed(profile, known) if profile else None
-        if lent is None or not rows.any():
+        if lent is None or not len(rows):
             continue
-        graphs = q.seen.graph[rows]
-        own = fit_device(q.work, graphs, q.seen.log_ms[rows] - corrections[graphs], fitted.rates, lent[0])
-        spread = round(math.log(UNSTEADY[name]), 3)
-        found[ids[name]] = p.FactorsData(
-            **{k: p.rounded(v) for k, v in asdict(own).items()}, n=int(rows.sum()), log_spread=spread
-        )
+        own = own_factors(q, rows, fitted, lent[0])
+        found[ids[name]] = rounded_factors(own, len(rows), round(math.log(UNSTEADY[name]), 3))
     return found
 
 

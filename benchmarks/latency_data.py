@@ -77,9 +77,8 @@ COUNTED = {
     "yolov7": ("yolo", 197),
     "yolov9_det": ("yolo", 758),
 }
-UNSTEADY = {
-    "Dragonwing RB3 Gen 2 Vision Kit": 2.4
-}  # device → times that it moved by between two rounds of measurements
+# Device → times that it moved by between two rounds of measurements.
+UNSTEADY = {"Dragonwing RB3 Gen 2 Vision Kit": 2.4}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pocketport.profiles.device import load_device, profiles
 from pocketport.profiles.prediction.conformal import bounds, covered
 from pocketport.profiles.prediction.estimates import estimate_work, simulated
 from pocketport.profiles.prediction.features import GraphFeatures
-from pocketport.profiles.prediction.fit import OWN, Fitted, Observations, fit, grouped_folds
+from pocketport.profiles.prediction.fit import OWN, Fitted, Observations, fit, fit_device, grouped_folds
 from pocketport.profiles.prediction.parameters import parameters
 from pocketport.profiles.prediction.predictors import group
 from pocketport.profiles.prediction.roofline import Factors, Work
@@ -119,6 +119,13 @@ def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDAr
     """Predictions of all measurements with the factors of every device."""
     table = np.stack([fitted.predict(p.work, f) for f in factors])
     return np.asarray(table[p.seen.device, p.seen.graph])
+
+
+def own_factors(p: Problem, rows: NDArray[np.intp], fitted: Fitted, prior: Factors) -> Factors:
+    """Factors of one more device from some of its measurements, with the rates of `fitted`, around those of a device like it."""
+    graphs = p.seen.graph[rows]
+    corrected = np.log(fitted.correction.factors(p.work, fitted.rates))[graphs]
+    return fit_device(p.work, graphs, p.seen.log_ms[rows] - corrected, fitted.rates, prior)
 
 
 def held_out(p: Problem, by: Callable[[Sample], str], most: int) -> tuple[NDArray[np.float64], list[list[int]]]:
@@ -232,6 +239,7 @@ __all__ = [
     "inside",
     "matched",
     "on_simulated",
+    "own_factors",
     "predict_rows",
     "problem",
     "targets",

@@ -35,6 +35,7 @@ from latency_fitting import (
     inside,
     matched,
     on_simulated,
+    own_factors,
     predict_rows,
     problem,
     targets,
@@ -44,7 +45,6 @@ from threadpoolctl import threadpool_limits
 
 from pocketport.profiles.device import load_device
 from pocketport.profiles.prediction.devices import borrowed
-from pocketport.profiles.prediction.fit import fit_device
 from pocketport.profiles.prediction.parameters import FactorsData, parameters
 from pocketport.workers import processors
 
@@ -164,9 +164,7 @@ def unseen_devices(p: Problem) -> dict[str, Unseen]:
             rest = np.setdiff1d(rows, test)
             for draw in range(ANCHOR_DRAWS):
                 chosen = np.random.default_rng(100 * fold + draw).choice(rest, ANCHORS, replace=False)
-                corrected = np.log(fitted.correction.factors(p.work, fitted.rates))[p.seen.graph[chosen]]
-                own = fit_device(p.work, p.seen.graph[chosen], p.seen.log_ms[chosen] - corrected, fitted.rates, lent[0])
-                table[index] = own
+                table[index] = own_factors(p, chosen, fitted, lent[0])
                 _put(anchored, p, test, predict_rows(p, fitted, table))
     return {"never measured": far, f"{ANCHORS} anchor models": anchored}
 

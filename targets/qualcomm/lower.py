@@ -26,10 +26,9 @@ from pocketport.targets.qualcomm.qdq import Port, attribute, parameters
 from pocketport.targets.qualcomm.target import find_soc
 
 CHANNELS_LAST = (0, 2, 3, 1)
-FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
-FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
-FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
 """The order of dimensions in which onnxruntime keeps images for this provider."""
+
+FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
 
 
 def lower(request: CompileRequest) -> Lowered:

@@ -1,6 +1,6 @@
 """Features of graphs against counts by hand, and against what torch itself runs."""
 
-import importlib.util
+import importlib
 import json
 import sys
 import types
@@ -76,7 +76,11 @@ def test_a_picture_whose_channels_change_places_is_not_moved_but_turned_keys_are
     ],
 )  # fmt: skip
 def test_means_over_overlapping_windows(
-    kernel: tuple[int, int], strides: tuple[int, int], output: tuple[int, int], kind: Kind
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    output: tuple[int, int],
+    kind: Kind,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, columns = (s * (n - 1) + k for k, s, n in zip(kernel, strides, output, strict=True))
     node = helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=kernel, strides=strides)
@@ -84,15 +88,8 @@ def test_means_over_overlapping_windows(
     assert [op.kind for op in graph_features(graph).ops] == [kind]
     assert [op.kind for op in graph_features(graph, plain_pools=False).ops] == [Kind.POOL]
     pool = torch.nn.AvgPool2d(kernel, strides)
-    assert [op.kind for op in _trace().traced(pool, (torch.zeros(1, 8, rows, columns),)).ops] == [kind]
-
-
-def _trace() -> Any:
-    spec = importlib.util.spec_from_file_location("latency_trace", BENCHMARKS / "latency_trace.py")
-    assert spec is not None and spec.loader is not None
-    trace = sys.modules["latency_trace"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(trace)
-    return trace
+    (trace,) = benchmarks(monkeypatch, "latency_trace")
+    assert [op.kind for op in trace.traced(pool, (torch.zeros(1, 8, rows, columns),)).ops] == [kind]
 
 
 def test_a_table_costs_the_rows_looked_up() -> None:
@@ -119,9 +116,9 @@ class Small(torch.nn.Module):
         return self.down(torch.nn.functional.gelu(self.up(x)))
 
 
-def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path) -> None:
+def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The committed features come from runs, a user's from ONNX: they must count the same work."""
-    trace = _trace()
+    (trace,) = benchmarks(monkeypatch, "latency_trace")
     x = torch.zeros(1, 3, 32, 32)
     torch.onnx.export(Small().eval(), (x,), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17)
     exported = graph_features(next(iter(ingest(tmp_path / "m.onnx"))).graph)
