@@ -20,17 +20,17 @@ from latency_data import PRECISIONS, UNSTEADY, read, samples
 from latency_data import load_features as known_features
 from latency_fitting import (
     FAMILY_FOLDS,
+    Fit,
+    Fits,
     HeldOut,
     Problem,
     blended,
     by_family,
-    fit_rows,
+    estimated,
     graph_share,
     held_out,
     matched,
     on_simulated,
-    own_factors,
-    predict_rows,
     problem,
     targets,
 )
@@ -43,6 +43,7 @@ from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.estimates import BOUNDS, ESTIMATE, OLDER_ESTIMATE, TRAFFIC, certain
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.profiles.prediction.fit import Fitted
+from pocketport.profiles.prediction.likeness import description
 from pocketport.profiles.prediction.roofline import KINDS, Factors, Work
 
 OUT = Path(__file__).parent.parent / "profiles" / "prediction" / "parameters.json"
@@ -79,7 +80,7 @@ def rounded_factors(f: Factors, n: int, log_spread: float = 0.0) -> p.FactorsDat
 
 
 def unsteady_factors(
-    q: Problem, fitted: Fitted, known: Mapping[str, p.FactorsData], ids: Mapping[str, str]
+    q: Problem, fit: Fit, known: Mapping[str, p.FactorsData], ids: Mapping[str, str]
 ) -> dict[str, p.FactorsData]:
     """Factors of devices whose measurements moved, with the rates of all others."""
     found = {}
@@ -88,7 +89,7 @@ def unsteady_factors(
         lent = borrowed(profile, known) if profile else None
         if lent is None or not len(rows):
             continue
-        own = own_factors(q, rows, fitted, lent[0])
+        own = fit.own_factors(q, rows, lent[0])
         found[ids[name]] = rounded_factors(own, len(rows), round(math.log(UNSTEADY[name]), 3))
     return found
 
@@ -111,19 +112,18 @@ def error(q: Problem, predicted: NDArray[np.float64]) -> float:
     return float(np.median(np.abs(predicted / q.measured() - 1)))
 
 
-def device_spread(q: Problem, fitted: Fitted, ids: Mapping[str, str]) -> dict[str, float]:
+def device_spread(q: Problem, fit: Fit, ids: Mapping[str, str]) -> dict[str, float]:
     """Half-widths that a device adds which was not measured: each one from the others, against its own factors."""
-    known = factors_data(fitted, q, ids)
+    known = factors_data(fit.fitted, q, ids)
     logs: dict[str, list[float]] = {kind: [] for kind in KINDS_OF_DEVICES}
-    own = predict_rows(q, fitted, fitted.factors)
+    own = fit.predictions(q)
     for index, name in enumerate(q.devices):
         profile = load_device(ids[name])
         lent = borrowed(profile, known, without=ids[name]) if profile else None
         rows = q.seen.device == index
         if profile is None or lent is None or rows.sum() < 12:
             continue
-        table = [lent[0] if i == index else f for i, f in enumerate(fitted.factors)]
-        off = float(np.median(np.log(own[rows] / predict_rows(q, fitted, table)[rows])))
+        off = float(np.median(np.log(own[rows] / fit.predictions(q, {index: lent[0]})[rows])))
         logs[profile.kind].append(abs(off) / max(1.0, lent[1]))
         print(f"  {name:40} from others: x{math.exp(off):.2f} at distance {lent[1]:.1f}")
     every = [v for values in logs.values() for v in values] or [1.0]
@@ -143,7 +143,8 @@ def model_of(
 
     Devices of `unsteady` measurements get factors, and say nothing of rates.
     """
-    fitted = fit_rows(q, np.ones(len(q.samples), bool))
+    fit = Fits().without(q)
+    fitted, correction = fit.fitted, fit.fitted.correction
     devices = factors_data(fitted, q, ids)
     ratios = np.log(q.measured() / out)
     kinds = np.array([q.groups[g] for g in q.seen.graph])
@@ -159,15 +160,20 @@ def model_of(
     return p.Model(
         reference=ids[q.devices[0]],
         rates=rates_data(fitted),
-        devices={**devices, **unsteady_factors(unsteady, fitted, devices, ids)},
+        devices={**devices, **unsteady_factors(unsteady, fit, devices, ids)},
         spreads=spreads,
-        device_spread=device_spread(q, fitted, ids),
-        points=tuple(tuple(round(float(v), 4) for v in row) for row in fitted.correction.points),
-        weights=tuple(round(float(v), 4) for v in fitted.correction.weights),
+        device_spread=device_spread(q, fit, ids),
+        points=rounded_rows(correction.points),
+        weights=rounded_rows(correction.weights[None])[0],
+        own={ids[name]: row for name, row in zip(q.devices, rounded_rows(correction.own), strict=True)},
         seen={op: round(n / len(q.models), 3) for op, n in sorted(counts.items())},
         largest_ms=round(float(q.measured().max()), 1),
         graph_share=share,
     )
+
+
+def rounded_rows(values: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(float(v), 4) for v in row) for row in values)
 
 
 def runtimes(data: Path) -> dict[str, dict[str, p.Runtime]]:
@@ -225,7 +231,9 @@ def anchors(
             if len(used) < 2:
                 continue
             work = Work.of([features[r["model"]] for r in used], precision)
-            logs = np.log(np.array([float(r["ms"]) for r in used]) / graph[precision].milliseconds(work, Factors()))
+            points = description(work, graph[precision].rates.rates())
+            predicted = graph[precision].milliseconds(work, points, Factors())
+            logs = np.log(np.array([float(r["ms"]) for r in used]) / predicted)
             # Student's t at the level of the intervals, for two to five values
             t = {2: 6.31, 3: 2.92, 4: 2.35, 5: 2.13}[len(used)]
             width = t * float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(used))
@@ -267,11 +275,10 @@ def main() -> None:
     for precision in PRECISIONS:
         print(f"graph, {precision}")
         alone = problem(every, features, precision)
-        by_graph = held_out(alone, by_family, FAMILY_FOLDS)[0]
+        q = estimated(every, features, precision, known, alone)
+        (by_graph, _), (out, folds) = held_out([alone, q], by_family, FAMILY_FOLDS)
         graph[precision] = model_of(alone, features, ids, by_graph, problem(loose, features, precision))
-        q = problem(every, features, precision, known)
         if len(q.models) >= FEWEST_ESTIMATES:
-            out, folds = held_out(q, by_family, FAMILY_FOLDS)
             both[precision] = HeldOut(q, out, matched(q, alone, by_graph), folds, on_simulated(q, precision))
     share = graph_share(list(both.values()))
     for (precision, one), informed in zip(both.items(), blended(list(both.values()), by_family), strict=True):
@@ -280,7 +287,7 @@ def main() -> None:
             f"compiler, {precision}: {len(one.problem.models)} models, the graph's share {share:.2f}, {gain:.2f} of the graph's error"
         )
         if gain < 1:
-            unsteady = problem(loose, features, precision, known)
+            unsteady = estimated(loose, features, precision, known, problem(loose, features, precision))
             compiler[precision] = model_of(one.problem, features, ids, informed, unsteady, share)
     fitted = p.Parameters(
         provenance=PROVENANCE,

@@ -1,6 +1,6 @@
 """The measured models of one precision as a fitting problem, and predictions of what was held out of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,11 @@ from pocketport.profiles.device import load_device, profiles
 from pocketport.profiles.prediction.conformal import bounds, covered
 from pocketport.profiles.prediction.estimates import estimate_work, simulated
 from pocketport.profiles.prediction.features import GraphFeatures
-from pocketport.profiles.prediction.fit import OWN, Fitted, Observations, fit, fit_device, grouped_folds
+from pocketport.profiles.prediction.fit import OWN, Fitted, Observations, corrected, fit, fit_device, grouped_folds
+from pocketport.profiles.prediction.likeness import description
 from pocketport.profiles.prediction.parameters import parameters
 from pocketport.profiles.prediction.predictors import group
-from pocketport.profiles.prediction.roofline import Factors, Work
+from pocketport.profiles.prediction.roofline import Factors, Rates, Work
 
 REFERENCE = "Samsung Galaxy S24"
 MODEL_FOLDS, FAMILY_FOLDS = 100, 20  # at most: each model, and each family, is a fold
@@ -25,7 +26,6 @@ PRIORS = {
 LIKE_SPREAD = 0.3  # of a roofline's priors around the rates of another precision
 SHARES = np.linspace(0, 1, 21)
 Estimates = Mapping[str, Mapping[str, float]]  # model → the compiler's figures by name
-Found = dict[int, NDArray[np.float64]]  # a problem's id → where its last search ended
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Problem:
         work: of the graphs.
         seen: the measurements as arrays.
         prior: the problem whose rates are the prior; None: none.
-        correct: whether graphs alike correct each other.
+        ops: of a problem of the compiler's estimates, that of the graphs' ops, by whose times graphs are alike.
     """
 
     samples: tuple[Sample, ...]
@@ -50,36 +50,62 @@ class Problem:
     work: Work
     seen: Observations
     prior: "Problem | None" = None
-    correct: bool = True
+    ops: "Problem | None" = None
 
     def measured(self) -> NDArray[np.float64]:
         """Milliseconds of every measurement."""
         return np.exp(self.seen.log_ms)
 
+    def without(self, by: Callable[[Sample], str], names: Collection[str], device: str = "") -> NDArray[np.bool_]:
+        """The measurements that are of no group of `names`, and not of `device`."""
+        return np.array([by(s) not in names and s.device != device for s in self.samples])
 
-def problem(
+
+def problem(samples: Sequence[Sample], features: Mapping[str, GraphFeatures], precision: str) -> Problem:
+    """Measurements of ``qnn_dlc`` at `precision`, of models that have features."""
+    kept = _kept(samples, features, precision)
+    models = tuple(sorted({s.model for s in kept}))
+    work = Work.of([features[m] for m in models], precision)
+    prior = problem(samples, features, PRIORS[precision]) if precision in PRIORS else None
+    return _problem(kept, models, features, work, prior, None)
+
+
+def estimated(
     samples: Sequence[Sample],
     features: Mapping[str, GraphFeatures],
     precision: str,
-    estimates: Mapping[str, Estimates] | None = None,
+    estimates: Mapping[str, Estimates],
+    ops: Problem,
 ) -> Problem:
-    """Measurements of ``qnn_dlc`` at `precision`, of models that have features (and, if given by precision, the compiler's estimates)."""
-    known = features.keys() if estimates is None else features.keys() & estimates[precision].keys()
-    kept = tuple(s for s in samples if s.precision == precision and s.runtime == "qnn_dlc" and s.model in known)
+    """The same of models that have the compiler's estimates (by precision) too; `ops` is the problem of the graphs alone."""
+    kept = _kept(samples, features.keys() & estimates[precision].keys(), precision)
     models = tuple(sorted({s.model for s in kept}))
+    work = estimate_work([estimates[precision][m] for m in models], [features[m] for m in models], precision)
+    prior = None
+    if ops.prior is not None:
+        prior = estimated(samples, features, PRIORS[precision], estimates, ops.prior)
+    return _problem(kept, models, features, work, prior, ops)
+
+
+def _kept(samples: Sequence[Sample], models: Collection[str], precision: str) -> tuple[Sample, ...]:
+    return tuple(s for s in samples if s.precision == precision and s.runtime == "qnn_dlc" and s.model in models)
+
+
+def _problem(
+    kept: tuple[Sample, ...],
+    models: tuple[str, ...],
+    features: Mapping[str, GraphFeatures],
+    work: Work,
+    prior: Problem | None,
+    ops: Problem | None,
+) -> Problem:
     devices = (REFERENCE, *sorted({s.device for s in kept} - {REFERENCE}))
-    if estimates is None:
-        work = Work.of([features[m] for m in models], precision)
-    else:
-        work = estimate_work([estimates[precision][m] for m in models], [features[m] for m in models], precision)
     seen = Observations(
         np.array([models.index(s.model) for s in kept], np.intp),
         np.array([devices.index(s.device) for s in kept], np.intp),
         np.log([s.ms for s in kept]),
     )
-    prior = problem(samples, features, PRIORS[precision], estimates) if precision in PRIORS else None
-    groups = tuple(group(features[m]) for m in models)
-    return Problem(kept, models, groups, devices, work, seen, prior, estimates is None)
+    return Problem(kept, models, tuple(group(features[m]) for m in models), devices, work, seen, prior, ops)
 
 
 def by_model(sample: Sample) -> str:
@@ -92,52 +118,91 @@ def by_family(sample: Sample) -> str:
     return sample.family
 
 
-def fit_rows(
-    p: Problem, rows: NDArray[np.bool_], by: Callable[[Sample], str] = by_model, near: Found | None = None
-) -> Fitted:
-    """Fit to some of the measurements; of the problem whose rates are the prior, to those of groups that are left in.
+@dataclass(frozen=True)
+class Fit:
+    """What was fitted, and the rates of ops by whose times graphs are alike."""
 
-    What is found is put into `near`, and the next search starts there: folds differ little.
+    fitted: Fitted
+    ops: Rates
+
+    def points(self, p: Problem) -> NDArray[np.float64]:
+        """Where the graphs of `p` lie, see `likeness.description`."""
+        return points_of(p, self.ops)
+
+    def predictions(self, p: Problem, factors: Mapping[int, Factors] | None = None) -> NDArray[np.float64]:
+        """Of all measurements of `p`; on the devices in `factors` by these."""
+        points, elsewhere = self.points(p), factors or {}
+        table = np.stack(
+            [
+                self.fitted.elsewhere(p.work, points, elsewhere[d])
+                if d in elsewhere
+                else self.fitted.predict(p.work, points, d)
+                for d in range(len(p.devices))
+            ]
+        )
+        return np.asarray(table[p.seen.device, p.seen.graph])
+
+    def own_factors(self, p: Problem, rows: NDArray[np.intp], prior: Factors) -> Factors:
+        """Factors of one more device from some of its measurements, around those of a device like it."""
+        graphs = p.seen.graph[rows]
+        common = np.log(self.fitted.correction.factors(self.points(p)))[graphs]
+        return fit_device(p.work, graphs, p.seen.log_ms[rows] - common, self.fitted.rates, prior)
+
+
+def points_of(p: Problem, rates: Rates) -> NDArray[np.float64]:
+    """Where the graphs of `p` lie by `rates` of their ops, see `likeness.description`."""
+    ops = p.ops or p
+    return description(ops.work, rates)[[ops.models.index(m) for m in p.models]]
+
+
+class Fits:
+    """Fits of problems to what is left without some groups and a device: each is made once, and a search starts where the last one ended."""
+
+    def __init__(self, by: Callable[[Sample], str] = by_model) -> None:
+        self._by = by
+        self._made: dict[tuple[int, frozenset[str], str], Fitted] = {}
+        self._near: dict[int, NDArray[np.float64]] = {}
+
+    def without(self, p: Problem, names: Collection[str] = (), device: str = "") -> Fit:
+        """Fit without the measurements of groups in `names`, and of `device`."""
+        rows = p.without(self._by, names, device)
+        seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
+        fitted = self._rates(p, names, device)
+        ops = self._rates(p.ops or p, names, device).rates
+        return Fit(corrected(fitted, p.work, seen, points_of(p, ops)), ops)
+
+    def _rates(self, p: Problem, names: Collection[str], device: str) -> Fitted:
+        key = (id(p), frozenset(names), device)
+        if key not in self._made:
+            like = self._rates(p.prior, names, "").rates if p.prior is not None else None
+            rows = p.without(self._by, names, device)
+            seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
+            spread = LIKE_SPREAD if like is not None and p.ops is None else 1.0
+            # A mapping has too few parameters to explain what sets devices apart: it would bend its rates to it.
+            own = OWN if p.ops is None else 0.0
+            near = self._near.get(id(p))
+            self._made[key] = fit(p.work, seen, len(p.devices), like, spread=spread, own=own, near=near)
+            self._near[id(p)] = self._made[key].found
+        return self._made[key]
+
+
+def held_out(
+    problems: Sequence[Problem], by: Callable[[Sample], str], most: int
+) -> list[tuple[NDArray[np.float64], list[list[int]]]]:
+    """Predictions of every measurement of each problem by fits that saw nothing of its group, on any device; and the folds.
+
+    The folds, at most `most`, are of the groups of the first problem, which has all groups.
     """
-    near = {} if near is None else near
-    like = None
-    if p.prior is not None:
-        kept = {by(s) for s, k in zip(p.samples, rows, strict=True) if k}
-        out = {by(s) for s in p.samples} - kept
-        like = fit_rows(p.prior, np.array([by(s) not in out for s in p.prior.samples]), by, near).rates
-    seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
-    spread = LIKE_SPREAD if like is not None and p.correct else 1.0
-    # A mapping has too few parameters to explain what sets devices apart: it would bend its rates to it.
-    own = OWN if p.correct else 0.0
-    fitted = fit(p.work, seen, len(p.devices), like, spread=spread, own=own, correct=p.correct, near=near.get(id(p)))
-    if fitted.found is not None:
-        near[id(p)] = fitted.found
-    return fitted
-
-
-def predict_rows(p: Problem, fitted: Fitted, factors: Sequence[Factors]) -> NDArray[np.float64]:
-    """Predictions of all measurements with the factors of every device."""
-    table = np.stack([fitted.predict(p.work, f) for f in factors])
-    return np.asarray(table[p.seen.device, p.seen.graph])
-
-
-def own_factors(p: Problem, rows: NDArray[np.intp], fitted: Fitted, prior: Factors) -> Factors:
-    """Factors of one more device from some of its measurements, with the rates of `fitted`, around those of a device like it."""
-    graphs = p.seen.graph[rows]
-    corrected = np.log(fitted.correction.factors(p.work, fitted.rates))[graphs]
-    return fit_device(p.work, graphs, p.seen.log_ms[rows] - corrected, fitted.rates, prior)
-
-
-def held_out(p: Problem, by: Callable[[Sample], str], most: int) -> tuple[NDArray[np.float64], list[list[int]]]:
-    """Predictions of every measurement by a fit that saw nothing of its group, on any device; and the folds, at most `most`."""
-    folds = grouped_folds([by(s) for s in p.samples], most)
-    out, near = np.zeros(len(p.samples)), Found()
-    for fold in folds:
-        rows = np.ones(len(out), bool)
-        rows[fold] = False
-        fitted = fit_rows(p, rows, by, near)
-        out[fold] = predict_rows(p, fitted, fitted.factors)[fold]
-    return out, folds
+    names = [by(s) for s in problems[0].samples]
+    folds = [{names[i] for i in fold} for fold in grouped_folds(names, most)]
+    out = [np.zeros(len(p.samples)) for p in problems]
+    rows = [[np.flatnonzero(~p.without(by, fold)) for fold in folds] for p in problems]
+    fits = Fits(by)
+    for index, fold in enumerate(folds):
+        for p, predicted, of_p in zip(problems, out, rows, strict=True):
+            if len(of_p[index]):
+                predicted[of_p[index]] = fits.without(p, fold).predictions(p)[of_p[index]]
+    return [(predicted, [r.tolist() for r in of_p if len(r)]) for predicted, of_p in zip(out, rows, strict=True)]
 
 
 def matched(p: Problem, graph: Problem, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -227,20 +292,19 @@ __all__ = [
     "FAMILY_FOLDS",
     "MODEL_FOLDS",
     "REFERENCE",
-    "Found",
+    "Fit",
+    "Fits",
     "HeldOut",
     "Problem",
     "blended",
     "by_family",
     "by_model",
-    "fit_rows",
+    "estimated",
     "graph_share",
     "held_out",
     "inside",
     "matched",
     "on_simulated",
-    "own_factors",
-    "predict_rows",
     "problem",
     "targets",
 ]

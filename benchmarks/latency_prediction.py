@@ -11,6 +11,7 @@ width comes from the other folds.
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,19 +25,17 @@ from latency_data import PRECISIONS, RUNTIMES, Sample, Score, load_features, sam
 from latency_fitting import (
     FAMILY_FOLDS,
     MODEL_FOLDS,
-    Found,
+    Fits,
     HeldOut,
     Problem,
     blended,
     by_family,
     by_model,
-    fit_rows,
+    estimated,
     held_out,
     inside,
     matched,
     on_simulated,
-    own_factors,
-    predict_rows,
     problem,
     targets,
 )
@@ -51,6 +50,7 @@ from pocketport.workers import processors
 ANCHORS = 5
 DEVICE_FOLDS = 10  # of models, of which each is held out with each device
 ANCHOR_DRAWS = 2
+FEWEST_MEASURED = 20  # of a device, for it to be held out
 
 
 @dataclass(frozen=True)
@@ -70,23 +70,24 @@ Unseen = dict[Sample, list[float]]  # what was predicted of a measurement, once 
 Predicted = tuple[
     NDArray[np.float64], list[list[int]]
 ]  # of every measurement, and the folds in which they were held out
+Held = dict[str, dict[str, Predicted]]  # precision → what was held out → predictions
 
 
-def all_held_out(pool: Executor, problems: dict[str, Problem]) -> dict[str, dict[str, Predicted]]:
-    """Held-out predictions by precision and by what is held out."""
+def all_held_out(pool: Executor, both: dict[str, list[Problem]]) -> tuple[Held, Held]:
+    """Held-out predictions by precision and by what is held out: from graphs, and from estimates where they are known."""
     under_way = {
-        precision: {name: pool.submit(held_out, p, *split) for name, split in SPLITS.items()}
-        for precision, p in problems.items()
+        q: {name: pool.submit(held_out, problems, *split) for name, split in SPLITS.items()}
+        for q, problems in both.items()
     }
-    return {precision: {name: job.result() for name, job in jobs.items()} for precision, jobs in under_way.items()}
+    found = {q: {name: job.result() for name, job in jobs.items()} for q, jobs in under_way.items()}
+    alone = {q: {name: of_all[0] for name, of_all in splits.items()} for q, splits in found.items()}
+    mapped = {q: {n: of_all[1] for n, of_all in found[q].items()} for q, problems in both.items() if len(problems) > 1}
+    return alone, mapped
 
 
-def of_compiler(
-    graph: dict[str, Problem], alone: dict[str, dict[str, Predicted]], known: dict[str, Problem],
-    mapped: dict[str, dict[str, Predicted]],
-) -> dict[str, dict[str, Predicted]]:  # fmt: skip
+def of_compiler(graph: dict[str, Problem], alone: Held, known: dict[str, Problem], mapped: Held) -> Held:
     """The same with the compiler's estimate, mapped to the devices: those of the graph alone are a part of it."""
-    found: dict[str, dict[str, Predicted]] = {precision: {} for precision in known}
+    found: Held = {precision: {} for precision in known}
     for name, (by, _) in SPLITS.items():
         every = []
         for precision, p in known.items():
@@ -136,37 +137,42 @@ def by_runtime(
         yield Row(predictor, precision, "all", runtime, split, score(ms, measured, (ratio >= -low) & (ratio <= high)))
 
 
-def unseen_devices(p: Problem) -> dict[str, Unseen]:
-    """Predictions for devices that were not measured, and with five anchor models measured; models are held out as well, a tenth at once."""
-    ids, near = targets(), Found()
-    far: Unseen = {}
-    anchored: Unseen = {}
-    for index, device in enumerate(p.devices):
+def unseen_devices(problems: list[Problem]) -> list[dict[str, Unseen]]:
+    """Predictions for devices that were not measured, and with five anchor models measured; models are held out as well, a tenth at once.
+
+    The folds are of the models of the first problem, which has all models and devices.
+    """
+    ids, fits = targets(), Fits()
+    found: list[dict[str, Unseen]] = [{"never measured": {}, f"{ANCHORS} anchor models": {}} for _ in problems]
+    for device in problems[0].devices:
         profile = load_device(ids[device])
-        rows = np.flatnonzero(p.seen.device == index)
-        if profile is None or len(rows) < 20:
-            continue
-        for fold, models in enumerate(held_model_folds(p)):
-            keep = (p.seen.device != index) & ~np.isin(p.seen.graph, models)
-            fitted = fit_rows(p, keep, near=near)
-            counts = {d: int((keep & (p.seen.device == i)).sum()) for i, d in enumerate(p.devices)}
-            known = {
-                ids[d]: FactorsData(**asdict(f), n=counts[d])
-                for d, f in zip(p.devices, fitted.factors, strict=True)
-                if d != device
-            }
-            lent = borrowed(profile, known)
-            test = rows[np.isin(p.seen.graph[rows], models)]
-            if lent is None or not len(test):
-                continue
-            table = [lent[0] if i == index else f for i, f in enumerate(fitted.factors)]
-            _put(far, p, test, predict_rows(p, fitted, table))
-            rest = np.setdiff1d(rows, test)
-            for draw in range(ANCHOR_DRAWS):
-                chosen = np.random.default_rng(100 * fold + draw).choice(rest, ANCHORS, replace=False)
-                table[index] = own_factors(p, chosen, fitted, lent[0])
-                _put(anchored, p, test, predict_rows(p, fitted, table))
-    return {"never measured": far, f"{ANCHORS} anchor models": anchored}
+        for fold in range(DEVICE_FOLDS):
+            models = set(problems[0].models[fold::DEVICE_FOLDS])
+            for p, (far, anchored) in zip(problems, (f.values() for f in found), strict=True):
+                if device not in p.devices:
+                    continue
+                index = p.devices.index(device)
+                rows = np.flatnonzero(p.seen.device == index)
+                if profile is None or len(rows) < FEWEST_MEASURED:
+                    continue
+                keep = p.without(by_model, models, device)
+                one = fits.without(p, models, device)
+                counts = Counter(d for d, k in zip(p.seen.device, keep, strict=True) if k)
+                known = {
+                    ids[d]: FactorsData(**asdict(f), n=counts[i])
+                    for i, (d, f) in enumerate(zip(p.devices, one.fitted.factors, strict=True))
+                    if d != device
+                }
+                lent = borrowed(profile, known)
+                test = np.array([r for r in rows if p.samples[r].model in models], np.intp)
+                if lent is None or not len(test):
+                    continue
+                _put(far, p, test, one.predictions(p, {index: lent[0]}))
+                rest = np.setdiff1d(rows, test)
+                for draw in range(ANCHOR_DRAWS):
+                    chosen = np.random.default_rng(100 * fold + draw).choice(rest, ANCHORS, replace=False)
+                    _put(anchored, p, test, one.predictions(p, {index: one.own_factors(p, chosen, lent[0])}))
+    return found
 
 
 def _put(found: Unseen, p: Problem, rows: NDArray[np.intp], predicted: NDArray[np.float64]) -> None:
@@ -194,11 +200,6 @@ def with_graph(compiler: dict[str, Unseen], graph: dict[str, Unseen], share: flo
     }
 
 
-def held_model_folds(p: Problem) -> list[list[int]]:
-    """Graphs in the folds in which they are held out."""
-    return [list(range(fold, len(p.models), DEVICE_FOLDS)) for fold in range(DEVICE_FOLDS)]
-
-
 @threadpool_limits.wrap(limits=1)  # the matrices are small: threads wait for each other
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,24 +213,24 @@ def main() -> None:
         f"{'predictor':9} {'prec.':6} {'device':38} {'runtime':18} {'held out':12} {'n':>4}  median    P90   rho  in 2x  covered"
     )
     graph = {precision: problem(every, features, precision) for precision in PRECISIONS}
-    estimated = {q: problem(every, features, q, known) for q in PRECISIONS if q in parameters().compiler}
+    by_estimate = {q: estimated(every, features, q, known, graph[q]) for q in PRECISIONS if q in parameters().compiler}
+    both = {q: [graph[q], *([by_estimate[q]] if q in by_estimate else [])] for q in PRECISIONS}
     with ProcessPoolExecutor(len(processors()), get_context("spawn"), threadpool_limits, (1,)) as pool:
-        unseen, unseen_mapped = (
-            {precision: pool.submit(unseen_devices, p) for precision, p in problems.items()}
-            for problems in (graph, estimated)
-        )
-        alone, mapped = all_held_out(pool, graph), all_held_out(pool, estimated)
-    informed = of_compiler(graph, alone, estimated, mapped)
+        under_way = {q: pool.submit(unseen_devices, problems) for q, problems in both.items()}
+        alone, mapped = all_held_out(pool, both)
+        unseen = {q: job.result() for q, job in under_way.items()}
+    informed = of_compiler(graph, alone, by_estimate, mapped)
     for precision in PRECISIONS:
         scored = [
             by_device(graph[precision], alone[precision], "graph", precision, every),
-            of_unseen("graph", precision, unseen[precision].result()),
+            of_unseen("graph", precision, unseen[precision][0]),
         ]
-        if precision in estimated:
-            scored.append(by_device(estimated[precision], informed[precision], "compiler", precision, every))
+        if precision in by_estimate:
+            scored.append(by_device(by_estimate[precision], informed[precision], "compiler", precision, every))
             share = parameters().compiler[precision].graph_share
-            both = with_graph(unseen_mapped[precision].result(), unseen[precision].result(), share)
-            scored.append(of_unseen("compiler", precision, both))
+            scored.append(
+                of_unseen("compiler", precision, with_graph(unseen[precision][1], unseen[precision][0], share))
+            )
         for row in chain(*scored):
             s = row.score
             covered = "" if math.isnan(s.coverage) else f"{s.coverage:6.0%}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketport.profiles.prediction.likeness import NONE, Correction, learnt
+from pocketport.profiles.prediction.likeness import Correction, learnt, nothing
 from pocketport.profiles.prediction.roofline import KINDS, MATRIX_KIND, Factors, Floats, Rates, Work, milliseconds
 
 NOISE = 0.1  # of log latency
@@ -54,16 +54,20 @@ class Observations:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Rates, the factors of every device (device 0 is the reference: its own are all 1), and what graphs alike are off by."""
+    """Rates, the factors of every device (device 0 is the reference: its own are all 1), and what graphs alike are off by (see `corrected`)."""
 
     rates: Rates
     factors: tuple[Factors, ...]
-    correction: Correction = NONE
-    found: Floats | None = None  # the parameters, for a search that starts there
+    correction: Correction
+    found: Floats  # the parameters, for a search that starts there
 
-    def predict(self, work: Work, factors: Factors) -> Floats:
-        """Milliseconds of graphs on a device with `factors`."""
-        return milliseconds(work, self.rates, factors) * self.correction.factors(work, self.rates)
+    def predict(self, work: Work, points: Floats, device: int) -> Floats:
+        """Milliseconds of graphs at `points` (see `likeness.description`) on a fitted device."""
+        return milliseconds(work, self.rates, self.factors[device]) * self.correction.factors(points, device)
+
+    def elsewhere(self, work: Work, points: Floats, factors: Factors) -> Floats:
+        """The same on a device with `factors` of which no more is known."""
+        return milliseconds(work, self.rates, factors) * self.correction.factors(points)
 
 
 def fit(
@@ -74,7 +78,6 @@ def fit(
     *,
     spread: float = 1.0,
     own: float = OWN,
-    correct: bool = True,
     near: Floats | None = None,
 ) -> Fitted:
     """Fit to observations of graphs on `devices` devices.
@@ -86,7 +89,6 @@ def fit(
         like: rates of another precision, of which more models were measured: proportions of kinds are held near its.
         spread: of the priors of all rates, in terms of what it is usually; below 1, overheads are held near those of `like`.
         own: standard deviation of what a graph's log latency is off by on all devices alike; 0: every measurement counts for itself.
-        correct: learn what graphs alike are off by.
         near: parameters that were `found` from almost the same observations; the search takes fewer steps from there.
     """
     start = np.concatenate([_start(like), np.zeros(5 * devices)])
@@ -106,12 +108,14 @@ def fit(
         cost, gradient, hessian = tried
         if done:
             break
-    fitted = replace(unpack(theta, devices), found=theta)
-    if not correct:
-        return fitted
+    return unpack(theta, devices)
+
+
+def corrected(fitted: Fitted, work: Work, seen: Observations, points: Floats) -> Fitted:
+    """With what graphs alike are off by, on all devices and on each; `points` of all graphs, see `likeness.description`."""
     table = np.log(np.stack([milliseconds(work, fitted.rates, f) for f in fitted.factors]))
     errors = seen.log_ms - table[seen.device, seen.graph]
-    return replace(fitted, correction=learnt(work, fitted.rates, seen.graph, errors))
+    return replace(fitted, correction=learnt(points, seen.graph, seen.device, errors, len(fitted.factors)))
 
 
 def _start(like: Rates | None) -> Floats:
@@ -142,7 +146,8 @@ def unpack(theta: Floats, devices: int) -> Fitted:
         ms_per_io_mb=float(values[IO] * memory),
         offset_ms=float(values[OFFSET] * overhead),
     )
-    return Fitted(rates, tuple(Factors(*(float(v) for v in row)) for row in own))
+    factors = tuple(Factors(*(float(v) for v in row)) for row in own)
+    return Fitted(rates, factors, nothing(devices), theta)
 
 
 def _system(
@@ -154,10 +159,9 @@ def _system(
         cost, gradient, hessian = _robust(error, jacobian, np.full(len(error), NOISE))
         return _with_priors(theta, start, spread, devices, cost, gradient, hessian)
     _, graph, counts = np.unique(seen.graph, return_inverse=True, return_counts=True)
-    mean = np.bincount(graph, error) / counts
-    mean_jacobian = np.zeros((len(counts), len(theta)))
-    np.add.at(mean_jacobian, graph, jacobian)
-    mean_jacobian /= counts[:, None]
+    part = np.zeros((len(counts), len(error)))
+    part[graph, np.arange(len(error))] = 1 / counts[graph]
+    mean, mean_jacobian = part @ error, part @ jacobian
     shared = _robust(mean, mean_jacobian, np.hypot(own, NOISE / np.sqrt(counts)), OWN_LINEAR)
     apart = _robust(error - mean[graph], jacobian - mean_jacobian[graph], np.full(len(error), NOISE))
     cost, gradient, hessian = shared[0] + apart[0], shared[1] + apart[1], shared[2] + apart[2]
@@ -176,8 +180,11 @@ def _errors(theta: Floats, work: Work, seen: Observations, devices: int) -> tupl
     """Logarithms of predicted over measured latency [observations], and their derivatives by the parameters [observations, parameters]."""
     shared, own = theta[:SHARED], theta[SHARED:].reshape(devices, 5)
     graphs, matrix = len(work.io_megabytes), MATRIX_KIND[work.kind]
-    arithmetic = np.exp(shared[:K])[work.kind] * work.work
-    traffic = np.exp(shared[MEMORY]) * work.megabytes
+    arithmetic, cell = np.exp(shared[:K])[work.kind] * work.work, work.graph * K + work.kind
+    weighs = work.megabytes > 0  # all others are as long as their arithmetic, whatever the device
+    weightless = np.bincount(cell[~weighs], arithmetic[~weighs], graphs * K).reshape(graphs, K)
+    arithmetic, cell, of_graph, multiplies = arithmetic[weighs], cell[weighs], work.graph[weighs], matrix[weighs]
+    traffic = np.exp(shared[MEMORY]) * work.megabytes[weighs]
     spilled, visited = (np.bincount(work.graph, v, graphs) for v in (work.spilled, work.visited))
     unit = np.where(matrix, MATRIX_OP, VECTOR_OP)
     per_op = np.exp(shared[unit])
@@ -188,12 +195,13 @@ def _errors(theta: Floats, work: Work, seen: Observations, devices: int) -> tupl
         if not len(rows):
             continue
         m, v, d, o = np.exp(own[device, :4])
-        busy = np.where(matrix, m, v) * arithmetic
+        busy = np.where(multiplies, m, v) * arithmetic
         bound = busy >= d * traffic
         parts = np.zeros((graphs, SHARED + 4))  # derivative of milliseconds by the shared and this device's parameters
-        by_kind = np.bincount(work.graph * K + work.kind, np.where(bound, busy, 0), graphs * K).reshape(graphs, K)
+        by_kind = np.where(MATRIX_KIND, m, v) * weightless
+        by_kind = by_kind + np.bincount(cell, np.where(bound, busy, 0), graphs * K).reshape(graphs, K)
         parts[:, :K] = by_kind
-        parts[:, MEMORY] = np.bincount(work.graph, np.where(bound, 0, d * traffic), graphs)
+        parts[:, MEMORY] = np.bincount(of_graph, np.where(bound, 0, d * traffic), graphs)
         parts[:, SPILLED] = d * np.exp(shared[SPILLED]) * spilled
         parts[:, VISITED] = d * np.exp(shared[VISITED]) * visited
         parts[:, MATRIX_OP], parts[:, VECTOR_OP] = o * counts

@@ -17,6 +17,7 @@ from pocketport.profiles.device import DeviceProfile, load_device, slug
 from pocketport.profiles.prediction.conformal import LEVEL
 from pocketport.profiles.prediction.features import GraphFeatures
 from pocketport.profiles.prediction.fit import fit_device
+from pocketport.profiles.prediction.likeness import description
 from pocketport.profiles.prediction.parameters import FactorsData, Parameters, parameters
 from pocketport.profiles.prediction.roofline import WIDTHS, Floats, Rates, Work, milliseconds
 
@@ -136,7 +137,7 @@ def fit_local(
         model = fitted.graph[precision]
         work = Work.of([graphs[a.model] for a in rows], precision)
         rates = model.rates.rates()
-        log_ms = np.log([a.ms for a in rows]) - np.log(model.correction().factors(work, rates))
+        log_ms = np.log([a.ms for a in rows]) - np.log(model.correction(description(work, rates)))
         residual = {t: _unlike(work, log_ms, model.devices[t], rates) for t in model.devices}
         nearest = (
             like.target if like is not None and like.target in residual else min(residual, key=residual.__getitem__)

@@ -8,11 +8,10 @@ from importlib import resources
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pocketport.profiles.prediction.fit import Fitted
-from pocketport.profiles.prediction.likeness import NONE, Correction
-from pocketport.profiles.prediction.roofline import KINDS, Factors, Floats, Rates, Work
+from pocketport.profiles.prediction.likeness import Correction
+from pocketport.profiles.prediction.roofline import KINDS, Factors, Floats, Rates, Work, milliseconds
 
-SCHEMA = "pocketport.latency-parameters/1"
+SCHEMA = "pocketport.latency-parameters/2"
 
 
 class _Data(BaseModel):
@@ -79,7 +78,8 @@ class Model(_Data):
         spreads: group of graphs (see `predictors.group`) → spread on a measured device.
         device_spread: power class → half-width, in natural logarithms, that a device adds which was not measured.
         points: of the measured graphs (see `likeness`).
-        weights: what each of them corrects.
+        weights: what each of them corrects on all devices.
+        own: target → what each of them corrects there beside that.
         seen: ONNX op → share of the fitted models that have it.
         largest_ms: the longest measured time.
         graph_share: of the graph-only prediction in the geometric mean with this one; 0 where it is that prediction.
@@ -92,21 +92,20 @@ class Model(_Data):
     device_spread: Mapping[str, float]
     points: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
+    own: Mapping[str, tuple[float, ...]]
     seen: Mapping[str, float]
     largest_ms: float
     graph_share: float = 0.0
 
-    def milliseconds(self, work: Work, factors: Factors) -> Floats:
-        """Predictions of graphs on a device with `factors`."""
-        return Fitted(self.rates.rates(), (), self.correction()).predict(work, factors)
+    def milliseconds(self, work: Work, points: Floats, factors: Factors, target: str = "") -> Floats:
+        """Predictions of graphs at `points` (see `likeness.description`) on a device with `factors`; `target`: which of the measured it is."""
+        return milliseconds(work, self.rates.rates(), factors) * self.correction(points, target)
 
-    def correction(self) -> Correction:
-        """What graphs alike are off by."""
-        return (
-            Correction(np.array(self.points).reshape(len(self.weights), -1), np.array(self.weights))
-            if self.weights
-            else NONE
-        )
+    def correction(self, points: Floats, target: str = "") -> Floats:
+        """What graphs alike are off by, as factors."""
+        own = self.own.get(target)
+        known = Correction(np.array(self.points), np.array(self.weights), np.array([own or ()]))
+        return known.factors(points, None if own is None else 0)
 
 
 class Runtime(_Data):

@@ -13,9 +13,10 @@ from pocketport.profiles.prediction.conformal import widened
 from pocketport.profiles.prediction.devices import borrowed
 from pocketport.profiles.prediction.estimates import UNCOSTED, certain, estimate_work, simulated
 from pocketport.profiles.prediction.features import GraphFeatures, Kind
+from pocketport.profiles.prediction.likeness import description
 from pocketport.profiles.prediction.local import LOCAL, LocalDevice
 from pocketport.profiles.prediction.parameters import Anchors, Model, Parameters, parameters
-from pocketport.profiles.prediction.roofline import WIDTHS, Factors, Work, milliseconds
+from pocketport.profiles.prediction.roofline import WIDTHS, Factors, Floats, Work, milliseconds
 
 PRECISIONS = tuple(WIDTHS)
 RUNTIMES = ("qnn_dlc", "qnn_context_binary", "onnx", "tflite")
@@ -97,7 +98,8 @@ class GraphPredictor:
         """See `Predictor`."""
         model = _model(self._fitted.graph, precision, runtime)
         work = Work.of([features.graph], precision)
-        found = _predict(self._fitted, self._local, model, work, features.graph, device, precision, self.name)
+        points = description(work, model.rates.rates())
+        found = _predict(self._fitted, self._local, model, work, points, features.graph, device, precision, self.name)
         if found is None:
             return None
         warnings = unfamiliar(features.graph, model, work)
@@ -124,12 +126,14 @@ class CompilerPredictor:
         key = precision if precision in self._fitted.compiler else BORROWED.get(precision, precision)
         if key not in self._fitted.compiler or not certain(features.estimates):
             return None
-        model = _model(self._fitted.compiler, precision, runtime)
+        model, alone = (_model(m, precision, runtime) for m in (self._fitted.compiler, self._fitted.graph))
+        ops = Work.of([features.graph], precision)
         work = estimate_work([features.estimates], [features.graph], precision)
-        found = _predict(self._fitted, self._local, model, work, features.graph, device, precision, self.name)
-        alone = _model(self._fitted.graph, precision, runtime)
-        work = Work.of([features.graph], precision)
-        graph = _predict(self._fitted, self._local, alone, work, features.graph, device, precision, GraphPredictor.name)
+        points = description(ops, alone.rates.rates())
+        found, graph = (
+            _predict(self._fitted, self._local, m, w, points, features.graph, device, precision, name)
+            for m, w, name in ((model, work, self.name), (alone, ops, GraphPredictor.name))
+        )
         if found is None or graph is None or not simulated(alone, device):
             return None
         if blind := features.estimates.get(UNCOSTED, 0.0):
@@ -197,6 +201,7 @@ def _predict(
     local: Mapping[str, LocalDevice],
     model: Model,
     work: Work,
+    points: Floats,
     graph: GraphFeatures,
     device: DeviceProfile,
     precision: str,
@@ -235,7 +240,7 @@ def _predict(
     if precision in BORROWED and precision not in (fitted.graph if predictor == "graph" else fitted.compiler):
         interval = widened(interval, BORROWED_SPREAD)
         warnings.append(f"rates of {BORROWED[precision]}: too few {precision} graphs were measured")
-    ms = float(model.milliseconds(work, factors)[0])
+    ms = float(model.milliseconds(work, points, factors, device.target)[0])
     if ms > 2 * model.largest_ms:
         warnings.append(f"longer than anything measured ({model.largest_ms:.0f} ms)")
     return Prediction(ms, ms * interval[0], ms * interval[1], predictor, evidence, tuple(warnings))

@@ -1,11 +1,13 @@
 """Fitting: what was put in comes out, and groups stay together."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
-from pocketport.profiles.prediction.fit import Observations, fit, fit_device, grouped_folds
+from pocketport.profiles.prediction.fit import Observations, corrected, fit, fit_device, grouped_folds
+from pocketport.profiles.prediction.likeness import description
 from pocketport.profiles.prediction.roofline import KINDS, Factors, Rates, Work, milliseconds
 
 TRUTH = [Factors(), Factors(2.0, 3.0, 1.5, 2.5), Factors(0.6, 0.5, 0.8, 0.7)]
@@ -60,10 +62,26 @@ def test_what_a_graph_is_off_by_on_all_devices_counts_once() -> None:
     shifted = Observations(data.graph, data.device, data.log_ms + off[data.graph])
 
     def apart(own: float) -> float:
-        rates = fit(work, shifted, len(TRUTH), other, own=own, spread=0.5, correct=False).rates
+        rates = fit(work, shifted, len(TRUTH), other, own=own, spread=0.5).rates
         return float(np.log(rates.ms_per_work / other.ms_per_work).std())
 
     assert apart(0.3) < 0.7 * apart(0.0)
+
+
+def test_what_graphs_alike_are_off_by_is_learnt_for_all_devices_and_for_each() -> None:
+    """All graphs take a tenth longer than their rates say, on the second device a fifth."""
+    work = graphs(20)
+    fitted = fit(work, seen(work, np.arange(20), 0.0), len(TRUTH))
+    table = np.log(np.stack([milliseconds(work, fitted.rates, f) for f in fitted.factors]))
+    device, graph = (v.ravel() for v in np.meshgrid(np.arange(len(TRUTH)), np.arange(20), indexing="ij"))
+    log_ms = table[device, graph] + np.where(device == 1, 0.2, 0.1)
+    points = description(work, fitted.rates)
+    known = corrected(fitted, work, Observations(graph, device, log_ms), points)
+    for index, off in enumerate((0.1, 0.2, 0.1)):
+        found = np.log(known.predict(work, points, index)) - table[index]
+        assert np.median(found) == pytest.approx(off, abs=0.02)
+    elsewhere = np.log(known.elsewhere(work, points, fitted.factors[1])) - table[1]
+    assert np.median(elsewhere) == pytest.approx(0.1, abs=0.02)
 
 
 def test_a_search_that_starts_near_ends_where_others_do() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pocketport.profiles.prediction.features import GraphFeatures, Kind, OpFeatures
-from pocketport.profiles.prediction.likeness import LENGTH, NOISE, NONE, description, learnt
+from pocketport.profiles.prediction.likeness import LENGTH, NOISE, OWN_LENGTH, description, learnt, nothing
 from pocketport.profiles.prediction.roofline import KINDS, Rates, Work
 
 RATES = Rates(np.full(len(KINDS), 0.1), 0.01, 0.1, 15.0, (0.001, 0.002), 0.01, 0.2)
@@ -15,27 +15,47 @@ def graph(kind: Kind, size: int) -> GraphFeatures:
     return GraphFeatures((OpFeatures(str(kind), kind, 64 * 64 * size * size, 4096, (shape,), shape),) * 20, 0)
 
 
-def test_posterior_mean_by_hand() -> None:
+def test_posterior_means_by_hand() -> None:
+    """Three graphs on two devices: the second device's errors are further apart, by what is its own."""
     work = Work.of([graph(Kind.CONV, 32), graph(Kind.CONV, 48), graph(Kind.SOFTMAX, 64)], "float")
-    errors = np.array([0.3, 0.1, -0.2])
-    found = learnt(work, RATES, np.array([0, 1, 2]), errors)
+    shared, beside = np.array([0.3, 0.1, -0.2]), np.array([0.05, -0.02, 0.1])
     x = description(work, RATES)
-    k = np.array([[np.exp(-np.sum((a - b) ** 2) / (2 * LENGTH**2)) for b in x] for a in x])
-    expected = k @ np.linalg.inv(k + NOISE * np.eye(3)) @ errors
-    assert np.log(found.factors(work, RATES)) == pytest.approx(expected)
+    graphs, devices = np.tile(np.arange(3), 2), np.repeat([0, 1], 3)
+    found = learnt(x, graphs, devices, np.concatenate([shared - beside, shared + beside]), 3)
+
+    def posterior(errors: np.ndarray, length: float) -> np.ndarray:
+        k = np.array([[np.exp(-np.sum((a - b) ** 2) / (2 * length**2)) for b in x] for a in x])
+        return np.asarray(k @ np.linalg.inv(k + NOISE * np.eye(3)) @ errors)
+
+    common = posterior(shared, LENGTH)
+    assert np.log(found.factors(x)) == pytest.approx(common)
+    assert np.log(found.factors(x, 1)) == pytest.approx(common + posterior(beside, OWN_LENGTH))
+    assert np.log(found.factors(x, 0)) == pytest.approx(common - posterior(beside, OWN_LENGTH))
+    assert np.log(found.factors(x, 2)) == pytest.approx(common)  # nothing was measured on it
+
+
+def test_a_device_knows_only_its_own_graphs() -> None:
+    work = Work.of([graph(Kind.CONV, 32), graph(Kind.SOFTMAX, 64)], "float")
+    x = description(work, RATES)
+    found = learnt(x, np.array([0, 0, 0, 1]), np.array([0, 1, 2, 1]), np.array([0.0, 0.2, 0.0, 0.1]), 3)
+    assert found.own[0].tolist() == [0.0, 0.0]
+    assert np.log(found.factors(x, 1))[0] > 0.15
+    assert np.log(found.factors(x, 0))[0] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_graphs_unlike_all_others_are_left_alone() -> None:
     work = Work.of([graph(Kind.CONV, 32), graph(Kind.CONV, 40)], "float")
-    found = learnt(work, RATES, np.array([0, 0, 1]), np.array([0.2, 0.4, 0.3]))
-    other = Work.of([graph(Kind.SOFTMAX, 512)], "float")
-    assert found.factors(other, RATES)[0] == pytest.approx(1.0, abs=1e-3)
-    assert found.factors(work, RATES)[0] > 1.15
-    assert NONE.factors(work, RATES).tolist() == [1.0, 1.0]
+    x = description(work, RATES)
+    found = learnt(x, np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([0.2, 0.4, 0.3]), 2)
+    other = description(Work.of([graph(Kind.SOFTMAX, 512)], "float"), RATES)
+    assert found.factors(other, 0)[0] == pytest.approx(1.0, abs=1e-3)
+    assert found.factors(x)[0] > 1.15
+    assert nothing(2).factors(x, 1).tolist() == [1.0, 1.0]
 
 
-def test_cliffs_are_not_shared() -> None:
+def test_one_graph_alone_is_not_shared() -> None:
     """A graph that takes twice the predicted time says nothing about those like it."""
     work = Work.of([graph(Kind.CONV, 32), graph(Kind.CONV, 40)], "float")
-    shares, cliff = (learnt(work, RATES, np.array([0, 1]), np.array([0.1, e])).factors(work, RATES) for e in (0.0, 0.7))
-    assert cliff == pytest.approx(shares)
+    x = description(work, RATES)
+    none, twice = (learnt(x, np.array([0, 1]), np.array([0, 0]), np.array([0.1, e]), 1).factors(x) for e in (0.0, 0.7))
+    assert twice == pytest.approx(none)
