@@ -21,7 +21,9 @@ from pocketport.suggest import nearest
 SUFFIX = ".yaml"
 
 ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
-RewriteName = Literal["awq", "center_values", "equalize", "fold_gain", "reorder", "rotate", "smoothquant"]
+RewriteName = Literal[
+    "awq", "center_values", "equalize", "fold_gain", "reorder", "rotate", "rotate_online", "smoothquant"
+]
 CacheName = Literal["float", "int8", "int4"]
 AlgorithmName = Literal["rtn", "mse", "hqq", "gptq", "importance", "kmeans", "adaround", "brecq", "sequential_mse"]
 

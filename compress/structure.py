@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from pocketport.compress.graph import constant
@@ -20,6 +21,7 @@ IMAGE_OPS = frozenset(
     }
 )  # fmt: skip
 LAYOUT_BARRIERS = frozenset({"Reshape", "Flatten", "Gemm", "MatMul", "Gather"})
+WIDEST_ROTATION = 512  # channels: no matrix of an online rotation is wider
 UNIT_RANGE_OPS = frozenset({"Sigmoid", "HardSigmoid"})  # not Softmax: of many numbers that add up to 1, none is near it
 
 
@@ -68,6 +70,21 @@ def weight_operand(node: ir.Node) -> WeightOperand | None:
     transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
     channel, summed = (0, 1) if transposed else (rank - 1, rank - 2)
     return WeightOperand(weight, "linear", channel, summed, activation, bias)
+
+
+def is_rotation(node: ir.Node) -> bool:
+    """Whether a MatMul multiplies by a scaled Hadamard matrix: rows of one magnitude everywhere, orthogonal to each other."""
+    if node.op_type != "MatMul":
+        return False
+    for value in node.inputs:
+        shape = () if value is None or not is_constant(value) else tuple(value.shape or ())
+        if len(shape) != 2 or shape[0] != shape[1] or not 1 < int(shape[0]) <= WIDEST_ROTATION:  # type: ignore[arg-type]
+            continue
+        matrix = np.asarray(constant(value), np.float64)
+        rows = matrix @ matrix.T
+        if np.allclose(np.abs(matrix), np.abs(matrix[0, 0])) and np.allclose(rows, rows[0, 0] * np.eye(len(rows))):
+            return True
+    return False
 
 
 def is_product_of_rows(node: ir.Node) -> bool:

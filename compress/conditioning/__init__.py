@@ -9,6 +9,7 @@ from pocketport.compress.conditioning.equalize import Equalize
 from pocketport.compress.conditioning.fold_gain import FoldGain
 from pocketport.compress.conditioning.reorder import Reorder
 from pocketport.compress.conditioning.rotate import Rotate
+from pocketport.compress.conditioning.rotate_online import RotateOnline
 from pocketport.compress.conditioning.smoothquant import SmoothQuant
 from pocketport.errors import UsageError
 from pocketport.suggest import nearest
@@ -17,7 +18,7 @@ __all__ = ["REWRITES", "Rewrite", "make_rewrite"]
 
 REWRITES: Mapping[str, Callable[..., Rewrite]] = {
     "awq": Awq, "center_values": CenterValues, "equalize": Equalize, "fold_gain": FoldGain, "reorder": Reorder, "rotate": Rotate,
-    "smoothquant": SmoothQuant,
+    "rotate_online": RotateOnline, "smoothquant": SmoothQuant,
 }  # fmt: skip
 
 

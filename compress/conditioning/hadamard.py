@@ -1,6 +1,7 @@
 """Orthogonal matrices that spread every channel over all others."""
 
 from functools import cache
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,19 @@ def hadamard_matrix(size: int) -> NDArray[np.float64] | None:
     if q % 4 == 1 and _is_prime(q):
         conference, eye = _bordered(q, 1.0), np.eye(q + 1)
         return np.kron(conference, [[1.0, 1.0], [1.0, -1.0]]) + np.kron(eye, [[1.0, -1.0], [-1.0, -1.0]])
+    return None
+
+
+def hadamard_factors(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Hadamard matrices [a, a] and [b, b], a·b = size and 1 < a ≤ b as near as they can be; None where there are none.
+
+    Their Kronecker product is a Hadamard matrix of `size`, which takes a + b multiplications a channel, not a·b.
+    """
+    for a in range(isqrt(size), 1, -1):
+        if size % a == 0:
+            first, second = hadamard_matrix(a), hadamard_matrix(size // a)
+            if first is not None and second is not None:
+                return first, second
     return None
 
 

@@ -70,14 +70,18 @@ class Slot:
         """Put channel order[i] in the place of channel i; the channels lie whole and in order along one axis."""
         self._edit(lambda x: np.take(x, order, axis=self.axis), constant_shape(self.value))
 
-    def rotate(self, matrix: Numbers) -> None:
-        """x → x·matrix along the channels' axis, block by block where `matrix` [d, d] is narrower."""
+    def rotate(self, matrix: Numbers, outer: Numbers | None = None) -> None:
+        """x → x·matrix along the channels' axis, block by block where `matrix` [d, d] is narrower.
+
+        With `outer` [e, e] it is x·(outer ⊗ matrix), of e·d channels: blocks are mixed too.
+        """
         axis, d = self.axis, len(matrix)
 
         def change(x: Numbers) -> Numbers:
             moved = np.moveaxis(x, axis, -1)
-            turned = (moved.reshape(*moved.shape[:-1], -1, d) @ matrix).reshape(moved.shape)
-            return np.moveaxis(turned, -1, axis)
+            turned = moved.reshape(*moved.shape[:-1], -1, d) @ matrix
+            turned = turned if outer is None else outer.T @ turned
+            return np.moveaxis(turned.reshape(moved.shape), -1, axis)
 
         self._edit(change, constant_shape(self.value))
 

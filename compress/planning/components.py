@@ -29,6 +29,7 @@ from pocketport.compress.structure import (
     is_constant,
     is_float,
     is_product_of_rows,
+    is_rotation,
     weight_operand,
 )
 from pocketport.errors import UsageError
@@ -81,7 +82,8 @@ class _ComponentPlanner:
         def takes(node: ir.Node) -> bool:
             scheme = settler.settle(node.op_type, node.name or "").scheme
             integer = not integer_ops or node.op_type in integer_ops
-            return integer and scheme.activation_bits == SCALED_BITS and scheme.weight_bits is not None
+            eight = integer and scheme.activation_bits == SCALED_BITS and scheme.weight_bits is not None
+            return eight and not is_rotation(node)
 
         inputs = scalable_inputs(self.graph, takes, integer_ops | MOVEMENT_OPS)
         self.graph = clone_graph(self.graph)
@@ -173,6 +175,8 @@ class _ComponentPlanner:
         scheme, shape = settled.scheme, _shape(operand.value)
         if scheme.weight_bits is None:
             return self._kept_float(node, operand.value, TensorKind.WEIGHT, settled.why)
+        if self._legality.online_rotations and is_rotation(node):
+            return self._kept_float(node, operand.value, TensorKind.WEIGHT, "it rotates what is rounded behind it")
         if operand.kind == "table":
             return self._table(node, operand, settled, groups)
         if scheme.granularity is Granularity.PALETTE:

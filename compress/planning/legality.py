@@ -105,6 +105,8 @@ class Legality(BaseModel):
             all else in float, where further rounding would cost accuracy and buy nothing.
         scaled_inputs: whether the 8-bit input of a layer may be divided by a factor a channel before it is rounded, which
             takes a float multiplication; see `compress.pivot.input_scaling`.
+        online_rotations: whether a layer's input may be rotated in float before it is rounded; see
+            `compress.conditioning.rotate_online`.
         low_rank: whether a layer may have a low-rank correction beside it, whose output is added to the layer's in float; see
             `compress.pivot.low_rank`.
     """
@@ -126,6 +128,7 @@ class Legality(BaseModel):
     float_ops: frozenset[str] = frozenset()
     integer_ops: frozenset[str] = frozenset()
     scaled_inputs: bool = False
+    online_rotations: bool = False
     low_rank: bool = False
 
     @classmethod

@@ -238,11 +238,13 @@ def make_plan(bundle: ModelBundle, recipe: Recipe, target: str, legality: Legali
 
     Raises:
         UsageError: a scheme that the chip does not take, with the tensor and what is legal; or an integer cache that it
-            does not take, or of a model without one.
+            does not take, or of a model without one; or online rotations where they give nothing.
         InputError: the channels of a cache don't fill bytes.
     """
     from pocketport.compress.cache.planning import plan_cache
     from pocketport.compress.planning.components import plan_components
+    from pocketport.compress.planning.rotations import check_rotations
 
     components = plan_components(bundle, recipe, target, legality)
+    check_rotations(recipe, target, legality, components)
     return Plan(target, recipe.name, components, plan_cache(bundle, recipe, target, legality))

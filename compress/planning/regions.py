@@ -13,6 +13,7 @@ from pocketport.compress.structure import (
     activations_read,
     is_constant,
     is_float,
+    is_rotation,
 )
 
 _MOVING = MOVEMENT_OPS | {"Concat", "Pad"}
@@ -45,7 +46,7 @@ def find_regions(
     Args:
         graph: a float graph with known dtypes.
         float_nodes: node → why, of the nodes that were settled to compute in float and to give float.
-        integer_ops: where not empty, the only op types (but moving ones) that compute in integers.
+        integer_ops: where not empty, the only op types (but moving ones) that compute in integers, online rotations excepted.
     """
     why: dict[str, str] = {}
     float_out, float_in = dict(float_nodes), dict(float_nodes)
@@ -53,6 +54,8 @@ def find_regions(
         for node in graph.graph:
             if node.op_type not in integer_ops | _MOVING:
                 float_in.setdefault(node, f"{node.op_type} computes in float")
+            elif is_rotation(node):
+                float_in.setdefault(node, "what it rotates would be rounded before")
     outputs = {v.name for v in graph.graph.outputs}
     values = _activations(graph)
     consumers = {name: [n for n, _ in v.uses() if n.graph is not None] for name, v in values.items()}

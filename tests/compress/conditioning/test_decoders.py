@@ -115,6 +115,17 @@ def test_norms_that_add_to_the_stream_stop_a_rotation_of_it(tmp_path: Path) -> N
     assert sqnr_db(run(bundle)[1], run(after)[1]) > 100
 
 
+def test_online_rotations_beside_folded_ones(minicpm: ModelBundle) -> None:
+    steps = ({"rewrite": "rotate"}, {"rewrite": "rotate_online", "component": "[pd]*"}, {"rewrite": "smoothquant"})
+    after, (_, done, _) = conditioned(minicpm, *steps)
+    assert (done.streams, done.components, done.crossings) == (2, ("prefill", "decode"), ())  # one a layer
+    assert sqnr_db(run(minicpm)[1], run(after)[1]) > 100
+    alike = weights(after, "decode")
+    for name, array in weights(after, "prefill").items():
+        if name in alike and array.dtype == np.float32:
+            np.testing.assert_array_equal(array, alike[name])
+
+
 def test_what_others_read_stays_unless_they_change_too(minicpm: ModelBundle) -> None:
     """Without decode, or where the user's own files hold the cache, values keep their channels."""
     for component, chained in (("prefill", True), ("*", False)):
