@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--shown", type=int, default=8)
     parser.add_argument("--unknown", action="store_true", help="search ops without a cost, not time")
     arguments = parser.parse_args()
-    bundle = ingest(arguments.model)
+    bundle = ingest(arguments.model, keep_rows=False)
     for component in bundle:
         normalize_pictures(component.graph)  # once: parts that end in vectors would be, and others not
         parts = Parts(bundle, component, arguments.precision, UNCOSTED if arguments.unknown else ESTIMATE)

@@ -61,7 +61,7 @@ def estimate(name: str, precision: str, folder: Path) -> dict[str, float]:
     if not path.exists():
         export(name, path)
     with TemporaryDirectory() as temporary:
-        bundle = ingest(path)
+        bundle = ingest(path, keep_rows=False)
         bundle.save(Path(temporary) / "float")
         return estimate_in_worker(Path(temporary) / "float", next(iter(bundle)).name, Target.parse(TARGET), precision)
 

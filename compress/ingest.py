@@ -56,6 +56,7 @@ def ingest(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     lengths: Lengths | None = None,
+    keep_rows: bool = True,
 ) -> ModelBundle:
     """Open a model; no weight of a checkpoint is read.
 
@@ -65,18 +66,20 @@ def ingest(
         shapes: static shapes of the inputs of ONNX and programs, where the files leave dimensions open: by input name, in a folder by
             ``component.input`` (see `load_onnx_folder`).
         lengths: static lengths of a checkpoint's graphs; None: the family's defaults.
+        keep_rows: of ONNX and programs, whether what computes between linear layers does so on matrices, as Pocketport compiles it;
+            False leaves it on the file's own sequences, as deployments whose latencies were measured have it.
 
     Raises:
         UsageError: there is no such source, or `shapes` does not fit it.
         InputError: the source is damaged, hostile, or of a family that is not known.
     """
     if not isinstance(source, str | Path) or Path(source).suffix == EXPORTED_SUFFIX:
-        return _exported(source, shapes or {})
+        return _exported(source, shapes or {}, keep_rows)
     path = path_of(source)
     if path.is_file() and path.suffix == ".onnx":
-        return load_onnx(path, shapes or {})
+        return load_onnx(path, shapes or {}, keep_rows=keep_rows)
     if onnx_files(path) and not (path / "bundle.json").is_file():
-        return load_onnx_folder(path, shapes or {})
+        return load_onnx_folder(path, shapes or {}, keep_rows=keep_rows)
     if shapes:
         raise UsageError("only ONNX files take shapes", where="--shape", fix="leave it out: this source has its own")
     if not path.exists():
@@ -95,13 +98,15 @@ def ingest(
     return family_of(opened).load(opened, name, lengths or Lengths())
 
 
-def _exported(source: "str | Path | ExportedProgram", shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
+def _exported(
+    source: "str | Path | ExportedProgram", shapes: Mapping[str, Sequence[int]], keep_rows: bool
+) -> ModelBundle:
     """A program of torch.export, of which only this function loads anything."""
     from pocketport.compress.importers.exported_program import load_exported
 
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise UsageError("no such model", where=str(source), fix="check the path")
-    return load_exported(Path(source) if isinstance(source, str | Path) else source, shapes)
+    return load_exported(Path(source) if isinstance(source, str | Path) else source, shapes, keep_rows=keep_rows)
 
 
 def leave(bundle: ModelBundle, source: str | Path, directory: Path, lengths: Lengths | None = None) -> None:

@@ -28,12 +28,15 @@ SUFFIX = ".pt2"
 SAMPLE_SEED, SAMPLE_COUNT = 7, 2
 
 
-def load_exported(program: ExportedProgram | Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
+def load_exported(
+    program: ExportedProgram | Path, shapes: Mapping[str, Sequence[int]], *, keep_rows: bool = True
+) -> ModelBundle:
     """Translate a program to ONNX with torch's own exporter, and bring it to the form that everything after relies on.
 
     Args:
         program: in memory, or a ``.pt2`` file, which is opened without unpickling (see `pt2_archive`).
         shapes: static shapes by input name, for inputs whose dimensions the program leaves open.
+        keep_rows: see `simplify`.
 
     Raises:
         UsageError: onnxscript is not installed, or as `load_onnx`.
@@ -47,7 +50,7 @@ def load_exported(program: ExportedProgram | Path, shapes: Mapping[str, Sequence
     with tempfile.TemporaryDirectory(prefix="pocketport-exported-") as folder:
         path = Path(folder) / f"{name}.onnx"
         save_graph(model, path)
-        graph, config = import_graph(load_graph(path), path, shapes)
+        graph, config = import_graph(load_graph(path), path, shapes, keep_rows=keep_rows)
         for value in graph.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):  # the folder will be gone
                 value.const_value = ir.Tensor(np.array(value.const_value.numpy()), name=value.name)

@@ -53,13 +53,14 @@ def onnx_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def load_onnx_folder(folder: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
+def load_onnx_folder(folder: Path, shapes: Mapping[str, Sequence[int]], *, keep_rows: bool = True) -> ModelBundle:
     """Open every file as `load_onnx` opens one; tokenizer and processor files come along.
 
     Args:
         folder: that holds the files.
         shapes: static shapes by ``component.input``, for inputs whose dimensions the files leave open; a name may be a
             pattern (``decoder_with_past.past_key_values.*``), of those that match the last one counts.
+        keep_rows: see `simplify`.
 
     Raises:
         InputError: a file is none of a float model with a static graph, or leaves the folder.
@@ -86,7 +87,7 @@ def load_onnx_folder(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Model
     components, config = {}, {}
     for name, path in files.items():
         _check_merged(opened[name], name, path)
-        graph, config[name] = import_graph(opened[name], path, chosen[name], f"{name}.")
+        graph, config[name] = import_graph(opened[name], path, chosen[name], f"{name}.", keep_rows=keep_rows)
         components[name] = Component(name, graph)
     others = {p.name: p for p in sorted(folder.iterdir()) if p.suffix in FILE_SUFFIXES and p.is_file()}
     return ModelBundle(

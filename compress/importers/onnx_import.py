@@ -38,12 +38,13 @@ MOST_TENSOR_BYTES = 16 << 30  # no phone has room for one activation of this siz
 OTHER_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 
-def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
+def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]], *, keep_rows: bool = True) -> ModelBundle:
     """Open an ONNX file and bring it to the form that everything after relies on.
 
     Args:
         path: the file; external weights beside it.
         shapes: static shapes by input name, for the inputs whose dimensions the file leaves open.
+        keep_rows: see `simplify`.
 
     Raises:
         InputError: not a valid ONNX model, not a float32 one, an op that no opset has, or control flow that does
@@ -51,7 +52,7 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
         UsageError: an input's shape is open and not in `shapes`, or `shapes` contradicts the file.
     """
     opened = load_graph(path)
-    model, config = import_graph(opened, path, shapes)
+    model, config = import_graph(opened, path, shapes, keep_rows=keep_rows)
     return ModelBundle(
         name=path.stem,
         family="onnx",
@@ -62,7 +63,7 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]]) -> ModelBundle:
 
 
 def import_graph(
-    model: ir.Model, path: Path, shapes: Mapping[str, Sequence[int]], prefix: str = ""
+    model: ir.Model, path: Path, shapes: Mapping[str, Sequence[int]], prefix: str = "", *, keep_rows: bool = True
 ) -> tuple[ir.Model, dict[str, list[int]]]:
     """An opened file in the form that everything after relies on, and the shapes of its inputs; see `load_onnx`.
 
@@ -71,11 +72,12 @@ def import_graph(
         path: for errors.
         shapes: static shapes by input name.
         prefix: of input names where users write them (``decoder.``).
+        keep_rows: see `simplify`.
     """
     most = SPARE_BYTES + 2 * sum(file.stat().st_size for file in (path, *external_files(model)))
     try:
         with memory_bound(most):
-            done = normalized(clone_graph(model), shapes, path, prefix)
+            done = normalized(clone_graph(model), shapes, path, prefix, keep_rows=keep_rows)
     except MemoryError as error:
         raise InputError(
             f"more than {most >> 20} MB are needed to simplify it",
@@ -91,12 +93,14 @@ def external_files(model: ir.Model) -> set[Path]:
     return {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
-def normalized(model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path, prefix: str = "") -> ir.Model:
+def normalized(
+    model: ir.Model, shapes: Mapping[str, Sequence[int]], path: Path, prefix: str = "", *, keep_rows: bool = True
+) -> ir.Model:
     """The model with static shapes, a recent opset, and one op for one function; see `load_onnx`."""
     _check_ops(model, path)
     _remove_initialized_inputs(model)
     model = _with_static_inputs(model, shapes, path, prefix)
-    model = simplify(_with_opset(fold(model), path))
+    model = simplify(_with_opset(fold(model), path), keep_rows=keep_rows)
     model = run_passes(model, [NarrowInputs(), RemoveNoops()]).graph
     _check_float(model, path)
     _check_static(model, path)

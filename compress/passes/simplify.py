@@ -64,8 +64,13 @@ def fold(model: ir.Model) -> ir.Model:
     return run_passes(model, [InferShapes(), FoldConstants(), RemoveUnused()], rounds=MAX_ROUNDS).graph
 
 
-def simplify(model: ir.Model) -> ir.Model:
-    """`fold`, and fewer ops for the same function up to rounding. For opsets from 20 on, where Gelu is an op."""
+def simplify(model: ir.Model, *, keep_rows: bool = True) -> ir.Model:
+    """`fold`, and fewer ops for the same function up to rounding. For opsets from 20 on, where Gelu is an op.
+
+    Args:
+        model: unchanged.
+        keep_rows: whether to apply `KeepRows`; without it what computes between linear layers stays on the file's own sequences.
+    """
     rewrites = [
         RemoveNoops(),
         FoldConstants(),
@@ -83,7 +88,8 @@ def simplify(model: ir.Model) -> ir.Model:
         RemoveUnused(),
     ]
     model = run_passes(fold(model), [InferShapes(), *rewrites], rounds=MAX_ROUNDS).graph
-    model = run_passes(model, LINEAR_LAYERS, rounds=MAX_ROUNDS).graph
+    linear = [step for step in LINEAR_LAYERS if keep_rows or not isinstance(step, KeepRows)]
+    model = run_passes(model, linear, rounds=MAX_ROUNDS).graph
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)

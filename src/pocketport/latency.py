@@ -107,7 +107,7 @@ def predict_latency(
     deadline = time.monotonic() + SECONDS
     local = fitted_devices()
     profile = local[device].profile if device in local else find_device(device)
-    bundle = ingest(source, shapes=shapes)
+    bundle = ingest(source, shapes=shapes, keep_rows=False)  # as deployments that were measured have it
     diagnostics: list[Diagnostic] = []
     if not bundle.components:
         raise InputError("no graph in it", where=str(source), fix="give a model with at least one component")

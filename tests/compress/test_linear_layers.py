@@ -181,6 +181,19 @@ def test_a_transformer_stays_on_matrices(norm_first: bool, leading: tuple[int, .
     )
 
 
+def test_rows_stay_where_a_file_has_them_if_asked() -> None:
+    """Layers are Gemms all the same, between Reshapes; what is computed is the same."""
+    made = Exported(4, 2, 6)
+    h = made.op("LayerNormalization", "x", made.constant(6), made.constant(6), axis=2)
+    h = made.op("Gelu", made.linear(h, 6, 12))
+    before = made.model(made.op("Add", made.linear(h, 12, 6), "x"))
+    after = simplify(before, keep_rows=False)
+    shapes = {node.op_type: tuple(node.outputs[0].shape) for node in after.graph if node.op_type != "Reshape"}
+    assert shapes == {"LayerNormalization": (4, 2, 6), "Gelu": (4, 2, 12), "Add": (4, 2, 6), "Gemm": (8, 6)}
+    found, expected = (next(iter(OrtExecutor(m).run({"x": made.x}).values())) for m in (after, before))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_images_stay_images() -> None:
     """With their channels last they have four dimensions, in which they are cut into tiles: a block as ConvNeXt's."""
     made = Exported(1, 4, 4, 6)

@@ -93,7 +93,7 @@ def fit(
     from pocketport.profiles.prediction.extraction import graph_features
 
     def features(path: Path) -> GraphFeatures:
-        return graph_features(next(iter(ingest(path))).graph)
+        return graph_features(next(iter(ingest(path, keep_rows=False))).graph)
 
     device = fit_local(name, read_anchors(measurements), features, like=find_device(like) if like else None)
     path = save_local(name, device)

@@ -131,6 +131,35 @@ def test_a_run_on_the_meta_device_sees_what_an_export_has(tmp_path: Path, monkey
     assert ran.weights == pytest.approx(exported.weights, rel=0.05)  # biases of linear layers
 
 
+class BatchBehind(torch.nn.Module):
+    """An MLP on [positions, batch, channels], as OpenAI's CLIP has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = torch.nn.LayerNorm(32), torch.nn.Linear(32, 64), torch.nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.permute(1, 0, 2)
+        y = torch.nn.functional.gelu(self.up(self.norm(x)))
+        return (x + self.down(y)).permute(1, 0, 2)
+
+
+def test_a_batch_behind_positions_is_seen_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chips pad it, and it is gone where rows are kept as matrices, which is what Pocketport compiles."""
+    (trace,) = benchmarks(monkeypatch, "latency_trace")
+    x = torch.zeros(5, 12, 32)
+    torch.onnx.export(BatchBehind().eval(), (x,), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17)
+    kept, left = (graph_features(next(iter(ingest(tmp_path / "m.onnx", keep_rows=k))).graph) for k in (True, False))
+    with torch.device("meta"):
+        ran = trace.traced(BatchBehind().eval(), (x,))
+
+    def outputs(features: GraphFeatures) -> list[tuple[str, tuple[int, ...]]]:
+        return sorted((op.op, op.output) for op in features.ops if op.kind not in (Kind.MOVE, Kind.LINEAR))
+
+    assert outputs(left) == outputs(ran) != outputs(kept)
+    assert ("LayerNormalization", (12, 5, 32)) in outputs(left) and ("LayerNormalization", (60, 32)) in outputs(kept)
+
+
 @pytest.mark.parametrize(
     "module", ["faces", "gaze", "keypoints", "mediapipe", "realtime", "yolov5face", "yolov6", "yolov9"]
 )
