@@ -25,7 +25,7 @@ from pocketport.targets.contract import CompileRequest, EstimatingBackend, Targe
 from pocketport.targets.registry import backend_for
 from pocketport.workers import Limits, call_in_worker
 
-FORM = 6  # of what is compiled; 1 had channels first, 2 pictures as files have them, 3 biases apart from products, 4 slow pools, 5 one chip
+FORM = 7  # of what is compiled; 1 had channels first, 2 pictures as files have them, 3 biases apart from products, 4 slow pools, 5 one chip, 6 five dimensions
 MEMORY_BYTES = 12 << 30
 TOOLCHAINS = {"qualcomm": "onnxruntime-qnn"}
 

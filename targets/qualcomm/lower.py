@@ -7,7 +7,7 @@ whole, DequantizeLinear of weights is folded in. Rewritten are
   cache of 2 bytes an element, never 4) and the accelerator computes no float. The encodings are in ``io.json``.
   Outputs in image layout stay float, but for those with channels last;
 * what single kernels demand: ``rewrites.py``, where every rewrite says why;
-* forms that are slow: ``slow_pools.py``, ``slow_forms.py``.
+* forms that are slow: ``slow_pools.py``, ``slow_forms.py``, ``slow_dimensions.py``.
 """
 
 from dataclasses import asdict
@@ -21,14 +21,14 @@ from pocketport.diagnostics import Diagnostic, Severity
 from pocketport.errors import InputError
 from pocketport.files import write_json
 from pocketport.targets.contract import CompileRequest, Lowered
-from pocketport.targets.qualcomm import rewrites, slow_forms, slow_pools
+from pocketport.targets.qualcomm import rewrites, slow_dimensions, slow_forms, slow_pools
 from pocketport.targets.qualcomm.qdq import Port, attribute, parameters
 from pocketport.targets.qualcomm.target import find_soc
 
 CHANNELS_LAST = (0, 2, 3, 1)
 """The order of dimensions in which onnxruntime keeps images for this provider."""
 
-FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES)
+FASTER = (*slow_pools.REWRITES, *slow_forms.REWRITES, *slow_dimensions.REWRITES)
 
 
 def lower(request: CompileRequest) -> Lowered:
