@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from pocketport.compress.conditioning.base import LINEAR_LAYERS, Observe, Rewrite
 from pocketport.compress.conditioning.hadamard import hadamard_factors
-from pocketport.compress.conditioning.labels import Blocked, Labels, known_shape
+from pocketport.compress.conditioning.labels import Blocked, Labels, constant_shape, known_shape
 from pocketport.compress.conditioning.slots import Numbers, Slot
 from pocketport.compress.conditioning.streams import Chain, Stream
 from pocketport.compress.passes.rewriting import NodeWriter
@@ -114,5 +114,5 @@ def _channels(node: ir.Node) -> Labels:
     """Labels of the input channels of a layer's weight."""
     operand = weight_operand(node)
     assert operand is not None and operand.input_axis is not None
-    width = known_shape(operand.value)[operand.input_axis]
+    width = constant_shape(operand.value)[operand.input_axis]
     return np.arange(width, dtype=np.int32).reshape([width if i == operand.input_axis else 1 for i in range(2)])
