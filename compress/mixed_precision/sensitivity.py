@@ -90,6 +90,8 @@ class Sensitivities:
     ) -> None:  # fmt: skip
         self.errors: dict[str, dict[str, Errors]] = {}
         """Weight → scheme → errors."""
+        self.effects: dict[str, Tensor] = {}
+        """Weight → ⟨G, ΔW⟩ of each of its schemes in each sample, signed, [C, samples]."""
         self._schemes, self._rounder, self._advance = schemes, rounder, advance
         self._activations = activations
         self._moments: dict[str, _Moments] = {}
@@ -134,22 +136,23 @@ class Sensitivities:
             rounded = self._rounder(name, schemes, weight, Inputs(moments.hessian, moments.rows))
             changes = torch.stack([r - weight for r in rounded])
             errors = [_errors(weight, change, moments) for change in changes]
-            self._rescale(errors, self._whole(name, changes, moments.samples))
+            self.effects[name] = self._effects(name, changes, moments.samples)
+            self._rescale(errors, self.effects[name].square().sum(1) / 2)
             self.errors[name] = dict(zip(schemes, errors, strict=True))
             if self._advance:
                 self._advance(len(self.errors))
 
-    def _whole(self, name: str, changes: Tensor, samples: int) -> Tensor:
-        """½ Σ ⟨G, ΔW⟩² of each change [C, N, K], [C]; a sample's rows are dropped."""
-        total = changes.new_zeros(len(changes))
+    def _effects(self, name: str, changes: Tensor, samples: int) -> Tensor:
+        """⟨G, ΔW⟩ of each change [C, N, K] in each sample, [C, samples]; a sample's rows are dropped."""
+        found = []
         for sample in range(samples):
             rows, gradients = (
                 self._activations.get(kind + name, sample, changes.device) for kind in (INPUTS, GRADIENTS)
             )
-            total += (changes.flatten(1) @ (gradients.T @ rows).flatten()).square() / 2
+            found.append(changes.flatten(1) @ (gradients.T @ rows).flatten())
             for kind in (INPUTS, GRADIENTS):
                 self._activations.drop(kind + name, sample)
-        return total
+        return torch.stack(found, 1)
 
     @staticmethod
     def _rescale(errors: Sequence[Errors], whole: Tensor) -> None:

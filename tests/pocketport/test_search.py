@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from pocketport.cli import app
 from pocketport.commands.search import print_layers
-from pocketport.compress.mixed_precision.allocation import groupings_of, literal
+from pocketport.compress.mixed_precision.allocation import allocate, groupings_of, literal
 from pocketport.compress.mixed_precision.exchange import EXCHANGED
+from pocketport.compress.mixed_precision.pairs import PAIRS, allocate_pairs
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Rule, load_recipe
 from pocketport.errors import UsageError
@@ -128,6 +129,22 @@ def test_layers_exchange_bits_by_what_that_measures(model: Path, tmp_path: Path)
             "r.yaml",
         ]
         CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+
+
+def test_effects_have_the_errors_sizes_and_pairs_are_a_candidate(model: Path, tmp_path: Path) -> None:
+    """Of every sample one, whose squares sum up to the loss within what rows say of how schemes compare."""
+    search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))
+    for weight, own in search.effects.items():
+        assert own.keys() == search.errors[weight].keys()
+        assert {len(values) for values in own.values()} == {4}
+        sizes = [np.square(values).sum() / 2 / search.errors[weight][s]["loss"] for s, values in own.items()]
+        assert np.mean(sizes) == pytest.approx(1, rel=0.5) and min(sizes) > 0
+    layers, budget = search.found.layers, 4.7 * search.found.elements / 8
+    start = allocate(layers, search.errors, budget, "loss")
+    found = allocate_pairs(layers, search.errors, search.effects, start, budget)
+    assert found.cost <= budget
+    models = {c.allocation.model for c in search.search(Budget(bits=4.7), confirm=False).candidates}
+    assert (PAIRS in models) == (found.schemes != start.schemes)
 
 
 def test_the_table_shows_what_was_chosen(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

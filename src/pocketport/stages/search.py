@@ -23,6 +23,7 @@ from pocketport.compress.mixed_precision.checkpoint import FLOAT, Composed, Dequ
 from pocketport.compress.mixed_precision.exchange import exchange
 from pocketport.compress.mixed_precision.knapsack import Options, undominated
 from pocketport.compress.mixed_precision.next_token import Quality
+from pocketport.compress.mixed_precision.pairs import Effects
 from pocketport.compress.mixed_precision.raking import raked
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT
@@ -109,9 +110,19 @@ class FormatSearch:
         )  # fmt: skip
         return first, second
 
-    @cached_property
+    @property
     def errors(self) -> dict[str, dict[str, Errors]]:
-        """Of every weight in every scheme: one pass over the data, or the store's."""
+        """Of every weight in every scheme."""
+        return self._sensitivities[0]
+
+    @property
+    def effects(self) -> Effects:
+        """Of the same, sample by sample."""
+        return self._sensitivities[1]
+
+    @cached_property
+    def _sensitivities(self) -> tuple[dict[str, dict[str, Errors]], Effects]:
+        """One pass over the data, or the store's."""
         key = "sensitivities"
         self.context.progress.start(key, "errors of every layer in every scheme", len(self.found.schemes))
         plans = {scheme: [asdict(p) for p in own.values()] for scheme, own in self.found.plans.items()}
@@ -120,13 +131,17 @@ class FormatSearch:
         }  # fmt: skip
 
         def produce(directory: Path) -> None:
-            write_json(directory / "errors.json", self._measure_errors(directory / ".activations"))
+            found = self._measure_errors(directory / ".activations")
+            write_json(directory / "errors.json", found.errors)
+            np.savez(directory / "effects.npz", **{w: own.cpu().numpy() for w, own in found.effects.items()})  # type: ignore[arg-type]
 
         result = self._stage(key, inputs, produce)
         errors: dict[str, dict[str, Errors]] = json.loads((result.path / "errors.json").read_text("utf-8"))
-        return errors
+        with np.load(result.path / "effects.npz") as stored:
+            effects = {w: dict(zip(self.found.schemes[w], stored[w], strict=True)) for w in errors}
+        return errors, effects
 
-    def _measure_errors(self, scratch: Path) -> dict[str, dict[str, Errors]]:
+    def _measure_errors(self, scratch: Path) -> Sensitivities:
         generator = torch.Generator().manual_seed(self.context.request.seed)
         advance = partial(self.context.progress.advance, "sensitivities")
         predictions = self.predictions
@@ -139,7 +154,7 @@ class FormatSearch:
                 gradient = head.gradient(hidden, generator, stream.counting[sample])
                 activations.put(GRADIENT + head.hidden, sample, gradient)
             stream.backward(sensitivities.wants, sensitivities.visit, sensitivities.finish)
-        return sensitivities.errors
+        return sensitivities
 
     @cached_property
     def _takes_fewer_rows(self) -> bool:
@@ -164,7 +179,7 @@ class FormatSearch:
         layers = self.found.layers
         total = budget.of_layers(self.found.elements, self.found.fixed_bytes)
         errors = self._put_right(total) if confirm else self.errors
-        found = candidates(layers, errors, total)
+        found = candidates(layers, errors, total, self.effects)
         if confirm:
             found = ranked(c.measured(self.quality(c.rules).figures) for c in found)
             if exchanges:

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from pocketport.compress.mixed_precision.allocation import Allocation, Layer, allocate
+from pocketport.compress.mixed_precision.pairs import Effects, allocate_pairs
 from pocketport.compress.mixed_precision.sensitivity import MODELS, Errors
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.errors import UsageError
@@ -121,16 +122,18 @@ class Searched:
 
 
 def candidates(
-    layers: Sequence[Layer], errors: Mapping[str, Mapping[str, Errors]], budget: float
-) -> list[Candidate]:  # fmt: skip
-    """The best allocation by each error model, each once.
+    layers: Sequence[Layer], errors: Mapping[str, Mapping[str, Errors]], budget: float, effects: Effects | None = None
+) -> list[Candidate]:
+    """The best allocation by each error model, and where effects are known by pairs of layers, each once.
 
     Raises:
         UsageError: the budget is too small.
     """
+    allocations = [allocate(layers, errors, budget, model) for model in MODELS]
+    if effects is not None:
+        allocations.append(allocate_pairs(layers, errors, effects, allocations[0], budget))
     found: dict[tuple[str, ...], Candidate] = {}
-    for model in MODELS:
-        allocation = allocate(layers, errors, budget, model)
+    for allocation in allocations:
         chosen = tuple(allocation.schemes[layer.name] for layer in layers)
         found.setdefault(chosen, Candidate(allocation, tuple(allocation.rules(layers))))
     return list(found.values())

@@ -57,9 +57,9 @@ def rounded(name: str, schemes: Sequence[str], weight: Tensor, inputs: Inputs) -
     return (noisy(name, scheme, weight) for scheme in schemes)
 
 
-def errors_of(
+def sensitivities_of(
     bundle: ModelBundle, path: Path, schemes: list[str], rounder: Rounder = rounded, seed: int = 0
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> Sensitivities:
     with Activations(path, 1 << 16) as activations:  # most of it is in the file
         sensitivities = Sensitivities(dict.fromkeys(NAMES, schemes), rounder, activations)
         stream, head = streamed(bundle, activations)
@@ -70,7 +70,7 @@ def errors_of(
             activations.put(GRADIENT + head.hidden, sample, head.gradient(hidden, generator))
         stream.backward(sensitivities.wants, sensitivities.visit, sensitivities.finish)
         assert not any(n.endswith(".weight") for s in range(stream.count) for n in activations.names(s))
-    return sensitivities.errors
+    return sensitivities
 
 
 def inputs_and_gradients(
@@ -103,7 +103,8 @@ def inputs_and_gradients(
 
 def test_errors_are_those_of_the_definitions(llama: tuple[ModelBundle, Any], tmp_path: Path) -> None:
     bundle, model = llama
-    found = errors_of(bundle, tmp_path / "activations", ["1", "3", "0.1"])
+    sensitivities = sensitivities_of(bundle, tmp_path / "activations", ["1", "3", "0.1"])
+    found = sensitivities.errors
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     generator = torch.Generator().manual_seed(0)
     for tokens in torch.from_numpy(TOKENS.astype(np.int64)):
@@ -116,7 +117,7 @@ def test_errors_are_those_of_the_definitions(llama: tuple[ModelBundle, Any], tmp
         depends = g.square().sum(1) > 0  # a first token's query changes nothing: it has one key
         x, g = x[depends], g[depends]
         weight = model.get_parameter(name).detach()
-        expected, sizes = {}, []
+        expected, sizes, effects = {}, [], []
         for scheme in ("1", "3", "0.1"):
             change = (noisy(name, scheme, weight) - weight).double()
             noise, energy = x @ change.T, g.square().sum(1)
@@ -124,17 +125,20 @@ def test_errors_are_those_of_the_definitions(llama: tuple[ModelBundle, Any], tmp
             trace = (energy * x.square().sum(1)).sum() / weight.numel() * change.square().sum()
             shares = g.square().sum(0) / g.square().sum()
             loss = (energy * (noise.square() @ shares)).sum() / 2
-            sizes.append(float(sum((gradient * change).sum() ** 2 for gradient in whole) / 2 / loss))
+            effects.append([float((gradient * change).sum()) for gradient in whole])
+            sizes.append(float(np.square(effects[-1]).sum() / 2 / loss))
             expected[scheme] = {"output": float(output), "trace": float(trace), "loss": float(loss)}
         for scheme, errors in expected.items():
             errors["loss"] *= sum(sizes) / len(sizes)
             assert found[name][scheme] == pytest.approx(errors, rel=2e-3)
+        scale = np.abs(effects).max(1, keepdims=True)
+        np.testing.assert_allclose(sensitivities.effects[name] / scale, effects / scale, atol=2e-3)
 
 
 def test_the_loss_model_foretells_the_divergence(llama: tuple[ModelBundle, Any], tmp_path: Path) -> None:
     """Summed over all weights, within a quarter: it is a second-order estimate from 96 tokens and 40 draws of signs."""
     bundle, _ = llama
-    drawn = [errors_of(bundle, tmp_path / "activations", ["1"], seed=seed) for seed in range(40)]
+    drawn = [sensitivities_of(bundle, tmp_path / "activations", ["1"], seed=seed).errors for seed in range(40)]
     with Activations(tmp_path / "again", 1 << 24) as activations:
         stream, head = streamed(bundle, activations)
         stream.forward()
