@@ -95,6 +95,11 @@ def insert(
     return out
 
 
+def reshaped(before: ir.Node, value: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
+    """`value` in other dimensions, by a Reshape in front of a node."""
+    return insert(before, "Reshape", [value, store(before, f"{name}_shape", np.array(shape, np.int64))], name, shape)
+
+
 def store(near: ir.Node, name: str, array: NDArray[np.generic]) -> ir.Value:
     """A new initializer in the graph of `near`."""
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))

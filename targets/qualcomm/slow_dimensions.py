@@ -18,9 +18,9 @@ from pocketport.targets.qualcomm.qdq import (
     before_rounding,
     dequantized,
     encoding_of,
-    insert,
     parameters,
     requantized,
+    reshaped,
     store,
     stored_integers,
 )
@@ -105,8 +105,8 @@ def _put_on_rows(node: ir.Node, roundings: Sequence[Port]) -> None:
     graph.insert_before(node, made)
     for index, (old, new, shape, port) in enumerate(zip(node.outputs, made.outputs, shapes, roundings, strict=True)):
         name = f"{node.name}_rows_{index}"
-        new.name, new.shape, new.dtype = f"{name}_out", ir.Shape(matrix_shape(shape)), old.dtype
-        replace_value(old, _reshaped(node, requantized(node, new, port, name), shape, f"{name}_shaped"))
+        new.name, new.shape, new.dtype = f"{name}_out", ir.Shape(matrix_shape(shape)), ir.DataType.FLOAT
+        replace_value(old, reshaped(node, requantized(node, new, port, name), shape, f"{name}_shaped"))
     graph.remove(node, safe=True)
 
 
@@ -129,7 +129,7 @@ def _rows(node: ir.Node, value: ir.Value, wanted: tuple[int, int], name: str) ->
     if before is None:
         before = value
     if static_shape(before) != wanted:
-        before = _reshaped(node, before, wanted, f"{name}_matrix")
+        before = reshaped(node, before, wanted, f"{name}_matrix")
     return before if port is None or encoding_of(before) == port else requantized(node, before, port, name)
 
 
@@ -149,11 +149,6 @@ def _constant_rows(node: ir.Node, index: int, shape: tuple[int, ...]) -> ir.Valu
 
 def _is_axis(node: ir.Node, index: int) -> bool:
     return node.op_type == "Slice" and index == 3
-
-
-def _reshaped(node: ir.Node, value: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
-    wanted = store(node, f"{name}_shape", np.array(shape, np.int64))
-    return insert(node, "Reshape", [value, wanted], f"{name}_reshape", shape)
 
 
 REWRITES = (fold_dimensions,)

@@ -12,6 +12,10 @@ from pocketport.targets.qualcomm.qdq import (
     dequantized,
     encoding_of,
     insert,
+    parameters,
+    quantizer_of,
+    requantized,
+    reshaped,
     store,
     stored_integers,
     stored_reals,
@@ -23,6 +27,9 @@ WRITTEN_OUT = 1 << 18
 
 SHUFFLE = (0, 2, 1, 3, 4)
 """Dimensions of [1, groups, channels of each, rows, columns], turned."""
+
+SUMMED, SUMMANDS = 3, 64
+"""Dimensions from which on a sum along the last one is a product, and how many numbers it sums at most: longer ones were not compared."""
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 
@@ -124,6 +131,34 @@ def write_out_constants(model: ir.Model) -> None:
                 node.replace_input_with(index, dequantized(node, full, port, name))
 
 
+def multiply_sums(model: ir.Model) -> None:
+    """A sum along the last dimension → a product of rows with a column of ones.
+
+    Nine weighted samples at each of 784 places in 128 channels, as a deformable convolution has them: the layer takes 0.9 ms in ``w8a8`` instead of 23.1, 1.6 in ``w8a16``
+    instead of 2.2, 1.1 in float instead of 1.5.
+    """
+    for node in [n for n in model.graph if n.op_type == "ReduceSum" and len(n.inputs) > 1]:
+        data, axes, made = node.inputs[0], constant(node.inputs[1]), static_shape(node.outputs[0])
+        shape = None if data is None else static_shape(data)
+        if data is None or shape is None or made is None or len(shape) < SUMMED or axes is None or axes.size != 1:
+            continue
+        port, quantizer = encoding_of(data), quantizer_of(node)
+        rounding = None if quantizer is None else parameters(quantizer)
+        along_last = int(axes.reshape(())) in (-1, len(shape) - 1) and shape[-1] <= SUMMANDS
+        if not along_last or (port is None) != (rounding is None):
+            continue
+        rows, count, name = math.prod(shape[:-1]), shape[-1], f"{node.name}_sum"
+        matrix = reshaped(node, data, (rows, count), f"{name}_rows")
+        if port is None or rounding is None:
+            ones = store(node, f"{name}_ones", np.ones((count, 1), np.float32))
+            sums = insert(node, "MatMul", [matrix, ones], name, (rows, 1))
+        else:
+            matrix = requantized(node, matrix, port, f"{name}_rows")
+            ones = dequantized(node, np.full((count, 1), 127, np.int8), Port("int8", 1 / 127, 0), f"{name}_ones")
+            sums = requantized(node, insert(node, "MatMul", [matrix, ones], name, (rows, 1)), rounding, name)
+        substitute(model, node, reshaped(node, sums, made, f"{name}_shaped"))
+
+
 def _repeats_inside(own: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     own = (1,) * (len(whole) - len(own)) + own
     had = [axis for axis, size in enumerate(own) if size > 1]
@@ -131,4 +166,4 @@ def _repeats_inside(own: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return math.prod(whole) <= WRITTEN_OUT and any(had[0] < axis < had[-1] for axis in repeated if had)
 
 
-REWRITES = (multiply_squares, convolve_shuffles, whole_rectifiers, write_out_constants)
+REWRITES = (multiply_squares, convolve_shuffles, whole_rectifiers, write_out_constants, multiply_sums)

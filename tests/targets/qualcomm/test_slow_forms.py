@@ -59,10 +59,18 @@ def single_mean(s: Sketch) -> str:
     return s.op("AveragePool", features(s, 96, 64, 64), kernel_shape=[1, 1], strides=[2, 2])
 
 
+def short_sums(s: Sketch) -> str:
+    """Weighted means of nine samples at each place."""
+    data = s.op("Sigmoid", s.input("x", s.rng.standard_normal((8, 16, 784, 9)).astype(np.float32)))
+    weighted = s.op("Mul", data, s.constant(s.rng.uniform(0, 0.2, (8, 1, 784, 9)).astype(np.float32)))
+    return s.op("ReduceSum", weighted, s.shape(-1), keepdims=0)
+
+
 FORMS: dict[str, tuple[Build, list[str]]] = {
     "tall mean": (tall_mean, ["Conv", "Relu", "ReduceMean"]),
     "wide maximum": (wide_maximum, ["Conv", "Relu", "MaxPool", "MaxPool", "MaxPool"]),
     "shuffle": (shuffled, ["Conv", "Relu", "Conv"]),
+    "short sums": (short_sums, ["Sigmoid", "Mul", "Reshape", "MatMul", "Reshape"]),
     "square": (square, ["Conv", "Relu", "Mul"]),
     "single mean": (single_mean, ["Conv", "Relu", "MaxPool"]),
     "rectifier": (lambda s: rectified(s, 64, 1, 1), ["Conv", "Relu", "Conv", "PRelu", "Conv", "PRelu"]),
@@ -116,6 +124,25 @@ def test_what_is_fast_or_no_sum_of_parts_is_left(build: Build, tmp_path: Path) -
     model = sketch.model(build(sketch))
     lowered = onnx.load(backend.lower(request_for(tmp_path, model)).paths["onnx"])
     assert [n.op_type for n in lowered.graph.node] == [n.op_type for n in model.graph.node]
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 35), (16, 70)])
+def test_integers_are_summed_by_products(bits: int, least: float, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    sketch = Sketch()
+    request = request_for(tmp_path, sketch.pivot(short_sums(sketch), bits=bits))
+    ops = [n.op_type for n in onnx.load(backend.lower(request).paths["onnx"]).graph.node]
+    assert ops.count("MatMul") == 1 and "ReduceSum" not in ops
+    assert emulated_db(request, port(request), sketch) > least
+
+
+def test_long_sums_and_those_of_other_dimensions_stay(tmp_path: Path) -> None:
+    for axis, shape in ((-1, (4, 4, 65)), (1, (4, 4, 9))):
+        sketch = Sketch()
+        data = sketch.op("Sigmoid", sketch.input("x", sketch.rng.standard_normal(shape).astype(np.float32)))
+        model = sketch.model(sketch.op("ReduceSum", data, sketch.shape(axis), keepdims=0))
+        lowered = onnx.load(backend.lower(request_for(tmp_path / str(axis), model)).paths["onnx"])
+        assert "ReduceSum" in [n.op_type for n in lowered.graph.node]
 
 
 @pytest.mark.parametrize(("bits", "least"), [(8, 28), (16, 60)])
