@@ -123,7 +123,7 @@ def device_spread(q: Problem, fit: Fit, ids: Mapping[str, str]) -> dict[str, flo
         rows = q.seen.device == index
         if profile is None or lent is None or rows.sum() < 12:
             continue
-        off = float(np.median(np.log(own[rows] / fit.predictions(q, {index: lent[0]})[rows])))
+        off = float(np.median(np.log(own[rows] / fit.predictions(q, np.flatnonzero(rows), {index: lent[0]}))))
         logs[profile.kind].append(abs(off) / max(1.0, lent[1]))
         print(f"  {name:40} from others: x{math.exp(off):.2f} at distance {lent[1]:.1f}")
     every = [v for values in logs.values() for v in values] or [1.0]

@@ -129,18 +129,21 @@ class Fit:
         """Where the graphs of `p` lie, see `likeness.description`."""
         return points_of(p, self.ops)
 
-    def predictions(self, p: Problem, factors: Mapping[int, Factors] | None = None) -> NDArray[np.float64]:
-        """Of all measurements of `p`; on the devices in `factors` by these."""
-        points, elsewhere = self.points(p), factors or {}
-        table = np.stack(
-            [
-                self.fitted.elsewhere(p.work, points, elsewhere[d])
-                if d in elsewhere
-                else self.fitted.predict(p.work, points, d)
-                for d in range(len(p.devices))
-            ]
-        )
-        return np.asarray(table[p.seen.device, p.seen.graph])
+    def predictions(
+        self, p: Problem, rows: NDArray[np.intp] | None = None, factors: Mapping[int, Factors] | None = None
+    ) -> NDArray[np.float64]:
+        """Of the measurements `rows` of `p` (None: of all); on the devices in `factors` by these."""
+        devices, graphs = (v if rows is None else v[rows] for v in (p.seen.device, p.seen.graph))
+        points, elsewhere, found = self.points(p), factors or {}, np.zeros(len(devices))
+        for device in np.unique(devices):
+            own = elsewhere.get(int(device))
+            every = (
+                self.fitted.predict(p.work, points, int(device))
+                if own is None
+                else self.fitted.elsewhere(p.work, points, own)
+            )
+            found[devices == device] = every[graphs[devices == device]]
+        return found
 
     def own_factors(self, p: Problem, rows: NDArray[np.intp], prior: Factors) -> Factors:
         """Factors of one more device from some of its measurements, around those of a device like it."""
@@ -201,7 +204,7 @@ def held_out(
     for index, fold in enumerate(folds):
         for p, predicted, of_p in zip(problems, out, rows, strict=True):
             if len(of_p[index]):
-                predicted[of_p[index]] = fits.without(p, fold).predictions(p)[of_p[index]]
+                predicted[of_p[index]] = fits.without(p, fold).predictions(p, of_p[index])
     return [(predicted, [r.tolist() for r in of_p if len(r)]) for predicted, of_p in zip(out, rows, strict=True)]
 
 

@@ -171,17 +171,18 @@ def unseen_devices(problems: list[Problem]) -> list[dict[str, Unseen]]:
                 test = np.array([r for r in rows if p.samples[r].model in models], np.intp)
                 if lent is None or not len(test):
                     continue
-                _put(far, p, test, one.predictions(p, {index: lent[0]}))
+                _put(far, p, test, one.predictions(p, test, {index: lent[0]}))
                 rest = np.setdiff1d(rows, test)
                 for draw in range(ANCHOR_DRAWS):
                     chosen = np.random.default_rng(100 * fold + draw).choice(rest, ANCHORS, replace=False)
-                    _put(anchored, p, test, one.predictions(p, {index: one.own_factors(p, chosen, lent[0])}))
+                    own = one.own_factors(p, chosen, lent[0])
+                    _put(anchored, p, test, one.predictions(p, test, {index: own}))
     return found
 
 
 def _put(found: Unseen, p: Problem, rows: NDArray[np.intp], predicted: NDArray[np.float64]) -> None:
-    for row in rows:
-        found.setdefault(p.samples[row], []).append(float(predicted[row]))
+    for row, ms in zip(rows, predicted, strict=True):
+        found.setdefault(p.samples[row], []).append(float(ms))
 
 
 def of_unseen(predictor: str, precision: str, found: dict[str, Unseen]) -> Iterator[Row]:
