@@ -179,7 +179,7 @@ class FormatSearch:
         layers = self.found.layers
         total = budget.of_layers(self.found.elements, self.found.fixed_bytes)
         errors = self._put_right(total) if confirm else self.errors
-        found = candidates(layers, errors, total, self.effects)
+        found = candidates(layers, errors, total, self.effects, self.errors)
         if confirm:
             found = ranked(c.measured(self.quality(c.rules).figures) for c in found)
             if exchanges:

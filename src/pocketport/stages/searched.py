@@ -122,16 +122,27 @@ class Searched:
 
 
 def candidates(
-    layers: Sequence[Layer], errors: Mapping[str, Mapping[str, Errors]], budget: float, effects: Effects | None = None
+    layers: Sequence[Layer],
+    errors: Mapping[str, Mapping[str, Errors]],
+    budget: float,
+    effects: Effects | None = None,
+    alone: Mapping[str, Mapping[str, Errors]] | None = None,
 ) -> list[Candidate]:
     """The best allocation by each error model, and where effects are known by pairs of layers, each once.
+
+    Args:
+        layers: that are searched.
+        errors: of their weights.
+        budget: of all layers.
+        effects: of the weights on each sample.
+        alone: the errors that go with the effects, where `errors` were put right by what groups measure (their pairs are in that already).
 
     Raises:
         UsageError: the budget is too small.
     """
     allocations = [allocate(layers, errors, budget, model) for model in MODELS]
     if effects is not None:
-        allocations.append(allocate_pairs(layers, errors, effects, allocations[0], budget))
+        allocations.append(allocate_pairs(layers, alone or errors, effects, allocations[0], budget))
     found: dict[tuple[str, ...], Candidate] = {}
     for allocation in allocations:
         chosen = tuple(allocation.schemes[layer.name] for layer in layers)
