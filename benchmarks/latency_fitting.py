@@ -168,18 +168,19 @@ class Fits:
 
     def without(self, p: Problem, names: Collection[str] = (), device: str = "") -> Fit:
         """Fit without the measurements of groups in `names`, and of `device`."""
-        rows = p.without(self._by, names, device)
-        seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
-        fitted = self._rates(p, names, device)
+        seen, fitted = self._seen(p, names, device), self._rates(p, names, device)
         ops = self._rates(p.ops or p, names, device).rates
         return Fit(corrected(fitted, p.work, seen, points_of(p, ops)), ops)
+
+    def _seen(self, p: Problem, names: Collection[str], device: str) -> Observations:
+        rows = p.without(self._by, names, device)
+        return Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
 
     def _rates(self, p: Problem, names: Collection[str], device: str) -> Fitted:
         key = (id(p), frozenset(names), device)
         if key not in self._made:
             like = self._rates(p.prior, names, "").rates if p.prior is not None else None
-            rows = p.without(self._by, names, device)
-            seen = Observations(p.seen.graph[rows], p.seen.device[rows], p.seen.log_ms[rows])
+            seen = self._seen(p, names, device)
             spread = LIKE_SPREAD if like is not None and p.ops is None else 1.0
             # A mapping has too few parameters to explain what sets devices apart: it would bend its rates to it.
             own = OWN if p.ops is None else 0.0

@@ -122,6 +122,20 @@ def dequantized(before: ir.Node, integers: NDArray[np.generic], port: Port, name
     return insert(before, "DequantizeLinear", inputs, f"{name}_dequantize", integers.shape)
 
 
+def stored(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The numbers of a constant operand as they are kept: reals, or integers of one scale; None for all others."""
+    integers = stored_integers(value)
+    if value is None or integers is None:
+        return constant(value)
+    return integers if encoding_of(value) is not None else None
+
+
+def restored(before: ir.Node, value: ir.Value, numbers: NDArray[np.generic], name: str) -> ir.Value:
+    """A constant operand like `value`, rounded as it is if it is, with other `numbers` kept."""
+    port = encoding_of(value)
+    return store(before, name, numbers) if port is None else dequantized(before, numbers, port, name)
+
+
 def substitute(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
     """`value` instead of what a node gives, and the node out of the graph."""
     replace_value(node.outputs[0], value)

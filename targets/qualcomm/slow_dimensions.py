@@ -16,12 +16,13 @@ from pocketport.compress.passes.rows import matrix_shape
 from pocketport.targets.qualcomm.qdq import (
     Port,
     before_rounding,
-    dequantized,
     encoding_of,
     parameters,
     requantized,
     reshaped,
+    restored,
     store,
+    stored,
     stored_integers,
 )
 
@@ -68,7 +69,8 @@ def _is_by_rows(node: ir.Node) -> bool:
         return _is_along_last(node, len(shape)) and (node.op_type != "Concat" or len(data) == len(node.inputs))
     if node.op_type in FUNCTIONS:
         return True
-    return all(s == shape for s in shapes) and math.prod(shape) <= WRITTEN_OUT
+    known = all(_is_data(v) or stored(v) is not None for v in node.inputs)
+    return known and all(s == shape for s in shapes) and math.prod(shape) <= WRITTEN_OUT
 
 
 def _is_data(value: ir.Value | None) -> bool:
@@ -138,13 +140,10 @@ def _constant_rows(node: ir.Node, index: int, shape: tuple[int, ...]) -> ir.Valu
     value = node.inputs[index]
     if value is None or node.op_type not in ARITHMETIC:
         return store(node, f"{node.name}_axis", np.array([1])) if value is not None and _is_axis(node, index) else value
-    integers, port = stored_integers(value), encoding_of(value)
-    held = constant(value) if integers is None else integers
+    held = stored(value)
     assert held is not None
-    name = f"{node.name}_constant_{index}"
     rows = held.reshape(1, 1) if held.size == 1 else np.broadcast_to(held, shape).reshape(matrix_shape(shape))
-    rows = np.ascontiguousarray(rows)
-    return store(node, name, rows) if integers is None or port is None else dequantized(node, rows, port, name)
+    return restored(node, value, np.ascontiguousarray(rows), f"{node.name}_constant_{index}")
 
 
 def _is_axis(node: ir.Node, index: int) -> bool:

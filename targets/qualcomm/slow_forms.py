@@ -16,7 +16,9 @@ from pocketport.targets.qualcomm.qdq import (
     quantizer_of,
     requantized,
     reshaped,
+    restored,
     store,
+    stored,
     stored_integers,
     stored_reals,
     substitute,
@@ -119,16 +121,11 @@ def write_out_constants(model: ir.Model) -> None:
     for node in [n for n in model.graph if n.op_type in ARITHMETIC]:
         shape = static_shape(node.outputs[0])
         for index, value in enumerate(node.inputs):
-            integers, reals = stored_integers(value), None if value is None else constant(value)
-            held = reals if integers is None else integers
+            held = stored(value)
             if value is None or shape is None or held is None or not _repeats_inside(held.shape, shape):
                 continue
-            full, name = np.ascontiguousarray(np.broadcast_to(held, shape)), f"{node.name}_written_out_{index}"
-            port = encoding_of(value)
-            if integers is None:
-                node.replace_input_with(index, store(node, name, full))
-            elif port is not None:
-                node.replace_input_with(index, dequantized(node, full, port, name))
+            full = np.ascontiguousarray(np.broadcast_to(held, shape))
+            node.replace_input_with(index, restored(node, value, full, f"{node.name}_written_out_{index}"))
 
 
 def multiply_sums(model: ir.Model) -> None:
