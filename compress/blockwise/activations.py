@@ -1,6 +1,7 @@
 """Activations of all calibration samples: in memory as far as a budget goes, in a file beyond it."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ class Activations:
         self._path, self._budget = path, budget
         self._held: dict[tuple[str, int], Tensor] = {}
         self._places: dict[tuple[str, int], tuple[int, Tensor]] = {}
+        self._names: defaultdict[int, set[str]] = defaultdict(set)
         self._free: dict[int, list[int]] = {}
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._end = self._bytes = 0
@@ -32,6 +34,7 @@ class Activations:
     def put(self, name: str, sample: int, value: Tensor) -> None:
         """Keep a float tensor; one of the same name and sample is replaced."""
         self.drop(name, sample)
+        self._names[sample].add(name)
         if self._bytes + value.nbytes <= self._budget:
             self._bytes += value.nbytes
             self._held[name, sample] = value.clone()
@@ -61,6 +64,7 @@ class Activations:
 
     def drop(self, name: str, sample: int) -> None:
         """Forget it, if it is there."""
+        self._names[sample].discard(name)
         held = self._held.pop((name, sample), None)
         if held is not None:
             self._bytes -= held.nbytes
@@ -70,7 +74,7 @@ class Activations:
 
     def names(self, sample: int) -> set[str]:
         """What is kept of a sample."""
-        return {n for n, s in (*self._held, *self._places) if s == sample}
+        return set(self._names.get(sample, ()))
 
     def __enter__(self) -> "Activations":
         return self

@@ -133,7 +133,7 @@ class MovingScales(Mapping[str, Tensor]):
         operand = weight_operand(node)
         return operand is not None and (operand.value.name or "") in self.changes
 
-    def visit(self, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
+    def visit(self, sample: int, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
         """Add up the gradient of one node."""
         operand = weight_operand(node)
         assert operand is not None

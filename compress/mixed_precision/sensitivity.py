@@ -17,7 +17,7 @@ With x the rows that meet a weight W [N, K], g the gradients of the loss by its 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import torch
@@ -35,6 +35,7 @@ MODELS = (LOSS, "trace", "output")
 Errors = dict[str, float]
 """Error model → error of one weight in one scheme."""
 
+TOGETHER = 1 << 22  # elements of the gradients of one weight in so many samples
 INPUTS, GRADIENTS = "inputs of ", "gradients behind "
 
 
@@ -64,14 +65,14 @@ class _Moments:
         heeded: Σ |g|² xxᵀ, [K, K].
         outputs: Σ g² of each output, [N].
         rows: of x.
-        samples: whose rows are kept.
+        samples: of each visit, whose rows are kept.
     """
 
     hessian: Tensor
     heeded: Tensor
     outputs: Tensor
     rows: int = 0
-    samples: int = 0
+    samples: list[int] = field(default_factory=list)
 
 
 class Sensitivities:
@@ -80,12 +81,13 @@ class Sensitivities:
     Args:
         schemes: weight → the schemes that it is tried in.
         rounder: see `Rounder`.
+        count: samples.
         activations: takes one layer's rows and gradients, until its weights are rounded.
         advance: called with the number of weights done.
     """
 
     def __init__(
-        self, schemes: Mapping[str, Sequence[str]], rounder: Rounder, activations: Activations,
+        self, schemes: Mapping[str, Sequence[str]], rounder: Rounder, count: int, activations: Activations,
         advance: Callable[[int], None] | None = None,
     ) -> None:  # fmt: skip
         self.errors: dict[str, dict[str, Errors]] = {}
@@ -93,7 +95,7 @@ class Sensitivities:
         self.effects: dict[str, Tensor] = {}
         """Weight → ⟨G, ΔW⟩ of each of its schemes in each sample, signed, [C, samples]."""
         self._schemes, self._rounder, self._advance = schemes, rounder, advance
-        self._activations = activations
+        self._count, self._activations = count, activations
         self._moments: dict[str, _Moments] = {}
 
     def wants(self, node: ir.Node) -> bool:
@@ -101,7 +103,7 @@ class Sensitivities:
         operand = weight_operand(node)
         return operand is not None and operand.kind == "linear" and (operand.value.name or "") in self._schemes
 
-    def visit(self, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
+    def visit(self, sample: int, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
         """Sum up one sample of a node."""
         operand = weight_operand(node)
         assert operand is not None
@@ -118,9 +120,9 @@ class Sensitivities:
         moments.heeded.addmm_(scaled.T, scaled)
         moments.outputs += gradients.square().sum(0)
         moments.rows += len(rows)
-        self._activations.put(INPUTS + name, moments.samples, rows)
-        self._activations.put(GRADIENTS + name, moments.samples, gradients)
-        moments.samples += 1
+        self._activations.put(INPUTS + name, len(moments.samples), rows)
+        self._activations.put(GRADIENTS + name, len(moments.samples), gradients)
+        moments.samples.append(sample)
 
     @torch.no_grad()
     def finish(self, part: Part) -> None:
@@ -142,17 +144,21 @@ class Sensitivities:
             if self._advance:
                 self._advance(len(self.errors))
 
-    def _effects(self, name: str, changes: Tensor, samples: int) -> Tensor:
-        """⟨G, ΔW⟩ of each change [C, N, K] in each sample, [C, samples]; a sample's rows are dropped."""
-        found = []
-        for sample in range(samples):
-            rows, gradients = (
-                self._activations.get(kind + name, sample, changes.device) for kind in (INPUTS, GRADIENTS)
-            )
-            found.append(changes.flatten(1) @ (gradients.T @ rows).flatten())
-            for kind in (INPUTS, GRADIENTS):
-                self._activations.drop(kind + name, sample)
-        return torch.stack(found, 1)
+    def _effects(self, name: str, changes: Tensor, samples: Sequence[int]) -> Tensor:
+        """⟨G, ΔW⟩ of each change [C, N, K] in each sample, [C, count]; the visits' rows are dropped."""
+        found = changes.new_zeros(len(changes), self._count)
+        for visits in together(len(samples), changes[0].numel()):
+            gradients = torch.stack([self._by_weight(name, visit, changes.device) for visit in visits])
+            owners = torch.tensor([samples[visit] for visit in visits], device=changes.device)
+            found.index_add_(1, owners, changes.flatten(1) @ gradients.flatten(1).T)
+        return found
+
+    def _by_weight(self, name: str, visit: int, device: torch.device) -> Tensor:
+        """The gradient by the weight of one visit, [N, K]."""
+        rows, gradients = (self._activations.get(kind + name, visit, device) for kind in (INPUTS, GRADIENTS))
+        for kind in (INPUTS, GRADIENTS):
+            self._activations.drop(kind + name, visit)
+        return gradients.T @ rows
 
     @staticmethod
     def _rescale(errors: Sequence[Errors], whole: Tensor) -> None:
@@ -160,6 +166,12 @@ class Sensitivities:
         ratios = [float(w) / e["loss"] for e, w in zip(errors, whole, strict=True) if e["loss"] > 0]
         for e in errors:
             e["loss"] *= sum(ratios) / len(ratios) if ratios else 1.0
+
+
+def together(count: int, elements: int) -> Iterator[range]:
+    """Samples whose gradients are multiplied at once, for what they are multiplied with is large; see `TOGETHER`."""
+    step = max(1, TOGETHER // elements)
+    return (range(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def matrix_of(operand: WeightOperand) -> Tensor:

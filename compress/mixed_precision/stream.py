@@ -19,8 +19,8 @@ from pocketport.compress.executors.torch_executor import Values, WeightCache, la
 from pocketport.compress.mixed_precision.route import Part, Route
 from pocketport.errors import UsageError
 
-Visit = Callable[[ir.Node, Tensor, Tensor], None]
-"""Called with a node, its input and the gradient of its output."""
+Visit = Callable[[int, ir.Node, Tensor, Tensor], None]
+"""Called with a sample, a node, its input and the gradient of its output."""
 
 GRADIENT = "gradient of "
 
@@ -138,7 +138,8 @@ class Stream:
         found = torch.autograd.grad([values[n] for n in ends], inputs, given, allow_unused=True)
         for node, gradient in zip(seen, found, strict=False):
             if gradient is not None:
-                visit(node, values[node.inputs[0].name or ""].detach(), gradient)  # type: ignore[union-attr]
+                x = values[node.inputs[0].name or ""].detach()  # type: ignore[union-attr]
+                visit(sample, node, x, gradient)
         for name, gradient in zip(starts, found[len(seen) :], strict=True):
             if gradient is not None:
                 before = GRADIENT + name in known

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from pocketport.cli import app
 from pocketport.commands.search import print_layers
-from pocketport.compress.mixed_precision.allocation import allocate, groupings_of, literal
+from pocketport.compress.mixed_precision.allocation import Allocation, allocate, groupings_of, literal
 from pocketport.compress.mixed_precision.exchange import EXCHANGED
 from pocketport.compress.mixed_precision.pairs import PAIRS, allocate_pairs
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Rule, load_recipe
 from pocketport.errors import UsageError
 from pocketport.request import Request
+from pocketport.stages import search as search_module
 from pocketport.stages.context import Context
 from pocketport.stages.search import FormatSearch
 from pocketport.stages.searched import Budget
@@ -111,10 +112,11 @@ def test_layers_exchange_bits_by_what_that_measures(model: Path, tmp_path: Path)
     searched = search.search(Budget(bits=BITS), exchanges=2)
     budget = BITS * searched.elements / 8
     assert searched.bytes_of(searched.best) <= budget
-    before, after = (search.quality(s.best.rules).typical for s in (plain, searched))
+    later = slice(search.measured.count // 2, None)
+    before, after = (search.quality(s.best.rules).typical(later) for s in (plain, searched))
     assert after < before or searched.best == plain.best
     divergences = np.array(search.quality(searched.best.rules).sums) / search.quality(searched.best.rules).counts
-    assert after == pytest.approx(np.mean(np.sqrt(divergences)) ** 2)
+    assert after == pytest.approx(np.mean(np.sqrt(divergences[later])) ** 2)
     with pytest.raises(UsageError, match="exchange bits"):
         arguments = [
             "search",
@@ -129,6 +131,28 @@ def test_layers_exchange_bits_by_what_that_measures(model: Path, tmp_path: Path)
             "r.yaml",
         ]
         CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_what_exchanges_were_not_chosen_on_has_the_last_word(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","))
+    start = search.search(Budget(bits=BITS)).best.allocation
+    half, asked = search.measured.count // 2, []
+
+    def exchanged(layers: Any, errors: Any, start: Allocation, budget: float, measure: Any, rounds: int) -> Allocation:
+        asked.append(measure(start))
+        return replace(start, schemes=dict.fromkeys(start.schemes, "w8b32fp16" if better else "w2b32fp16"))
+
+    monkeypatch.setattr(search_module, "exchange", exchanged)
+    found = search.search(Budget(bits=BITS), exchanges=1)
+    whole = search.quality(start.rules(found.layers))
+    assert asked == [
+        pytest.approx(whole.typical(slice(half)), rel=0.2)
+    ]  # GPTQ's weights stand for those of the allocation
+    assert search.measured.part(0, half).count == half
+    assert (len(set(found.best.allocation.schemes.values())) == 1) == better
 
 
 def test_effects_have_the_errors_sizes_and_pairs_are_a_candidate(model: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Text alone would show the layers none of the vision tokens that make up most of 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -56,6 +57,11 @@ class ImageSequences:
         """Rows of all samples together, padding included."""
         return self.count * self.length
 
+    def part(self, start: int, stop: int) -> "ImageSequences":
+        """Some of the samples."""
+        data = f"{self.data}/{start}-{stop}"
+        return replace(self, samples=lambda: islice(self.samples(), start, stop), count=stop - start, data=data)
+
     def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
         """The inputs of ``prefill`` for each sample and its ``row_weights`` [S], made when asked for.
 
@@ -98,9 +104,18 @@ class Answers:
     images: ImageSequences
 
     @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return self.images.count
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any feed changes."""
         return f"answers/{self.images.fingerprint}"
+
+    def part(self, start: int, stop: int) -> "Answers":
+        """Some of the samples."""
+        return Answers(self.images.part(start, stop))
 
     def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
         """As `ImageSequences.feeds`."""

@@ -4,9 +4,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +92,17 @@ class FormatSearch:
         images = prompt_samples(self.bundle, more)
         if images is None:
             text = sequences_for(self.bundle, request.data, count + (measured or MEASURED), self.length, request.seed)
-            return replace(text, tokens=text.tokens[:count]), replace(text, tokens=text.tokens[count:])
+            return text.part(0, count), text.part(count, text.count)
         if images.count < 2:
             raise UsageError("one image can't both calibrate and measure", where=images.origin, fix="give more images")
-        cut = min(count, images.count - 1)
-        parts = ((0, cut), (cut, images.count))
-        first, second = (
-            Answers(
-                ImageSequences(
-                    lambda start=start, stop=stop: islice(images.samples(), start, stop), stop - start,  # type: ignore[misc]
-                    int(self.bundle.config["prompt"]), 0.0, images.origin, f"{images.fingerprint}/{start}-{stop}",
-                    padded=not self._takes_fewer_rows,
-                )
+        answers = Answers(
+            ImageSequences(
+                images.samples, images.count, int(self.bundle.config["prompt"]), 0.0, images.origin, images.fingerprint,
+                padded=not self._takes_fewer_rows,
             )
-            for start, stop in parts
         )  # fmt: skip
-        return first, second
+        cut = min(count, images.count - 1)
+        return answers.part(0, cut), answers.part(cut, images.count)
 
     @property
     def errors(self) -> dict[str, dict[str, Errors]]:
@@ -146,8 +140,8 @@ class FormatSearch:
         advance = partial(self.context.progress.advance, "sensitivities")
         predictions = self.predictions
         with predictions.activations(scratch) as activations:
-            sensitivities = Sensitivities(self.found.schemes, self.found.rounded, activations, advance)
             stream, head = predictions.stream(self.samples, activations), predictions.head
+            sensitivities = Sensitivities(self.found.schemes, self.found.rounded, stream.count, activations, advance)
             stream.forward()
             for sample in range(stream.count):
                 hidden = activations.get(head.hidden, sample, stream.device)
@@ -189,16 +183,28 @@ class FormatSearch:
     def _exchanged(
         self, errors: Mapping[str, Mapping[str, Errors]], found: list[Candidate], budget: float, rounds: int
     ) -> list[Candidate]:
-        """With the best one's bits exchanged, where that measures better once it is quantized."""
-        layers, start = self.found.layers, found[0]
-        best = exchange(layers, errors, start.allocation, budget, lambda a: self._composed(a).typical, rounds)
+        """With the best one's bits exchanged, where that measures better once it is quantized.
+
+        Exchanges are chosen on one half of the samples, and the other half has the last word: choosing among so many changes
+        finds what is good for these samples alone, too.
+        """
+        layers, start, half = self.found.layers, found[0], self.measured.count // 2
+        if not half:
+            raise UsageError(
+                "exchanges are chosen on one half of the samples and judged on the other", where="one sample",
+                fix="measure on more samples",
+            )  # fmt: skip
+        chosen_on, later = self.measured.part(0, half), slice(half, None)
+        best = exchange(
+            layers, errors, start.allocation, budget, lambda a: self._composed(a, chosen_on).typical(), rounds
+        )
         rules = tuple(best.rules(layers))
         now = self.quality(rules)
-        if now.typical >= self.quality(start.rules).typical:
+        if now.typical(later) >= self.quality(start.rules).typical(later):
             return found
         return [Candidate(best, rules).measured(now.figures), *found]
 
-    def _composed(self, allocation: Allocation) -> Quality:
+    def _composed(self, allocation: Allocation, samples: Sequences | Answers) -> Quality:
         """What an allocation measures whose weights are each taken from the model that has their scheme throughout.
 
         Nothing is rounded again. Where weights are rounded each for itself that is what it measures; by `gptq` nearly.
@@ -208,7 +214,7 @@ class FormatSearch:
         sets = {scheme: QuantizedWeights(result.path) for scheme, result in made.items()}
         weights = Dequantized(Composed({weight: sets[scheme] for weight, scheme in schemes.items()}))
         inputs = {"schemes": schemes, "weights": {scheme: result.digest for scheme, result in made.items()}}
-        return self._measured(weights, inputs, self.measured)
+        return self._measured(weights, inputs, samples)
 
     def _throughout(self, scheme: str) -> StageResult:
         """The model quantized in one scheme; layers that don't take it stay float."""

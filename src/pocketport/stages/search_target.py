@@ -104,8 +104,8 @@ class TargetSearch:
         fed: list[Arrays] = []
         budget = int(ACTIVATION_SHARE * memory_limit(self.context.request))
         with Activations(scratch, budget) as activations:
-            sensitivities = Sensitivities(schemes, rounder, activations, advance)
             stream = Stream(lambda _: graph, _kept(feeds, fed), outputs, activations, best_device())
+            sensitivities = Sensitivities(schemes, rounder, stream.count, activations, advance)
             stream.forward()
             for sample in range(stream.count):
                 values = {

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,9 +40,18 @@ class Sequences:
         return self.tokens.size
 
     @property
+    def count(self) -> int:
+        """How many sequences there are."""
+        return len(self.tokens)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the tokens."""
         return hashlib.sha256(self.tokens.tobytes()).hexdigest()
+
+    def part(self, start: int, stop: int) -> "Sequences":
+        """Some of the sequences."""
+        return replace(self, tokens=self.tokens[start:stop])
 
     def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
         """The inputs of ``prefill`` for each sequence, made when asked for."""

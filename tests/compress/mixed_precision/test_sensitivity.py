@@ -61,8 +61,8 @@ def sensitivities_of(
     bundle: ModelBundle, path: Path, schemes: list[str], rounder: Rounder = rounded, seed: int = 0
 ) -> Sensitivities:
     with Activations(path, 1 << 16) as activations:  # most of it is in the file
-        sensitivities = Sensitivities(dict.fromkeys(NAMES, schemes), rounder, activations)
         stream, head = streamed(bundle, activations)
+        sensitivities = Sensitivities(dict.fromkeys(NAMES, schemes), rounder, stream.count, activations)
         stream.forward()
         generator = torch.Generator().manual_seed(seed)
         for sample in range(stream.count):

@@ -1,5 +1,6 @@
 """Samples of several lengths on one way, and parts that need not be computed again."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.blockwise.samples import STREAM
 from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.families.registry import Lengths, family_of, host_of
+from pocketport.compress.mixed_precision import sensitivity
 from pocketport.compress.mixed_precision import stream as module
 from pocketport.compress.mixed_precision.route import Part
+from pocketport.compress.mixed_precision.sensitivity import Inputs, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
 from pocketport.compress.sources.open import open_source
 from pocketport.stages.sequences import Sequences
@@ -75,7 +78,7 @@ def test_gradients_are_those_of_each_length_alone(model: Model, tmp_path: Path) 
         found: list[Tensor] = []
         finished: list[Part] = []
 
-        def visit(node: ir.Node, x: Tensor, gradient: Tensor) -> None:
+        def visit(sample: int, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
             found.append(gradient.T @ x)
 
         with Activations(path, 1 << 24) as activations:
@@ -90,6 +93,35 @@ def test_gradients_are_those_of_each_length_alone(model: Model, tmp_path: Path) 
     together = gradient(tmp_path / "all", list(range(len(LENGTHS))))
     alone = [gradient(tmp_path / str(s), [s]) for s in range(len(LENGTHS))]
     torch.testing.assert_close(together, torch.stack(alone).sum(0))
+
+
+@pytest.mark.parametrize("elements", [1, 1 << 22])
+def test_effects_are_in_the_order_of_the_samples(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    """Samples of one length go together, and gradients are multiplied one by one or all at once."""
+    monkeypatch.setattr(sensitivity, "TOGETHER", elements)
+
+    def rounded(name: str, schemes: Sequence[str], weight: Tensor, inputs: Inputs) -> Iterator[Tensor]:
+        return (
+            weight + 0.01 * torch.sin(float(scheme) * torch.arange(weight.numel())).view_as(weight)
+            for scheme in schemes
+        )
+
+    def effects(path: Path, samples: list[int]) -> Tensor:
+        with Activations(path, 1 << 24) as activations:
+            stream = Stream(model.graph, iter([model.feeds[s] for s in samples]), [WANTED], activations, CPU)
+            found = Sensitivities({LAST: ["1", "2"]}, rounded, stream.count, activations)
+            stream.forward()
+            for sample in range(stream.count):
+                activations.put(GRADIENT + WANTED, sample, torch.ones_like(activations.get(WANTED, sample, CPU)))
+            stream.backward(found.wants, found.visit, found.finish)
+        return found.effects[LAST]
+
+    together = effects(tmp_path / "all", list(range(len(LENGTHS))))
+    alone = [effects(tmp_path / str(s), [s]) for s in range(len(LENGTHS))]
+    assert together.shape == (2, len(LENGTHS)) and len(together[0].unique()) == len(LENGTHS)
+    torch.testing.assert_close(together, torch.cat(alone, 1))
 
 
 def test_only_what_lies_behind_another_weight_is_computed_again(
