@@ -52,8 +52,8 @@ from pocketport.stages.weights import plan_formats, quantize_format
 from pocketport.store import Store
 
 SCHEMES = (
-    "w2b64fp16", "w2b32fp16", "w3cfp16", "w3b64fp16", "w3b32fp16", "w4cfp16", "w4b64fp16", "w4b32fp16", "w5cfp16", "w5b64fp16",
-    "w6cfp16", "w8cfp16",
+    "w2b128fp16", "w2b64fp16", "w2b32fp16", "w3cfp16", "w3b128fp16", "w3b64fp16", "w3b32fp16", "w4cfp16", "w4b128fp16",
+    "w4b64fp16", "w4b32fp16", "w5cfp16", "w5b128fp16", "w5b64fp16", "w5b32fp16", "w6cfp16", "w6b64fp16", "w8cfp16",
 )  # fmt: skip
 STEP = 1.06  # from one budget to the next, where none are named
 MOST_BITS = 6.0  # of those: above lies little but 8 bits

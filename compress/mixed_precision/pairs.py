@@ -22,7 +22,7 @@ from pocketport.compress.mixed_precision.knapsack import SLACK, Options, undomin
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors
 
 PAIRS = "pairs"
-RESTARTS = 20
+RESTARTS = 100
 DRAWN = 4  # layers at a time
 
 Floats = NDArray[np.float64]
