@@ -22,9 +22,8 @@ class Activations:
 
     def __init__(self, path: Path, budget: int) -> None:
         self._path, self._budget = path, budget
-        self._held: dict[tuple[str, int], Tensor] = {}
-        self._places: dict[tuple[str, int], tuple[int, Tensor]] = {}
-        self._names: defaultdict[int, set[str]] = defaultdict(set)
+        self._held: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)  # by sample, then by name
+        self._places: defaultdict[int, dict[str, tuple[int, Tensor]]] = defaultdict(dict)
         self._free: dict[int, list[int]] = {}
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._end = self._bytes = 0
@@ -34,24 +33,23 @@ class Activations:
     def put(self, name: str, sample: int, value: Tensor) -> None:
         """Keep a float tensor; one of the same name and sample is replaced."""
         self.drop(name, sample)
-        self._names[sample].add(name)
         if self._bytes + value.nbytes <= self._budget:
             self._bytes += value.nbytes
-            self._held[name, sample] = value.clone()
+            self._held[sample][name] = value.clone()
             return
         value = value.contiguous()
         holes = self._free.get(value.nbytes, [])
         offset = holes.pop() if holes else self._end
         self._end = max(self._end, offset + value.nbytes)
         self.spilled = max(self.spilled, self._end)
-        self._places[name, sample] = (offset, torch.empty_like(value, device="meta"))
+        self._places[sample][name] = (offset, torch.empty_like(value, device="meta"))
         _write(self._file, value, offset)
 
     def get(self, name: str, sample: int, device: torch.device) -> Tensor:
         """The tensor, on `device`."""
-        if (name, sample) in self._held:
-            return self._held[name, sample].to(device)
-        offset, like = self._places[name, sample]
+        if name in self._held[sample]:
+            return self._held[sample][name].to(device)
+        offset, like = self._places[sample][name]
         value = torch.empty(like.shape, dtype=like.dtype)
         view = _bytes(value)
         done = 0
@@ -64,17 +62,16 @@ class Activations:
 
     def drop(self, name: str, sample: int) -> None:
         """Forget it, if it is there."""
-        self._names[sample].discard(name)
-        held = self._held.pop((name, sample), None)
+        held = self._held[sample].pop(name, None)
         if held is not None:
             self._bytes -= held.nbytes
-        place = self._places.pop((name, sample), None)
+        place = self._places[sample].pop(name, None)
         if place is not None:
             self._free.setdefault(place[1].nbytes, []).append(place[0])
 
     def names(self, sample: int) -> set[str]:
         """What is kept of a sample."""
-        return set(self._names.get(sample, ()))
+        return {*self._held[sample], *self._places[sample]}
 
     def __enter__(self) -> "Activations":
         return self

@@ -35,7 +35,7 @@ MODELS = (LOSS, "trace", "output")
 Errors = dict[str, float]
 """Error model → error of one weight in one scheme."""
 
-TOGETHER = 1 << 22  # elements of the gradients of one weight in so many samples
+TOGETHER = 1 << 22  # elements of samples' gradients by one weight, multiplied with its changes at once
 INPUTS, GRADIENTS = "inputs of ", "gradients behind "
 
 
@@ -147,10 +147,13 @@ class Sensitivities:
     def _effects(self, name: str, changes: Tensor, samples: Sequence[int]) -> Tensor:
         """⟨G, ΔW⟩ of each change [C, N, K] in each sample, [C, count]; the visits' rows are dropped."""
         found = changes.new_zeros(len(changes), self._count)
-        for visits in together(len(samples), changes[0].numel()):
+        owners = torch.tensor(samples, device=changes.device)
+        step = max(1, TOGETHER // changes[0].numel())
+        for start in range(0, len(samples), step):
+            own = owners[start : start + step]
+            visits = range(start, start + len(own))
             gradients = torch.stack([self._by_weight(name, visit, changes.device) for visit in visits])
-            owners = torch.tensor([samples[visit] for visit in visits], device=changes.device)
-            found.index_add_(1, owners, changes.flatten(1) @ gradients.flatten(1).T)
+            found.index_add_(1, own, changes.flatten(1) @ gradients.flatten(1).T)
         return found
 
     def _by_weight(self, name: str, visit: int, device: torch.device) -> Tensor:
@@ -166,12 +169,6 @@ class Sensitivities:
         ratios = [float(w) / e["loss"] for e, w in zip(errors, whole, strict=True) if e["loss"] > 0]
         for e in errors:
             e["loss"] *= sum(ratios) / len(ratios) if ratios else 1.0
-
-
-def together(count: int, elements: int) -> Iterator[range]:
-    """Samples whose gradients are multiplied at once, for what they are multiplied with is large; see `TOGETHER`."""
-    step = max(1, TOGETHER // elements)
-    return (range(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def matrix_of(operand: WeightOperand) -> Tensor:

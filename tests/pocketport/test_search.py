@@ -145,14 +145,23 @@ def test_what_exchanges_were_not_chosen_on_has_the_last_word(
         asked.append(measure(start))
         return replace(start, schemes=dict.fromkeys(start.schemes, "w8b32fp16" if better else "w2b32fp16"))
 
+    measured_on = []
+    composed = search._composed
     monkeypatch.setattr(search_module, "exchange", exchanged)
+    monkeypatch.setattr(search, "_composed", lambda a, samples: measured_on.append(samples) or composed(a, samples))
     found = search.search(Budget(bits=BITS), exchanges=1)
     whole = search.quality(start.rules(found.layers))
-    assert asked == [
-        pytest.approx(whole.typical(slice(half)), rel=0.2)
-    ]  # GPTQ's weights stand for those of the allocation
+    # GPTQ's weights of one scheme throughout stand for those of the allocation.
+    assert asked == [pytest.approx(whole.typical(slice(half)), rel=0.2)]
     assert search.measured.part(0, half).count == half
+    assert [samples.fingerprint for samples in measured_on] == [search.measured.part(0, half).fingerprint]
     assert (len(set(found.best.allocation.schemes.values())) == 1) == better
+
+
+def test_one_sample_cannot_choose_exchanges_and_judge_them(model: Path, tmp_path: Path) -> None:
+    search = FormatSearch(Context(request(model), Store(tmp_path / "cache"), tmp_path), SCHEMES.split(","), measured=1)
+    with pytest.raises(UsageError, match="judged on the other"):
+        search.search(Budget(bits=BITS), exchanges=1)
 
 
 def test_effects_have_the_errors_sizes_and_pairs_are_a_candidate(model: Path, tmp_path: Path) -> None:

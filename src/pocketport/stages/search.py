@@ -168,8 +168,13 @@ class FormatSearch:
             exchanges: rounds of `exchange` that the best measured one goes through.
 
         Raises:
-            UsageError: the budget is too small.
+            UsageError: the budget is too small, or one sample is to choose exchanges and to judge them.
         """
+        if exchanges and self.measured.count < 2:
+            raise UsageError(
+                "exchanges are chosen on one half of the samples and judged on the other", where="one sample",
+                fix="measure on more samples",
+            )  # fmt: skip
         layers = self.found.layers
         total = budget.of_layers(self.found.elements, self.found.fixed_bytes)
         errors = self._put_right(total) if confirm else self.errors
@@ -189,11 +194,6 @@ class FormatSearch:
         finds what is good for these samples alone, too.
         """
         layers, start, half = self.found.layers, found[0], self.measured.count // 2
-        if not half:
-            raise UsageError(
-                "exchanges are chosen on one half of the samples and judged on the other", where="one sample",
-                fix="measure on more samples",
-            )  # fmt: skip
         chosen_on, later = self.measured.part(0, half), slice(half, None)
         best = exchange(
             layers, errors, start.allocation, budget, lambda a: self._composed(a, chosen_on).typical(), rounds
