@@ -183,18 +183,6 @@ class Quality:
     sums: Sequence[float] = ()
     counts: Sequence[int] = ()
 
-    def typical(self, samples: slice = slice(None)) -> float:
-        """The squared mean of the square roots of the samples' divergences, nats.
-
-        A few samples make most of the mean, and say which of two models is better by chance: of 288 images of the reference
-        model, halves agree better about this.
-
-        Args:
-            samples: which of them.
-        """
-        divergences = np.maximum(np.array(self.sums[samples]), 0) / np.array(self.counts[samples])
-        return float(np.sqrt(divergences).mean() ** 2)
-
     @property
     def figures(self) -> dict[str, float]:
         """The divergence, and the perplexity where it is known."""

@@ -12,6 +12,7 @@ and Stützle 2003, doi 10.1007/0-306-48056-5_11).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,20 +44,74 @@ def allocate_pairs(
         start: within the budget.
         budget: in the unit of the layers' costs.
     """
-    choices, costs, alone, together = list[tuple[int, str]](), list[float](), list[float](), list[Floats]()
-    for index, layer in enumerate(layers):
-        for scheme in _kept(layer, errors, start.schemes[layer.name]):
-            choices.append((index, scheme))
-            costs.append(layer.costs[scheme])
-            alone.append(layer.error(errors, scheme, LOSS))
-            own = [_scaled(effects[w][scheme], errors[w][scheme][LOSS]) for w in layer.weights]
-            together.append(np.sum(own, axis=0))
-    owners = np.array([index for index, _ in choices])
-    search = _Search(owners, np.array(costs), losses(np.array(alone), np.stack(together), owners), budget)
-    begun = [choices.index((index, start.schemes[layer.name])) for index, layer in enumerate(layers)]
-    chosen = search.best(np.array(begun))
-    found = {layers[index].name: scheme for index, scheme in (choices[i] for i in chosen)}
-    return Allocation(PAIRS, found, float(search.costs[chosen].sum()), search.loss(chosen))
+    choices = Choices.of(layers, [_kept(layer, errors, start.schemes[layer.name]) for layer in layers], errors, effects)
+    chosen = choices.best(choices.places(start.schemes), budget)
+    return Allocation(PAIRS, choices.schemes(chosen), float(choices.costs[chosen].sum()), choices.loss(chosen))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What layers may become, and what that loses.
+
+    Attributes:
+        names: the layer and the scheme of each, C of them.
+        owners: places of their layers, [C].
+        costs: [C].
+        matrix: see `losses`, [C, C].
+    """
+
+    names: Sequence[tuple[str, str]]
+    owners: Places
+    costs: Floats
+    matrix: Floats
+
+    @classmethod
+    def of(
+        cls, layers: Sequence[Layer], schemes: Sequence[Sequence[str]], errors: Mapping[str, Mapping[str, Errors]], effects: Effects
+    ) -> "Choices":  # fmt: skip
+        """Some schemes of each layer; the other arguments are those of `allocate_pairs`."""
+        every = [
+            (i, layer, scheme) for i, (layer, own) in enumerate(zip(layers, schemes, strict=True)) for scheme in own
+        ]
+        owners = np.array([i for i, _, _ in every])
+        alone = np.array([layer.error(errors, scheme, LOSS) for _, layer, scheme in every], np.float64)
+        together = [
+            np.sum([_scaled(effects[w][scheme], errors[w][scheme][LOSS]) for w in layer.weights], axis=0)
+            for _, layer, scheme in every
+        ]
+        costs = np.array([layer.costs[scheme] for _, layer, scheme in every], np.float64)
+        names = [(layer.name, scheme) for _, layer, scheme in every]
+        return cls(names, owners, costs, losses(alone, np.stack(together), owners))
+
+    def places(self, schemes: Mapping[str, str]) -> Places:
+        """Of an allocation's choices, one a layer."""
+        return np.array([i for i, (layer, scheme) in enumerate(self.names) if schemes[layer] == scheme])
+
+    def schemes(self, chosen: Places) -> dict[str, str]:
+        """Layer → scheme, of one choice a layer."""
+        return dict(self.names[i] for i in chosen)
+
+    def loss(self, chosen: Places) -> float:
+        """Of one choice a layer."""
+        return float(self.matrix[np.ix_(chosen, chosen)].sum())
+
+    def changes(self, chosen: Places) -> Floats:
+        """What each of the choices, in the place of its layer's, adds to what an allocation loses, [C]."""
+        met = self.matrix[:, chosen]
+        lost = 2 * (met.sum(1) - met[np.arange(len(self.owners)), self.owners]) + self.matrix.diagonal()
+        found: Floats = lost - lost[chosen[self.owners]]
+        return found
+
+    def best(self, start: Places, budget: float) -> Places:
+        """The best allocation found within the budget, no worse than one that is."""
+        search = _Search(self, budget)
+        generator = np.random.default_rng(0)
+        best = search.descended(start)
+        for _ in range(RESTARTS):
+            found = search.descended(search.drawn(best, generator))
+            if self.loss(found) < self.loss(best):
+                best = found
+        return best
 
 
 def _kept(layer: Layer, errors: Mapping[str, Mapping[str, Errors]], own: str) -> list[str]:
@@ -99,52 +154,35 @@ def losses(alone: Floats, effects: Floats, owners: Places) -> Floats:
 class _Search:
     """Iterated local search over one choice a layer."""
 
-    def __init__(self, owners: Places, costs: Floats, matrix: Floats, budget: float) -> None:
-        self.costs = costs
-        self._owners, self._matrix, self._budget = owners, matrix, budget * (1 + SLACK)
-        self._others = owners[:, None] != owners
+    def __init__(self, choices: Choices, budget: float) -> None:
+        self._choices, self._budget = choices, budget * (1 + SLACK)
+        self._others = choices.owners[:, None] != choices.owners
         np.fill_diagonal(self._others, True)  # one layer alone may change too
 
-    def loss(self, chosen: Places) -> float:
-        """Of one allocation."""
-        return float(self._matrix[np.ix_(chosen, chosen)].sum())
-
-    def best(self, start: Places) -> Places:
-        """The best one found."""
-        generator = np.random.default_rng(0)
-        best = self._descended(start)
-        for _ in range(RESTARTS):
-            found = self._descended(self._drawn(best, generator))
-            if self.loss(found) < self.loss(best):
-                best = found
-        return best
-
-    def _drawn(self, chosen: Places, generator: np.random.Generator) -> Places:
+    def drawn(self, chosen: Places, generator: np.random.Generator) -> Places:
         """Some layers drawn anew, and then others, one after the other, made as cheap as can be until all fit."""
-        drawn = chosen.copy()
+        drawn, owners, costs = chosen.copy(), self._choices.owners, self._choices.costs
         for layer in generator.permutation(len(chosen))[:DRAWN]:
-            drawn[layer] = generator.choice(np.flatnonzero(self._owners == layer))
+            drawn[layer] = generator.choice(np.flatnonzero(owners == layer))
         for layer in generator.permutation(len(chosen)):
-            if self.costs[drawn].sum() <= self._budget:
+            if costs[drawn].sum() <= self._budget:
                 break
-            own = np.flatnonzero(self._owners == layer)
-            drawn[layer] = own[np.argmin(self.costs[own])]
+            own = np.flatnonzero(owners == layer)
+            drawn[layer] = own[np.argmin(costs[own])]
         return drawn
 
-    def _descended(self, start: Places) -> Places:
+    def descended(self, start: Places) -> Places:
         """With one or two layers at a time changed, whichever gain most within the budget, while that gains anything."""
-        chosen, matrix, owners = start.copy(), self._matrix, self._owners
+        chosen, matrix, owners = start.copy(), self._choices.matrix, self._choices.owners
         while True:
             present = chosen[owners]
-            met = matrix[:, chosen]
-            lost = 2 * (met.sum(1) - met[np.arange(len(owners)), owners]) + matrix.diagonal()
-            gains, costs = lost - lost[present], self.costs - self.costs[present]
+            gains, costs = self._choices.changes(chosen), self._choices.costs - self._choices.costs[present]
             crossed = matrix - matrix[:, present] - matrix[present] + matrix[np.ix_(present, present)]
             changes, taken = gains[:, None] + gains + 2 * crossed, costs[:, None] + costs
             np.fill_diagonal(changes, gains)
             np.fill_diagonal(taken, costs)
-            changes[~self._others | (taken > self._budget - self.costs[chosen].sum())] = np.inf
+            changes[~self._others | (taken > self._budget - self._choices.costs[chosen].sum())] = np.inf
             first, second = divmod(int(np.argmin(changes)), len(owners))
-            if not changes[first, second] < -SLACK * abs(self.loss(chosen)):
+            if not changes[first, second] < -SLACK * abs(self._choices.loss(chosen)):
                 return chosen
             chosen[owners[first]], chosen[owners[second]] = first, second

@@ -168,11 +168,11 @@ class FormatSearch:
             exchanges: rounds of `exchange` that the best measured one goes through.
 
         Raises:
-            UsageError: the budget is too small, or one sample is to choose exchanges and to judge them.
+            UsageError: the budget is too small, or exchanges are to be chosen by one sample.
         """
         if exchanges and self.measured.count < 2:
             raise UsageError(
-                "exchanges are chosen on one half of the samples and judged on the other", where="one sample",
+                "one sample does not say what an exchange measures by chance", where="--exchanges",
                 fix="measure on more samples",
             )  # fmt: skip
         layers = self.found.layers
@@ -182,29 +182,19 @@ class FormatSearch:
         if confirm:
             found = ranked(c.measured(self.quality(c.rules).figures) for c in found)
             if exchanges:
-                found = self._exchanged(errors, found, total, exchanges)
+                found = self._exchanged(found, total, exchanges)
         return Searched(layers, errors, tuple(found), self.found.fixed_bytes, self.recipe)
 
-    def _exchanged(
-        self, errors: Mapping[str, Mapping[str, Errors]], found: list[Candidate], budget: float, rounds: int
-    ) -> list[Candidate]:
-        """With the best one's bits exchanged, where that measures better once it is quantized.
-
-        Exchanges are chosen on one half of the samples, and the other half has the last word: choosing among so many changes
-        finds what is good for these samples alone, too.
-        """
-        layers, start, half = self.found.layers, found[0], self.measured.count // 2
-        chosen_on, later = self.measured.part(0, half), slice(half, None)
-        best = exchange(
-            layers, errors, start.allocation, budget, lambda a: self._composed(a, chosen_on).typical(), rounds
-        )
-        rules = tuple(best.rules(layers))
-        now = self.quality(rules)
-        if now.typical(later) >= self.quality(start.rules).typical(later):
+    def _exchanged(self, found: list[Candidate], budget: float, rounds: int) -> list[Candidate]:
+        """With the best one's bits exchanged, where that measures better once it is quantized."""
+        layers, start = self.found.layers, found[0].allocation
+        best = exchange(layers, self.errors, self.effects, start, budget, lambda a: self._composed(a).sums, rounds)
+        if best is start:
             return found
-        return [Candidate(best, rules).measured(now.figures), *found]
+        rules = tuple(best.rules(layers))
+        return ranked([*found, Candidate(best, rules).measured(self.quality(rules).figures)])
 
-    def _composed(self, allocation: Allocation, samples: Sequences | Answers) -> Quality:
+    def _composed(self, allocation: Allocation) -> Quality:
         """What an allocation measures whose weights are each taken from the model that has their scheme throughout.
 
         Nothing is rounded again. Where weights are rounded each for itself that is what it measures; by `gptq` nearly.
@@ -214,7 +204,7 @@ class FormatSearch:
         sets = {scheme: QuantizedWeights(result.path) for scheme, result in made.items()}
         weights = Dequantized(Composed({weight: sets[scheme] for weight, scheme in schemes.items()}))
         inputs = {"schemes": schemes, "weights": {scheme: result.digest for scheme, result in made.items()}}
-        return self._measured(weights, inputs, samples)
+        return self._measured(weights, inputs, self.measured)
 
     def _throughout(self, scheme: str) -> StageResult:
         """The model quantized in one scheme; layers that don't take it stay float."""
