@@ -186,12 +186,12 @@ def files(search: FormatSearch, paths: Sequence[Path], data: Sequences | Answers
 
 
 def mixed(
-    search: FormatSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool, exchanges: int
+    search: FormatSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool, exchanges: Sequence[int]
 ) -> list[Point]:
     """The best measured allocation within each budget, or where none is measured the best by the model `loss`."""
     points = []
-    for budget in bits:
-        searched = search.search(Budget(bits=budget), confirm=confirm, exchanges=exchanges)
+    for budget, rounds in zip(bits, exchanges, strict=True):
+        searched = search.search(Budget(bits=budget), confirm=confirm, exchanges=rounds)
         best = searched.best
         name = f"mixed ({best.allocation.model})"
         points.append(point(name, search, searched.bytes_of(best), search.quality(best.rules, data)))
@@ -255,7 +255,9 @@ def main() -> None:
         "--joined", action=argparse.BooleanOptionalAction, help="one scheme for layers with a common input"
     )
     parser.add_argument("--confirm", action=argparse.BooleanOptionalAction, default=True, help="as `pocketport search`")
-    parser.add_argument("--exchanges", type=int, default=0, help="rounds, as `pocketport search`")
+    parser.add_argument(
+        "--exchanges", type=int, nargs="+", default=[0], help="rounds, as `pocketport search`: of all or each budget"
+    )
     parser.add_argument("--bits", type=float, nargs="+", help="budgets of the mixed points")
     parser.add_argument("--mixtures", nargs="+", default=[], help="variants of the format beside them")
     parser.add_argument("--files", nargs="+", type=Path, default=[], help="others' GGUF files of the language model")
@@ -269,6 +271,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/mixed-precision"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if len(options.exchanges) not in (1, len(options.bits or [])):
+        parser.error("--exchanges takes one number, or one for each of --bits")
     source = options.model
     if source == "smollm2":
         options.work.mkdir(parents=True, exist_ok=True)
@@ -295,7 +299,9 @@ def main() -> None:
         )  # fmt: skip
         data = reported(search, options.report, options.report_samples)
         plain = uniform(search, options.uniform, data)
-        points = mixed(search, options.bits or steps(plain), data, confirm=options.confirm, exchanges=options.exchanges)
+        bits = options.bits or steps(plain)
+        exchanges = options.exchanges * (len(bits) if len(options.exchanges) == 1 else 1)
+        points = mixed(search, bits, data, confirm=options.confirm, exchanges=exchanges)
         others = {
             "uniform schemes": plain,
             "mixtures": mixtures(search, options.mixtures, data),
