@@ -48,6 +48,8 @@ def exchange(
         choices = Choices.of(layers, kept, errors, effects)
         present = choices.places(best.schemes)
         others = np.setdiff1d(np.arange(len(choices.owners)), present)[::-1]  # so what lies in front stays computed
+        if not len(others):
+            break
         measured = np.array([measure(_changed(choices, present, place)) - least for place in others])
         put_right = _put_right(choices, present, others, measured)
         tried = [(found, np.asarray(measure(found), np.float64)) for found in _solutions(put_right, present, budget)]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,3 +143,11 @@ def test_what_measures_no_better_is_left_alone() -> None:
     start = allocate(layers, thought, budget_of(layers), "loss")
     for measure, rounds in ((lambda a: [float(a.schemes != start.schemes)] * 2, 3), (lambda _: [1.0, 1.0], 0)):
         assert exchange(layers, thought, apart(layers), start, budget_of(layers), measure, rounds) is start
+
+
+def test_one_scheme_leaves_nothing_to_exchange() -> None:
+    rng = np.random.default_rng(0)
+    layers = [replace(layer, costs={"w4": layer.costs["w4"]}) for layer in layers_of(rng)]
+    thought = falling(layers, np.ones(COUNT))
+    start = allocate(layers, thought, budget_of(layers), "loss")
+    assert exchange(layers, thought, apart(layers), start, budget_of(layers), lambda _: [1.0, 1.0], 1) is start
