@@ -52,7 +52,8 @@ def exchange(
             break
         measured = np.array([measure(_changed(choices, present, place)) - least for place in others])
         put_right = _put_right(choices, present, others, measured)
-        tried = [(found, np.asarray(measure(found), np.float64)) for found in _solutions(put_right, present, budget)]
+        solutions = [_allocation(choices, chosen) for chosen in _solutions(put_right, present, budget)]
+        tried = [(found, np.asarray(measure(found), np.float64)) for found in solutions]
         found, value = min(tried, key=lambda own: float(own[1].sum()), default=(best, least))
         if value.sum() >= least.sum():
             break
@@ -78,6 +79,7 @@ def _changed(choices: Choices, present: Places, place: int) -> Allocation:
 
 
 def _allocation(choices: Choices, chosen: Places) -> Allocation:
+    """Its error is what pairs foretell, in their unit."""
     return Allocation(EXCHANGED, choices.schemes(chosen), float(choices.costs[chosen].sum()), choices.loss(chosen))
 
 
@@ -99,7 +101,7 @@ def shrunk(values: Floats) -> Floats:
     return found
 
 
-def _solutions(choices: Choices, present: Places, budget: float) -> list[Allocation]:
+def _solutions(choices: Choices, present: Places, budget: float) -> list[Places]:
     """The best allocation without a threshold and with each, those that change anything, each once."""
     free = choices.best(present, budget)
     changes = int((free != present).sum())
@@ -108,10 +110,10 @@ def _solutions(choices: Choices, present: Places, budget: float) -> list[Allocat
     gained = (choices.loss(present) - choices.loss(free)) / changes
     changing = np.ones(len(choices.owners))
     changing[present] = 0
-    found = {tuple(free): _allocation(choices, free)}
+    found = {tuple(free): free}
     for threshold in THRESHOLDS:
         matrix = choices.matrix + np.diag(threshold * gained * changing)
         chosen = replace(choices, matrix=matrix).best(present, budget)
         if not np.array_equal(chosen, present):
-            found.setdefault(tuple(chosen), _allocation(choices, chosen))
+            found.setdefault(tuple(chosen), chosen)
     return list(found.values())

@@ -103,6 +103,8 @@ def test_what_pairs_lose_is_not_measured_but_known(seed: int) -> None:
     least = min(measured(schemes).sum() for schemes in near(best, layers))
     assert measured(dict(best.schemes)).sum() <= 1.02 * least
     assert least < measured(dict(start.schemes)).sum()
+    together = np.sum([effects[layer.weights[0]][best.schemes[layer.name]] for layer in layers], axis=0)
+    assert best.error == pytest.approx(float(np.square(together).sum() / 2), rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(8))
