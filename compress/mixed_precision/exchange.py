@@ -17,14 +17,11 @@ from numpy.typing import NDArray
 
 from pocketport.compress.mixed_precision.allocation import Allocation, Layer
 from pocketport.compress.mixed_precision.knapsack import Options, steps
-from pocketport.compress.mixed_precision.pairs import Choices, Effects
+from pocketport.compress.mixed_precision.pairs import Choices, Effects, Floats, Places
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors
 
 EXCHANGED = "exchanged"
 THRESHOLDS = (0.5, 1.0, 2.0)  # that a change must gain, in parts of what changes without a threshold gain on average
-
-Floats = NDArray[np.float64]
-Places = NDArray[np.int64]
 
 
 def exchange(
@@ -52,7 +49,7 @@ def exchange(
             break
         measured = np.array([measure(_changed(choices, present, place)) - least for place in others])
         put_right = _put_right(choices, present, others, measured)
-        solutions = [_allocation(choices, chosen) for chosen in _solutions(put_right, present, budget)]
+        solutions = [choices.allocation(EXCHANGED, chosen) for chosen in _solutions(put_right, present, budget)]
         tried = [(found, np.asarray(measure(found), np.float64)) for found in solutions]
         found, value = min(tried, key=lambda own: float(own[1].sum()), default=(best, least))
         if value.sum() >= least.sum():
@@ -75,12 +72,7 @@ def _changed(choices: Choices, present: Places, place: int) -> Allocation:
     """With one choice in the place of its layer's."""
     chosen = present.copy()
     chosen[choices.owners[place]] = place
-    return _allocation(choices, chosen)
-
-
-def _allocation(choices: Choices, chosen: Places) -> Allocation:
-    """Its error is what pairs foretell, in their unit."""
-    return Allocation(EXCHANGED, choices.schemes(chosen), float(choices.costs[chosen].sum()), choices.loss(chosen))
+    return choices.allocation(EXCHANGED, chosen)
 
 
 def _put_right(choices: Choices, present: Places, others: Places, measured: NDArray[np.floating[Any]]) -> Choices:

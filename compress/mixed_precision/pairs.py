@@ -45,8 +45,7 @@ def allocate_pairs(
         budget: in the unit of the layers' costs.
     """
     choices = Choices.of(layers, [_kept(layer, errors, start.schemes[layer.name]) for layer in layers], errors, effects)
-    chosen = choices.best(choices.places(start.schemes), budget)
-    return Allocation(PAIRS, choices.schemes(chosen), float(choices.costs[chosen].sum()), choices.loss(chosen))
+    return choices.allocation(PAIRS, choices.best(choices.places(start.schemes), budget))
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,10 @@ class Choices:
         """Of an allocation's choices, one a layer."""
         return np.array([i for i, (layer, scheme) in enumerate(self.names) if schemes[layer] == scheme])
 
-    def schemes(self, chosen: Places) -> dict[str, str]:
-        """Layer → scheme, of one choice a layer."""
-        return dict(self.names[i] for i in chosen)
+    def allocation(self, model: str, chosen: Places) -> Allocation:
+        """Of one choice a layer."""
+        schemes = dict(self.names[i] for i in chosen)
+        return Allocation(model, schemes, float(self.costs[chosen].sum()), self.loss(chosen))
 
     def loss(self, chosen: Places) -> float:
         """Of one choice a layer."""

@@ -107,9 +107,9 @@ def test_what_pairs_lose_is_not_measured_but_known(seed: int) -> None:
     assert best.error == pytest.approx(float(np.square(together).sum() / 2), rel=0.05)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(16))
 def test_chance_moves_next_to_nothing(seed: int) -> None:
-    """Layers lose what they are thought to, but each measurement of a few samples is off by a tenth of the whole."""
+    """Layers lose what they are thought to, but each measurement of a few samples is off by 0.3 of the whole."""
     rng = np.random.default_rng(seed)
     layers = layers_of(rng)
     thought = falling(layers, np.exp(rng.standard_normal(COUNT)))
@@ -120,7 +120,7 @@ def test_chance_moves_next_to_nothing(seed: int) -> None:
 
     def measure(allocation: Allocation) -> Floats:
         noise = rng.standard_normal(16)
-        found: Floats = lost(allocation) + 0.1 * lost(start) * np.sqrt(16) * noise
+        found: Floats = lost(allocation) + 0.3 * lost(start) * np.sqrt(16) * noise
         return found
 
     found = exchange(layers, thought, apart(layers), start, budget_of(layers), lambda a: measure(a).tolist(), 1)
