@@ -1,6 +1,6 @@
 """The loss of a language model that predicts its next token, from the hidden states of all positions at once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,7 +60,9 @@ class Head:
         self.hidden = node.inputs[0].name or ""
         """The value that holds all positions, [S, H]."""
         self._row = node.outputs[0].name or ""
-        self._projection, self._projected = projection, projection.activation.name or ""
+        self.projection = self._nodes[-1]
+        """The node that multiplies with the vocabulary's rows."""
+        self._operand, self._projected = projection, projection.activation.name or ""
         self._weights = WeightCache(device)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -78,14 +80,14 @@ class Head:
         In float32 on all hardware: what bfloat16 rounds of a logit is more than many a divergence.
         """
         features = self._run(self._nodes[:-1], hidden)[self._projected]
-        bias = self._projection.bias
+        bias = self._operand.bias
         return features, functional.linear(features, self._rows, None if bias is None else self._weights.get(bias))
 
     @property
     def _rows(self) -> Tensor:
         """Of the projection, [V, H]."""
-        weight = self._weights.get(self._projection.value)
-        return weight if self._projection.channel_axis == 0 else weight.T
+        weight = self._weights.get(self._operand.value)
+        return weight if self._operand.channel_axis == 0 else weight.T
 
     @torch.no_grad()
     def expected(self, hidden: Tensor) -> Expected:
@@ -119,7 +121,10 @@ class Head:
                 loss += float((normalizers - logits.gather(1, following[part, None])[:, 0]).sum())
         return divergence, loss
 
-    def gradient(self, hidden: Tensor, generator: torch.Generator, counting: Tensor | None = None) -> Tensor:
+    def gradient(
+        self, hidden: Tensor, generator: torch.Generator, counting: Tensor | None = None,
+        visit: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Gradients by the hidden states [S, H] whose mean squares are Fisher's information.
 
         That is the Hessian of the divergence from the model as it is, of its own predictions and not of a text's tokens
@@ -130,16 +135,21 @@ class Head:
             hidden: see above.
             generator: of the signs.
             counting: rows that count, bool [S]; None: all.
+            visit: called with what the projection is fed in rows that count, and the gradients of their logits.
         """
         gradient = torch.empty_like(hidden)
         for start in range(0, len(hidden), ROWS):
             rows = hidden[start : start + ROWS].detach().requires_grad_()
             with torch.enable_grad():
-                logits = self.logits(rows)
+                values = self._run(self._nodes, rows)
+            logits = values[LOGITS]
             chances = logits.detach().softmax(-1)
             roots = chances.sqrt() * random_signs(chances, generator)
             factor = roots - chances * roots.sum(-1, keepdim=True)
             gradient[start : start + ROWS] = torch.autograd.grad(logits, rows, factor)[0]
+            if visit is not None:
+                own = slice(None) if counting is None else counting[start : start + ROWS]
+                visit(values[self._projected].detach()[own], factor[own])
         return gradient if counting is None else gradient * counting[:, None]
 
     def divergence(self, hidden: Tensor, expected: Tensor, counting: Tensor | None = None) -> tuple[float, Tensor]:

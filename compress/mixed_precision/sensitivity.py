@@ -16,7 +16,7 @@ With x the rows that meet a weight W [N, K], g the gradients of the loss by its 
     depends on, however large they are, count for nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -36,7 +36,7 @@ Errors = dict[str, float]
 """Error model → error of one weight in one scheme."""
 
 TOGETHER = 1 << 22  # elements of samples' gradients by one weight, multiplied with its changes at once
-INPUTS, GRADIENTS = "inputs of ", "gradients behind "
+INPUTS, GRADIENTS, PRODUCTS = "inputs of ", "gradients behind ", "gradients by "
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Sensitivities:
         return operand is not None and operand.kind == "linear" and (operand.value.name or "") in self._schemes
 
     def visit(self, sample: int, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
-        """Sum up one sample of a node."""
+        """Sum up one sample of a node, or some rows of one."""
         operand = weight_operand(node)
         assert operand is not None
         rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
@@ -120,14 +120,21 @@ class Sensitivities:
         moments.heeded.addmm_(scaled.T, scaled)
         moments.outputs += gradients.square().sum(0)
         moments.rows += len(rows)
-        self._activations.put(INPUTS + name, len(moments.samples), rows)
-        self._activations.put(GRADIENTS + name, len(moments.samples), gradients)
+        if rows.numel() + gradients.numel() < rows.shape[1] * gradients.shape[1]:
+            self._activations.put(INPUTS + name, len(moments.samples), rows)
+            self._activations.put(GRADIENTS + name, len(moments.samples), gradients)
+        else:
+            self._activations.put(PRODUCTS + name, len(moments.samples), gradients.T @ rows)
         moments.samples.append(sample)
 
-    @torch.no_grad()
     def finish(self, part: Part) -> None:
         """Round the weights of a part and forget what was kept for them."""
-        for node in part.segment.nodes:
+        self.finish_nodes(part.segment.nodes)
+
+    @torch.no_grad()
+    def finish_nodes(self, nodes: Iterable[ir.Node]) -> None:
+        """As `finish`, for the weights of some nodes."""
+        for node in nodes:
             operand = weight_operand(node)
             name = None if operand is None else operand.value.name or ""
             if operand is None or name is None or name not in self._moments:
@@ -157,7 +164,11 @@ class Sensitivities:
         return found
 
     def _by_weight(self, name: str, visit: int, device: torch.device) -> Tensor:
-        """The gradient by the weight of one visit, [N, K]."""
+        """The gradient by the weight of one visit, [N, K]; whichever is smaller of it and its factors was kept."""
+        if PRODUCTS + name in self._activations.names(visit):
+            product = self._activations.get(PRODUCTS + name, visit, device)
+            self._activations.drop(PRODUCTS + name, visit)
+            return product
         rows, gradients = (self._activations.get(kind + name, visit, device) for kind in (INPUTS, GRADIENTS))
         for kind in (INPUTS, GRADIENTS):
             self._activations.drop(kind + name, visit)

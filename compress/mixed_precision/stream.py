@@ -30,7 +30,7 @@ class Stream:
 
     Args:
         graph: of a sample, in its static shapes and in ops of the torch executor; those of other shapes differ in nothing else.
-        feeds: its inputs, sample after sample, and where not all rows count their `ROW_WEIGHTS` [S]; read once.
+        feeds: all samples, as `take` has them, read once; None: they are given to `take`, and then it is opened.
         wanted: values to be computed.
         activations: takes what goes from layer to layer.
         device: where it computes.
@@ -40,33 +40,49 @@ class Stream:
     """
 
     def __init__(
-        self, graph: Callable[[Arrays], ir.Model], feeds: Iterator[Arrays], wanted: Sequence[str], activations: Activations,
-        device: torch.device,
+        self, graph: Callable[[Arrays], ir.Model], feeds: Iterator[Arrays] | None, wanted: Sequence[str],
+        activations: Activations, device: torch.device,
     ) -> None:  # fmt: skip
         self.activations, self.device = activations, device
         self.counting: list[Tensor | None] = []
         """Of each sample which rows count, bool [S]; None: all."""
-        routes: dict[tuple[tuple[str, torch.Size], ...], Route] = {}
-        for arrays in feeds:
-            rows = arrays.get(ROW_WEIGHTS)
-            self.counting.append(
-                None if rows is None else torch.from_numpy(np.asarray(rows, np.float32) > 0).to(self.device)
-            )
-            values = {n: torch.from_numpy(np.asarray(a)) for n, a in arrays.items() if n != ROW_WEIGHTS}
-            shapes = tuple((n, v.shape) for n, v in values.items())
-            if shapes not in routes:
-                routes[shapes] = Route(graph(arrays), wanted, activations)
-            routes[shapes].take(self.count - 1, values)
-        if not routes:
-            raise UsageError("there are no calibration samples", where="mixed precision", fix="give data")
-        self._parts = list(zip(*(route.opened(device) for route in routes.values()), strict=True))
-        self._routes = list(routes.values())
+        self._graph, self._wanted = graph, wanted
+        self._by_shapes: dict[tuple[tuple[str, torch.Size], ...], Route] = {}
+        self._routes: list[Route] = []
+        self._parts: list[tuple[Part, ...]] = []
         self._made_with: list[bytes] = []
+        if feeds is not None:
+            for arrays in feeds:
+                self.take(arrays)
+            self.open()
 
     @property
     def count(self) -> int:
         """Samples."""
         return len(self.counting)
+
+    def take(self, arrays: Arrays) -> None:
+        """Another sample: its inputs, and where not all rows count their `ROW_WEIGHTS` [S]."""
+        rows = arrays.get(ROW_WEIGHTS)
+        self.counting.append(
+            None if rows is None else torch.from_numpy(np.asarray(rows, np.float32) > 0).to(self.device)
+        )
+        values = {n: torch.from_numpy(np.asarray(a)) for n, a in arrays.items() if n != ROW_WEIGHTS}
+        shapes = tuple((n, v.shape) for n, v in values.items())
+        if shapes not in self._by_shapes:
+            self._by_shapes[shapes] = Route(self._graph(arrays), self._wanted, self.activations)
+        self._by_shapes[shapes].take(self.count - 1, values)
+
+    def open(self) -> None:
+        """All samples are taken.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if not self._by_shapes:
+            raise UsageError("there are no calibration samples", where="mixed precision", fix="give data")
+        self._routes = list(self._by_shapes.values())
+        self._parts = list(zip(*(route.opened(self.device) for route in self._routes), strict=True))
 
     @torch.no_grad()
     def forward(self, replaced: Mapping[str, Tensor] | None = None, samples: Sequence[int] | None = None) -> None:

@@ -15,7 +15,7 @@ from pocketport.errors import UsageError
 from pocketport.profiles.units import format_quantity
 from pocketport.request import Request
 from pocketport.stages.search import FormatSearch
-from pocketport.stages.search_target import TargetSearch
+from pocketport.stages.search_target import OBJECTIVES, TargetSearch
 from pocketport.stages.searched import Budget, Candidate, Searched
 
 
@@ -47,7 +47,7 @@ def search(
         int | None,
         typer.Option(
             min=1,
-            help="Of a format: samples that errors are taken from (default: as many).",
+            help="Of a format, or of answers on a target: samples that errors are taken from (default: as many).",
             rich_help_panel=SAMPLES,
         ),
     ] = None,
@@ -55,7 +55,7 @@ def search(
         int | None,
         typer.Option(
             min=1,
-            help="Of a format: samples that allocations are measured on (default: 96 images, 8 texts).",
+            help="Of the same: samples that allocations are measured on (default: 96 images, 8 texts).",
             rich_help_panel=SAMPLES,
         ),
     ] = None,
@@ -66,6 +66,13 @@ def search(
             help="Of a format: rounds in which layers exchange bits by what that measures; each takes two measurements a layer.",
         ),
     ] = 0,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a target: `answers` about images through all components, or each component's `outputs` "
+            "(default: answers, where the model gives any)."
+        ),
+    ] = None,
     sequence_length: Annotated[
         int, typer.Option(min=8, help="Tokens of a calibration sequence.", rich_help_panel=SAMPLES)
     ] = 512,
@@ -94,6 +101,11 @@ def search(
             "layers exchange bits by what candidates of a format measure", where="--exchanges",
             fix="give --format, and leave --no-confirm out",
         )  # fmt: skip
+    if objective is not None and (format_ or objective not in OBJECTIVES):
+        raise UsageError(
+            f"the objectives of a target are {' and '.join(OBJECTIVES)}", where=f"--objective {objective}",
+            fix="give one of them, with --target",
+        )  # fmt: skip
     if (format_ is None) == (target is None):
         raise UsageError("one format or one target is needed", where="search", fix="give --format NAME or --target T")
     request = Request(
@@ -108,7 +120,10 @@ def search(
             formats = FormatSearch(context, names, joined=joined, samples=error_samples, measured=measured_samples)
             searched = formats.search(budget, confirm=confirm, exchanges=exchanges)
         else:
-            searched = TargetSearch(context, names).search(budget, confirm=confirm)
+            targets = TargetSearch(
+                context, names, objective=objective, samples=error_samples, measured=measured_samples
+            )
+            searched = targets.search(budget, confirm=confirm)
     searched.write(out_file, f"{source}, {format_ or target}")
     if json_output:
         print_json(document(searched))

@@ -3,7 +3,7 @@
 Text alone would show the layers none of the vision tokens that make up most of a multimodal prompt.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from pocketport.compress.blockwise.samples import ROW_WEIGHTS
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.executors.ort_executor import Arrays
+from pocketport.compress.executors.ort_executor import Arrays, Executor
 from pocketport.compress.executors.torch_executor import TorchExecutor
 from pocketport.compress.families.chat import ImagePrompt
 from pocketport.compress.families.decoder.host import DecoderHost
@@ -69,10 +69,16 @@ class ImageSequences:
             UsageError: the model does not answer about images.
             InputError: a prompt and its answer are longer than S.
         """
+        executors = {c.name: TorchExecutor(c.graph) for c in bundle if c.name not in DECODERS}
+        return (feeds for _, feeds in self.prompts(bundle, host, executors))
+
+    def prompts(
+        self, bundle: ModelBundle, host: DecoderHost, executors: Mapping[str, Executor]
+    ) -> Iterator[tuple[ImagePrompt, Arrays]]:
+        """The prompts, each with its `feeds`; all components but `DECODERS` run on `executors`."""
         factory = chat_of(bundle)
         if factory is None:
             raise UsageError("it does not answer about images", where=bundle.name, fix="calibrate it with a text")
-        executors = {c.name: TorchExecutor(c.graph) for c in bundle if c.name not in DECODERS}
         chat = factory(executors, bundle.config, bundle.files)
         for index, (image, question, answer) in enumerate(self.samples()):
             prompt = chat.encode(image, question)
@@ -90,11 +96,14 @@ class ImageSequences:
                 executors["embed"].run({"input_ids": host.prompt_ids(prompt.input_ids)})["embeds"][-rows:]
             )
             prompt.place(embeds)
-            yield {
-                **replace(host, prompt=rows).prefill_feeds(embeds, length, prompt.positions),
-                **{name: array[-rows:] for name, array in prompt.extra.items()},
-                ROW_WEIGHTS: row_weights(prompt, rows, self.visual_weight),
-            }
+            yield (
+                prompt,
+                {
+                    **replace(host, prompt=rows).prefill_feeds(embeds, length, prompt.positions),
+                    **{name: array[-rows:] for name, array in prompt.extra.items()},
+                    ROW_WEIGHTS: row_weights(prompt, rows, self.visual_weight),
+                },
+            )
 
 
 @dataclass(frozen=True)
@@ -119,16 +128,24 @@ class Answers:
 
     def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
         """As `ImageSequences.feeds`."""
+        executors = {c.name: TorchExecutor(c.graph) for c in bundle if c.name not in DECODERS}
+        return (feeds for _, feeds in self.prompts(bundle, host, executors))
+
+    def prompts(
+        self, bundle: ModelBundle, host: DecoderHost, executors: Mapping[str, Executor]
+    ) -> Iterator[tuple[ImagePrompt, Arrays]]:
+        """As `ImageSequences.prompts`."""
         factory = chat_of(bundle)
         assert factory is not None
         chat = factory({}, bundle.config, bundle.files)
-        for (_, _, answer), feeds in zip(self.images.samples(), self.images.feeds(bundle, host), strict=True):
+        prompts = self.images.prompts(bundle, host, executors)
+        for (_, _, answer), (prompt, feeds) in zip(self.images.samples(), prompts, strict=True):
             if answer is None:
-                yield feeds
+                yield prompt, feeds
                 continue
             rows = np.zeros_like(feeds[ROW_WEIGHTS])
             rows[-1 - len(chat.answer_tokens(answer)) : -1] = 1  # each row predicts the next one's token
-            yield {**feeds, ROW_WEIGHTS: rows}
+            yield prompt, {**feeds, ROW_WEIGHTS: rows}
 
 
 def row_weights(prompt: ImagePrompt, rows: int, visual_weight: float) -> FloatArray:

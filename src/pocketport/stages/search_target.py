@@ -1,49 +1,66 @@
-"""Mixed precision for a target: errors at each component's outputs, the best allocations, and what their pivots measure."""
+"""Mixed precision for a target: the best allocations by the errors of an objective, and what their pivots measure."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pocketport.compress.blockwise.activations import Activations
-from pocketport.compress.cache.float_cache import with_float_ends
-from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
-from pocketport.compress.families.registry import family_named
-from pocketport.compress.mixed_precision.outputs import output_gradient
-from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder, Sensitivities
-from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
+from pocketport.compress.mixed_precision.pairs import Effects
+from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder
 from pocketport.compress.mixed_precision.target import target_layers
 from pocketport.compress.pivot.input_scaling import Numbers
 from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, load_recipe, with_rules
-from pocketport.compress.structure import is_float
-from pocketport.compress.torch_device import best_device
-from pocketport.data import load_data
 from pocketport.errors import UsageError
 from pocketport.files import write_json
 from pocketport.profiles.device import load_device
 from pocketport.stages.calibrate import calibrate, check_memory, load_statistics
 from pocketport.stages.condition import condition
 from pocketport.stages.context import Context
-from pocketport.stages.held_out import collect_held_out, load_held_out
+from pocketport.stages.held_out import collect_held_out
 from pocketport.stages.ingest import ingest, load_bundle
-from pocketport.stages.quantize import load_pivot, quantize
-from pocketport.stages.searched import Budget, Candidate, Searched, candidates, ranked
-from pocketport.stages.weights import memory_limit
+from pocketport.stages.quantize import quantize
+from pocketport.stages.searched import Budget, Losses, Searched, candidates, ranked
+from pocketport.stages.target_answers import AnswerDivergence, answers_about_images
+from pocketport.stages.target_noise import OutputNoise
 from pocketport.store import StageResult
 from pocketport.targets.contract import Target
 from pocketport.targets.registry import backend_for
 
-SAMPLES = 16  # of each component that errors are taken from
-ACTIVATION_SHARE = 0.5  # of the memory limit
-NOISE = "noise over signal"
+OBJECTIVES = ("answers", "outputs")
+
+
+class Objective(Protocol):
+    """What is lost, as errors of weights say and as pivots measure.
+
+    Attributes:
+        fingerprint: of the data that errors are taken from.
+    """
+
+    fingerprint: str
+
+    def losses(
+        self, schemes: Mapping[str, Mapping[str, Sequence[str]]], rounder: Callable[[str], Rounder], scratch: Path,
+        advance: Callable[[int], None],
+    ) -> Losses:  # fmt: skip
+        """Errors and effects by ``component/weight``.
+
+        Args:
+            schemes: component → weight → schemes.
+            rounder: of a component.
+            scratch: a file for what memory is short for; others beside it begin with its name.
+            advance: called with the number of weights done.
+        """
+        ...
+
+    def figures(self, pivot: StageResult) -> dict[str, float]:
+        """What a pivot measures; the first figure decides, less is better."""
+        ...
 
 
 class TargetSearch:
@@ -52,13 +69,20 @@ class TargetSearch:
     Args:
         context: its request names one target.
         schemes: to choose among, None for all that are legal.
+        objective: one of `OBJECTIVES`: the divergence of answers about images through all components, or noise over signal
+            at each component's outputs; None: answers where the model gives any.
+        samples: images that errors are taken from, see `AnswerDivergence`.
+        measured: images that pivots are measured on.
 
     Raises:
-        UsageError: an unknown target or recipe, a scheme that is not legal.
+        UsageError: an unknown target or recipe, a scheme that is not legal, no answers to measure.
         InputError: the model is damaged, or has an op through which no gradients can be taken.
     """
 
-    def __init__(self, context: Context, schemes: Sequence[str] | None) -> None:
+    def __init__(
+        self, context: Context, schemes: Sequence[str] | None, *, objective: str | None = None, samples: int | None = None,
+        measured: int | None = None,
+    ) -> None:  # fmt: skip
         self.context = context
         self.target = context.request.targets[0]
         parsed = Target.parse(self.target)
@@ -67,75 +91,68 @@ class TargetSearch:
         self._bundled = condition(context, ingest(context))
         self.bundle = load_bundle(self._bundled)
         self.found = target_layers(self.bundle, self.base, self.target, self._legality, schemes)
+        self.objective = self._objective(objective, samples, measured)
+
+    def _objective(
+        self, wanted: str | None, samples: int | None, measured: int | None
+    ) -> AnswerDivergence | OutputNoise:
+        answers = answers_about_images(self.bundle)
+        if wanted == "answers" and not answers:
+            raise UsageError(
+                "it does not answer about images", where="--objective answers", fix="search with --objective outputs"
+            )
+        if answers and wanted != "outputs":
+            return AnswerDivergence(self.context, self._bundled, samples, measured)
+        if samples is not None or measured is not None:
+            raise UsageError(
+                "noise at outputs is taken from the calibration samples", where="--error-samples, --measured-samples",
+                fix="give --calibration-samples",
+            )  # fmt: skip
+        return OutputNoise(self.context, self._bundled, self.found.components)
+
+    @property
+    def errors(self) -> dict[str, dict[str, Errors]]:
+        """Of every weight in every scheme."""
+        return self._losses[0]
+
+    @property
+    def effects(self) -> Effects | None:
+        """Of the same, sample by sample, where the objective knows them."""
+        return self._losses[1]
 
     @cached_property
-    def errors(self) -> dict[str, dict[str, Errors]]:
-        """Of every weight in every scheme, or the store's."""
-        data = load_data(self.bundle, self.context.request)
+    def _losses(self) -> tuple[dict[str, dict[str, Errors]], Effects | None]:
+        """One pass over the data, or the store's."""
         schemes = {name: self.found.schemes(name) for name in self.found.components}
         key, total = "sensitivities", sum(map(len, schemes.values()))
         self.context.progress.start(key, "errors of every layer in every scheme", total)
         plans = {s: {k: asdict(t) for k, t in own.items()} for s, own in self.found.plans.items()}
-        inputs = {"bundle": self._bundled.digest, "data": data.fingerprint, "schemes": schemes, "plans": plans}
+        inputs = {
+            "bundle": self._bundled.digest, "objective": type(self.objective).__name__, "data": self.objective.fingerprint,
+            "schemes": schemes, "plans": plans,
+        }  # fmt: skip
         factors: dict[str, dict[str, Numbers]] = {}
         if self.found.scales_inputs:
             factors = self.found.factors(self.bundle, load_statistics(calibrate(self.context, self._bundled, {})))
 
         def produce(directory: Path) -> None:
-            errors: dict[str, dict[str, Errors]] = {}
-            for name in self.found.components:
-                feeds = islice((f for component, f in data.calibration() if component == name), SAMPLES)
-                advance = partial(self._advance, len(errors))
-                rounder = partial(self._rounded, name, factors)
-                errors |= self._errors_of(name, feeds, schemes[name], directory / ".activations", rounder, advance)
+            advance = partial(self.context.progress.advance, key)
+            rounder = partial(partial, self._rounded, factors)
+            errors, effects = self.objective.losses(schemes, rounder, directory / ".activations", advance)
             write_json(directory / "errors.json", errors)
+            np.savez(directory / "effects.npz", **{w: own.cpu().numpy() for w, own in effects.items()})  # type: ignore[arg-type]
 
         result = self._stage(key, inputs, produce)
         errors: dict[str, dict[str, Errors]] = json.loads((result.path / "errors.json").read_text("utf-8"))
-        return errors
-
-    def _errors_of(
-        self, name: str, feeds: Iterator[Arrays], schemes: Mapping[str, Sequence[str]], scratch: Path,
-        rounder: Rounder, advance: Callable[[int], None],
-    ) -> dict[str, dict[str, Errors]]:  # fmt: skip
-        graph = self.bundle[name].graph
-        outputs = [v.name or "" for v in graph.graph.outputs if is_float(v)]
-        generator = torch.Generator().manual_seed(self.context.request.seed)
-        fed: list[Arrays] = []
-        budget = int(ACTIVATION_SHARE * memory_limit(self.context.request))
-        with Activations(scratch, budget) as activations:
-            stream = Stream(lambda _: graph, _kept(feeds, fed), outputs, activations, best_device())
-            sensitivities = Sensitivities(schemes, rounder, stream.count, activations, advance)
-            stream.forward()
-            for sample in range(stream.count):
-                values = {
-                    n: activations.get(n, sample, stream.device) for n in outputs if n in activations.names(sample)
-                }
-                rows = self._rows(name, fed[sample], {n: v.cpu().numpy() for n, v in values.items()})
-                for output, value in values.items():
-                    gradient = output_gradient(value, generator)
-                    if output in rows:
-                        axis, first, last = rows[output]
-                        used = torch.zeros_like(gradient)
-                        used.narrow(axis, first, last - first).fill_(1)
-                        gradient = gradient * used
-                    activations.put(GRADIENT + output, sample, gradient)
-            stream.backward(sensitivities.wants, sensitivities.visit, sensitivities.finish)
-        return {f"{name}/{weight}": errors for weight, errors in sensitivities.errors.items()}
+        with np.load(result.path / "effects.npz") as stored:
+            effects = {w: dict(zip(errors[w], stored[w], strict=True)) for w in stored.files}
+        return errors, effects or None
 
     def _rounded(
-        self, component: str, factors: Mapping[str, Mapping[str, Numbers]], weight: str, schemes: Sequence[str],
+        self, factors: Mapping[str, Mapping[str, Numbers]], component: str, weight: str, schemes: Sequence[str],
         matrix: Tensor, inputs: Inputs,
     ) -> Iterator[Tensor]:  # fmt: skip
         return self.found.rounded(f"{component}/{weight}", schemes, matrix, inputs, factors)
-
-    def _advance(self, before: int, done: int) -> None:
-        self.context.progress.advance("sensitivities", before + done)
-
-    def _rows(self, component: str, feeds: Arrays, results: Arrays) -> Mapping[str, tuple[int, int, int]]:
-        """What of each output is used, as `HeldOut` has it."""
-        family = family_named(self.bundle.family)
-        return {} if family is None else family.meaningful_rows(component, feeds, results)
 
     def search(self, budget: Budget, *, confirm: bool = True) -> Searched:
         """The best allocation within a budget by each error model; the best measured one comes first.
@@ -145,11 +162,12 @@ class TargetSearch:
         """
         if budget.ms is None:
             total = budget.of_layers(self.found.elements, self.found.fixed_bytes)
-            found = candidates(self.found.layers, self.errors, total)
+            found = candidates(self.found.layers, self.errors, total, self.effects)
         else:
-            found = candidates(self.found.timed(self._bandwidth()), self.errors, budget.ms)
+            found = candidates(self.found.timed(self._bandwidth()), self.errors, budget.ms, self.effects)
         if confirm:
-            found = self._measured(found)
+            pivots = self.pivots([c.rules for c in found])
+            found = ranked(c.measured(self.objective.figures(p)) for c, p in zip(found, pivots, strict=True))
         return Searched(self.found.layers, self.errors, tuple(found), self.found.fixed_bytes, self.recipe)
 
     def recipe(self, rules: Sequence[Rule]) -> Recipe:
@@ -165,47 +183,16 @@ class TargetSearch:
             )  # fmt: skip
         return device.dram_gbps.value
 
-    def _measured(self, found: Sequence[Candidate]) -> list[Candidate]:
-        plans = [make_plan(self.bundle, self.recipe(c.rules), self.target, self._legality) for c in found]
-        return ranked(c.measured(f) for c, f in zip(found, self.noise(plans), strict=True))
-
-    def noise(self, plans: Sequence[Plan]) -> list[dict[str, float]]:
-        """What the pivots of plans measure on held-out samples: noise over signal, the mean of all outputs."""
-        named = {str(i): plan for i, plan in enumerate(plans)}
+    def pivots(self, rules: Sequence[Sequence[Rule]]) -> Iterator[StageResult]:
+        """The pivot by the base recipe and further rules, for each set of them."""
+        plans = [make_plan(self.bundle, self.recipe(own), self.target, self._legality) for own in rules]
+        named: dict[str, Plan] = {str(i): plan for i, plan in enumerate(plans)}
         check_memory(named)
         calibrated = calibrate(self.context, self._bundled, named)
         held_out = collect_held_out(self.context, self._bundled)
-        return [
-            {
-                NOISE: self._noise(
-                    quantize(self.context, self._bundled, calibrated, held_out, self.target, plan), held_out
-                )
-            }
-            for plan in plans
-        ]
-
-    def _noise(self, quantized: StageResult, held_out: StageResult) -> float:
-        pivot, ratios = load_pivot(quantized), list[float]()
-        for component in pivot:
-            if component.name not in self.found.components:
-                continue
-            known = load_held_out(held_out, component.name)
-            executor = OrtExecutor(with_float_ends(component.graph))
-            results = [executor.run(feeds) for feeds in known.feeds]
-            for name in known.outputs[0]:
-                expected = known.used(known.outputs, name)
-                signal = float(np.square(expected).sum())
-                if signal:
-                    ratios.append(float(np.square(expected - known.used(results, name)).sum()) / signal)
-        return float(np.mean(ratios))
+        for plan in plans:
+            yield quantize(self.context, self._bundled, calibrated, held_out, self.target, plan)
 
     def _stage(self, key: str, inputs: Mapping[str, Any], produce: Callable[[Path], None]) -> StageResult:
         code, packages = ("compress", "calibration"), ("torch", "numpy")
         return self.context.record(key, self.context.store.run(key, inputs, produce, code=code, packages=packages))
-
-
-def _kept(feeds: Iterator[Arrays], fed: list[Arrays]) -> Iterator[Arrays]:
-    """The same feeds, each remembered."""
-    for arrays in feeds:
-        fed.append(arrays)
-        yield arrays

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
+from torch import Tensor
 
 from pocketport.compress.mixed_precision.allocation import Allocation, Layer, allocate
 from pocketport.compress.mixed_precision.pairs import Effects, allocate_pairs
@@ -12,6 +13,9 @@ from pocketport.compress.mixed_precision.sensitivity import MODELS, Errors
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.errors import UsageError
 from pocketport.files import write_text
+
+Losses = tuple[dict[str, dict[str, Errors]], dict[str, Tensor]]
+"""Weight → scheme → errors, and weight → what each of its schemes does to the loss of each sample, [C, samples], where that is known."""
 
 
 @dataclass(frozen=True)
