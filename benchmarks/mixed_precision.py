@@ -1,10 +1,11 @@
 """A scheme for each layer against one for all: quality by bytes, and the bytes saved at equal quality.
 
-``python benchmarks/mixed_precision.py [MODEL] [--format gptq] [--recipe gptq] [--bits 2.5 3 3.5] [--no-confirm]
-[--mixtures q4_k_s q4_k_m] [--files THEIRS.gguf] [--report TEXT] [--json FILE]``
+``python benchmarks/mixed_precision.py [MODEL] [--format gptq | --target apple/a18-pro] [--recipe gptq] [--bits 2.5 3 3.5]
+[--no-confirm] [--mixtures q4_k_s q4_k_m] [--files THEIRS.gguf] [--report TEXT] [--json FILE]``
 
 MODEL is ``reference`` (the default: its own images and answers), ``smollm2`` (SmolLM2-135M and the texts of
-`llm_weights.py`) or a checkpoint's folder. Quality is the mean divergence of the predictions from the float model's, with
+`llm_weights.py`) or a checkpoint's folder. In a format the language model alone is searched; on a target the whole model,
+vision and connector too, by the answers that its pivots give. Quality is the mean divergence of the predictions from the float model's, with
 perplexity where there is text. Errors are measured, and the best of the error models' allocations is chosen, on one part
 of the data; both fronts are reported on another (`--report`, a text; without one the standard library's docstrings).
 Uniform schemes have the same algorithm and calibration data; so have the ``--mixtures`` of a format, its variants whose
@@ -35,17 +36,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from pocketport.commands.console import BarProgress, out, table
+from pocketport.compress.mixed_precision.allocation import Allocation
 from pocketport.compress.mixed_precision.checkpoint import Dequantized
 from pocketport.compress.mixed_precision.next_token import Quality
-from pocketport.compress.planning.weights import CALIBRATED_COMPONENT, stored_bytes
+from pocketport.compress.planning.weights import stored_bytes
 from pocketport.compress.quantized_weights import QuantizedWeights
-from pocketport.compress.recipe import Rule
 from pocketport.compress.sources.open import open_source
 from pocketport.files import write_json
 from pocketport.request import Request
 from pocketport.stages.context import Context
 from pocketport.stages.image_sequences import Answers
 from pocketport.stages.search import MEASURED, FormatSearch
+from pocketport.stages.search_target import TargetSearch
 from pocketport.stages.searched import Budget
 from pocketport.stages.sequences import Sequences, sequences_for
 from pocketport.stages.weights import plan_formats, quantize_format
@@ -117,8 +119,10 @@ def docstrings() -> str:
     return "\n\n".join(dict.fromkeys(t for t in texts if len(t) > 200))
 
 
-def reported(search: FormatSearch, report: Path | None, count: int) -> Sequences | Answers:
+def reported(search: FormatSearch | TargetSearch, report: Path | None, count: int) -> Sequences | Answers:
     """The data of the reported figures."""
+    if isinstance(search, TargetSearch):
+        return search.answers.data(count, 1, REPORT_SEED)[0]
     if isinstance(search.measured, Answers):
         request = search.context.request.model_copy(update={"seed": REPORT_SEED, "calibration_samples": count})
         return search.data(request, count)[0]
@@ -129,7 +133,7 @@ def reported(search: FormatSearch, report: Path | None, count: int) -> Sequences
         return sequences_for(search.bundle, str(path), count, search.length, REPORT_SEED)
 
 
-def point(name: str, search: FormatSearch, cost: float, quality: Quality) -> Point:
+def point(name: str, search: FormatSearch | TargetSearch, cost: float, quality: Quality) -> Point:
     """As it was measured; it is shown at once."""
     found = search.found
     made = Point(
@@ -140,13 +144,15 @@ def point(name: str, search: FormatSearch, cost: float, quality: Quality) -> Poi
     return made
 
 
-def uniform(search: FormatSearch, schemes: Sequence[str] | None, data: Sequences | Answers) -> list[Point]:
+def uniform(
+    search: FormatSearch | TargetSearch, schemes: Sequence[str] | None, data: Sequences | Answers
+) -> list[Point]:
     """Each scheme for all layers, those that every layer takes."""
-    points = []
+    points, layers = [], search.found.layers
     for scheme in schemes or search.found.plans:
-        if all(scheme in layer.costs for layer in search.found.layers):
-            rules = [Rule(component=CALIBRATED_COMPONENT, scheme=scheme)]
-            cost = sum(layer.costs[scheme] for layer in search.found.layers)
+        if all(scheme in layer.costs for layer in layers):
+            cost = sum(layer.costs[scheme] for layer in layers)
+            rules = Allocation(scheme, {layer.name: scheme for layer in layers}, cost, 0.0).rules(layers)
             points.append(point(scheme, search, cost, search.quality(rules, data)))
     return sorted(points, key=lambda p: p.bytes)
 
@@ -186,12 +192,16 @@ def files(search: FormatSearch, paths: Sequence[Path], data: Sequences | Answers
 
 
 def mixed(
-    search: FormatSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool, exchanges: Sequence[int]
-) -> list[Point]:
+    search: FormatSearch | TargetSearch, bits: Sequence[float], data: Sequences | Answers, *, confirm: bool,
+    exchanges: Sequence[int],
+) -> list[Point]:  # fmt: skip
     """The best measured allocation within each budget, or where none is measured the best by the model `loss`."""
     points = []
     for budget, rounds in zip(bits, exchanges, strict=True):
-        searched = search.search(Budget(bits=budget), confirm=confirm, exchanges=rounds)
+        if isinstance(search, TargetSearch):
+            searched = search.search(Budget(bits=budget), confirm=confirm)
+        else:
+            searched = search.search(Budget(bits=budget), confirm=confirm, exchanges=rounds)
         best = searched.best
         name = f"mixed ({best.allocation.model})"
         points.append(point(name, search, searched.bytes_of(best), search.quality(best.rules, data)))
@@ -247,9 +257,10 @@ def main() -> None:
     """Measure both fronts, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="reference")
-    parser.add_argument("--format", default="gptq")
+    parser.add_argument("--format", help="default: gptq, where there is no --target")
+    parser.add_argument("--target", help="vendor/soc, rather than a format")
     parser.add_argument("--recipe", default="gptq")
-    parser.add_argument("--schemes", help="default: those of `SCHEMES`; of gguf all that a search knows")
+    parser.add_argument("--schemes", help="default: those of `SCHEMES`; of gguf and targets all that a search knows")
     parser.add_argument("--uniform", nargs="+", help="those of them that are measured for all layers")
     parser.add_argument(
         "--joined", action=argparse.BooleanOptionalAction, help="one scheme for layers with a common input"
@@ -273,6 +284,9 @@ def main() -> None:
     options = parser.parse_args()
     if len(options.exchanges) not in (1, len(options.bits or [])):
         parser.error("--exchanges takes one number, or one for each of --bits")
+    if options.target and (options.format or options.mixtures or options.files or any(options.exchanges)):
+        parser.error("--format, --mixtures, --files and --exchanges are not for a --target")
+    form = options.format or ("" if options.target else "gptq")
     source = options.model
     if source == "smollm2":
         options.work.mkdir(parents=True, exist_ok=True)
@@ -287,29 +301,36 @@ def main() -> None:
         )
         options.report = Path(report)
     request = Request(
-        source=source, formats=[options.format], recipe=options.recipe, data=options.data, sequence_length=options.length,
-        calibration_samples=options.samples,
+        source=source, formats=[form] if form else [], targets=[options.target] if options.target else [],
+        recipe=options.recipe, data=options.data, sequence_length=options.length, calibration_samples=options.samples,
     )  # fmt: skip
     with BarProgress() as progress, tempfile.TemporaryDirectory() as folder:
         context = Context(request, Store(options.work / "cache"), Path(folder), progress)
-        chosen = options.schemes or (None if options.format.startswith("gguf") else ",".join(SCHEMES))
-        search = FormatSearch(
-            context, chosen and chosen.split(","), joined=options.joined, samples=options.error_samples,
-            measured=options.measured_samples,
-        )  # fmt: skip
+        chosen = options.schemes or (",".join(SCHEMES) if form and not form.startswith("gguf") else None)
+        names = chosen and chosen.split(",")
+        search: FormatSearch | TargetSearch
+        if options.target:
+            search = TargetSearch(
+                context, names, objective="answers", samples=options.error_samples, measured=options.measured_samples
+            )
+        else:
+            search = FormatSearch(
+                context, names, joined=options.joined, samples=options.error_samples, measured=options.measured_samples
+            )
         data = reported(search, options.report, options.report_samples)
         plain = uniform(search, options.uniform, data)
         bits = options.bits or steps(plain)
         exchanges = options.exchanges * (len(bits) if len(options.exchanges) == 1 else 1)
         points = mixed(search, bits, data, confirm=options.confirm, exchanges=exchanges)
-        others = {
-            "uniform schemes": plain,
-            "mixtures": mixtures(search, options.mixtures, data),
-            "others' files": files(search, options.files, data),
-        }
+        others = {"uniform schemes": plain}
+        if isinstance(search, FormatSearch):
+            others |= {
+                "mixtures": mixtures(search, options.mixtures, data),
+                "others' files": files(search, options.files, data),
+            }
     medians = {kind: compare(part, points) for kind, part in others.items() if part}
     every = sorted([*points, *chain(*others.values())], key=lambda p: p.bytes)
-    print_points(f"{options.model}, {options.format}, {options.recipe}", every)
+    print_points(f"{options.model}, {options.target or form}, {options.recipe}", every)
     for kind, (median, interval) in medians.items():
         out.print(
             f"bytes saved at equal quality, against {kind}: median {median:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"

@@ -1,5 +1,6 @@
 """Where torch computes, and how it takes the arrays of a checkpoint."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from pocketport.compress.checkpoint import StoredTensor
+
+warnings.filterwarnings(
+    "ignore", "The given NumPy array is not writable", module=__name__
+)  # mapped weights are only read
 
 _ALONE = RLock()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.mixed_precision.recording import PREFILL, Call, Link
+from pocketport.compress.mixed_precision.linked_calls import PREFILL, Link, LinkedCall
 from pocketport.compress.mixed_precision.route import Part
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream, Visit
 from pocketport.compress.structure import is_float
@@ -33,7 +33,7 @@ class Chain:
     """
 
     def __init__(
-        self, bundle: ModelBundle, prompts: Iterable[Sequence[Call]], hidden: str,
+        self, bundle: ModelBundle, prompts: Iterable[Sequence[LinkedCall]], hidden: str,
         activations: Callable[[str], Activations], device: torch.device,
     ) -> None:  # fmt: skip
         self.streams: dict[str, Stream] = {}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.mixed_precision.pairs import Effects
 from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder
 from pocketport.compress.mixed_precision.target import target_layers
@@ -23,6 +24,7 @@ from pocketport.stages.calibrate import calibrate, check_memory, load_statistics
 from pocketport.stages.condition import condition
 from pocketport.stages.context import Context
 from pocketport.stages.held_out import collect_held_out
+from pocketport.stages.image_sequences import Answers
 from pocketport.stages.ingest import ingest, load_bundle
 from pocketport.stages.quantize import quantize
 from pocketport.stages.searched import Budget, Losses, Searched, candidates, ranked
@@ -169,6 +171,21 @@ class TargetSearch:
             pivots = self.pivots([c.rules for c in found])
             found = ranked(c.measured(self.objective.figures(p)) for c, p in zip(found, pivots, strict=True))
         return Searched(self.found.layers, self.errors, tuple(found), self.found.fixed_bytes, self.recipe)
+
+    @property
+    def answers(self) -> AnswerDivergence:
+        """The objective, where it is that of answers.
+
+        Raises:
+            UsageError: it is another.
+        """
+        if not isinstance(self.objective, AnswerDivergence):
+            raise UsageError("no answers are measured", where=self.target, fix="search with --objective answers")
+        return self.objective
+
+    def quality(self, rules: Sequence[Rule], samples: Answers) -> Quality:
+        """What the pivot by the base recipe and these rules answers about images."""
+        return self.answers.quality(next(self.pivots([rules])), samples)
 
     def recipe(self, rules: Sequence[Rule]) -> Recipe:
         """The base recipe with further rules for the target."""

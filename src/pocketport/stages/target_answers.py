@@ -3,26 +3,19 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.bundle import ModelBundle
-from pocketport.compress.cache.float_cache import with_float_ends
-from pocketport.compress.executors.ort_executor import Arrays, Executor, OrtExecutor
-from pocketport.compress.families.chat import ImageChat
 from pocketport.compress.families.registry import chat_of, host_of
 from pocketport.compress.mixed_precision.chain import Chain
-from pocketport.compress.mixed_precision.next_token import LOGITS, Head, Quality
-from pocketport.compress.mixed_precision.recording import PREFILL, recorded
+from pocketport.compress.mixed_precision.linked_calls import PREFILL, linked_calls
+from pocketport.compress.mixed_precision.next_token import Head, Quality
 from pocketport.compress.mixed_precision.sensitivity import Errors, Rounder, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT
 from pocketport.compress.torch_device import best_device
@@ -30,6 +23,7 @@ from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.files import write_json
 from pocketport.stages.context import Context
+from pocketport.stages.expected_answers import ExpectedAnswers
 from pocketport.stages.image_sequences import Answers, ImageSequences
 from pocketport.stages.ingest import load_bundle
 from pocketport.stages.quantize import load_pivot
@@ -39,7 +33,6 @@ from pocketport.store import StageResult
 
 MEASURED = 96  # images, beside those of calibration: their answers are short
 ACTIVATION_SHARE = 0.15  # of the memory limit, for each component
-STEPS = (PREFILL, "decode")
 CODE, PACKAGES = ("compress", "calibration"), ("torch", "numpy", "onnxruntime")
 
 
@@ -105,7 +98,7 @@ class AnswerDivergence:
                 return opened[name]
 
             prompts = partial(self.samples.prompts, self._bundle, host_of(self._bundle))
-            chain = Chain(self._bundle, recorded(self._bundle, prompts), head.hidden, activations, device)
+            chain = Chain(self._bundle, linked_calls(self._bundle, prompts), head.hidden, activations, device)
             for name in chain.streams:
                 own = partial(_advance, advance, found, name)
                 found[name] = Sensitivities(schemes.get(name, {}), rounder(name), chain.count, opened[name], own)
@@ -135,93 +128,31 @@ class AnswerDivergence:
         return self.quality(pivot, self.measured).figures
 
     def quality(self, pivot: StageResult, samples: Answers) -> Quality:
-        """What the whole pivot answers, each token after the right ones, beside the float graphs."""
+        """What the whole pivot answers, beside the float graphs."""
         key = f"measure {pivot.digest[:8]}"
         self._context.progress.start(key, "measure the quantized model", None)
-        expected = Expected.load(self._expected(samples).path)
+        expected = self.expected(samples)
 
         def produce(directory: Path) -> None:
-            write_json(directory / "quality.json", vars(self._compared(load_pivot(pivot), samples, expected)))
+            write_json(directory / "quality.json", vars(expected.compared(load_pivot(pivot), samples)))
 
-        inputs = {"pivot": pivot.digest, "data": samples.fingerprint}
-        result = self._stage(key, inputs, produce)
+        result = self._stage(key, {"pivot": pivot.digest, "data": samples.fingerprint}, produce)
         return Quality(**json.loads((result.path / "quality.json").read_text("utf-8")))
 
-    def _compared(self, pivot: ModelBundle, samples: Answers, expected: "Expected") -> Quality:
-        chat = _chat(pivot)
-        sums: list[float] = []
-        for (image, question, _), tokens, wanted in zip(
-            samples.images.samples(), expected.tokens, expected.logits, strict=True
-        ):
-            found = torch.from_numpy(answer_logits(chat, image, question, tokens.tolist())).double().log_softmax(-1)
-            known = torch.from_numpy(np.array(wanted)).double().log_softmax(-1)
-            sums.append(float((known.exp() * (known - found)).sum()))
-        counts = [len(tokens) for tokens in expected.tokens]
-        return Quality(sum(sums) / sum(counts), sum(counts), None, sums, counts)
-
-    def _expected(self, samples: Answers) -> StageResult:
-        """The float graphs' logits, of answers that are not known of their own ones."""
-        self._context.progress.start("answers", "answers of the float model", samples.count)
+    def expected(self, samples: Answers) -> ExpectedAnswers:
+        """What the float graphs answer, or the store's."""
+        key = "answers"
+        self._context.progress.start(key, "answers of the float model", samples.count)
 
         def produce(directory: Path) -> None:
-            chat, tokens, logits = _chat(self._bundle), list[list[int]](), list[NDArray[np.float32]]()
-            for image, question, answer in samples.images.samples():
-                own = chat.read(image, question).token_ids if answer is None else chat.answer_tokens(answer)
-                tokens.append(own)
-                logits.append(answer_logits(chat, image, question, own))
-                self._context.progress.advance("answers", len(tokens))
-            np.save(directory / "logits.npy", np.concatenate(logits))
-            np.savez(directory / "tokens.npz", tokens=np.concatenate(tokens), counts=[len(own) for own in tokens])
+            ExpectedAnswers.save(self._bundle, samples, directory, partial(self._context.progress.advance, key))
 
-        return self._stage("answers", {"bundle": self._bundled.digest, "data": samples.fingerprint}, produce)
+        result = self._stage(key, {"bundle": self._bundled.digest, "data": samples.fingerprint}, produce)
+        return ExpectedAnswers.load(result.path)
 
     def _stage(self, key: str, inputs: Mapping[str, Any], produce: Callable[[Path], None]) -> StageResult:
         result = self._context.store.run(key.partition(" ")[0], inputs, produce, code=CODE, packages=PACKAGES)
         return self._context.record(key, result)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Answers sample by sample: tokens [T], and the logits that each of them was chosen by, [T, V]."""
-
-    tokens: list[NDArray[np.int64]]
-    logits: list[NDArray[np.float32]]
-
-    @classmethod
-    def load(cls, folder: Path) -> "Expected":
-        """What `AnswerDivergence` stored; logits stay on disk."""
-        with np.load(folder / "tokens.npz") as stored:
-            cuts = np.cumsum(stored["counts"])[:-1]
-            tokens = np.split(stored["tokens"], cuts)
-        return cls(tokens, np.split(np.load(folder / "logits.npy", mmap_mode="r"), cuts))
-
-
-def answer_logits(chat: ImageChat, image: Image.Image, question: str, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """The logits of every token of an answer, each behind the right ones before it, [T, V]."""
-    kept: list[NDArray[Any]] = []
-    executors = {n: _Kept(e, kept) if n in STEPS else e for n, e in chat.executors.items()}
-    chat.over(executors).force_tokens(image, question, tokens)
-    return np.concatenate(kept).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Passes calls on and keeps their logits."""
-
-    executor: Executor
-    kept: list[NDArray[Any]]
-
-    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
-        results = self.executor.run(feeds)
-        self.kept.append(results[LOGITS])
-        return results
-
-
-def _chat(bundle: ModelBundle) -> ImageChat:
-    factory = chat_of(bundle)
-    assert factory is not None
-    executors = {component.name: OrtExecutor(with_float_ends(component.graph)) for component in bundle}
-    return factory(executors, bundle.config, bundle.files)
 
 
 def _advance(advance: Callable[[int], None], found: Mapping[str, Sensitivities], name: str, done: int) -> None:

@@ -46,7 +46,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Call:
+class LinkedCall:
     """One run of a component; inputs are NaN where `links` say what stands there."""
 
     component: str
@@ -54,7 +54,7 @@ class Call:
     links: Sequence[Link]
 
 
-def recorded(bundle: ModelBundle, prompts: Prompts) -> Iterator[list[Call]]:
+def linked_calls(bundle: ModelBundle, prompts: Prompts) -> Iterator[list[LinkedCall]]:
     """The calls of every prompt, in their order, the one of ``prefill`` last.
 
     Raises:
@@ -63,11 +63,11 @@ def recorded(bundle: ModelBundle, prompts: Prompts) -> Iterator[list[Call]]:
     log: list[_Hollow.Run] = []
     hollow = {c.name: _Hollow(c, log) for c in bundle if c.name not in DECODER}
     for prompt, feeds in prompts({**hollow, EMBED: TorchExecutor(bundle[EMBED].graph)}):
-        runs, calls = list(log), list[Call]()
+        runs, calls = list(log), list[LinkedCall]()
         log.clear()
         for run in runs:
             links = [link for name, array in run.feeds.items() for link in _links(name, 0, array, runs)]
-            calls.append(Call(run.component, run.feeds, links))
+            calls.append(LinkedCall(run.component, run.feeds, links))
         width = feeds[STREAM].shape[-1]
         padding = len(feeds[STREAM]) - len(prompt.input_ids)
         placed = [
@@ -75,7 +75,7 @@ def recorded(bundle: ModelBundle, prompts: Prompts) -> Iterator[list[Call]]:
             for (first, _), tokens in zip(prompt.spans, prompt.vision, strict=True)
             for link in _links(STREAM, (padding + first) * width, tokens, runs)
         ]
-        calls.append(Call(PREFILL, feeds, placed))
+        calls.append(LinkedCall(PREFILL, feeds, placed))
         for call in calls:
             _check(call)
         yield calls
@@ -114,7 +114,7 @@ def _links(name: str, start: int, array: NDArray[np.generic], runs: Sequence[_Ho
                 yield Link(name, start, array.size, place, output, first)
 
 
-def _check(call: Call) -> None:
+def _check(call: LinkedCall) -> None:
     for name, array in call.feeds.items():
         if np.issubdtype(array.dtype, np.floating):
             linked = sum(link.size for link in call.links if link.input == name)
