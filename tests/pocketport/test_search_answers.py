@@ -50,18 +50,19 @@ def _uniform(search: TargetSearch, scheme: str, component: str) -> Allocation:
 
 @pytest.mark.parametrize("component", ["vision", "connector", "prefill"])
 def test_losses_are_what_the_whole_model_measures(component: str, search: TargetSearch) -> None:
-    """Layers of each component: the losses of all of them, and the terms of their pairs, over the answers' tokens."""
+    """Layers of each component: half the square of what their effects sum up to is the divergence of each answer.
+
+    Effects are drawn from random signs, so that |e| has the mean √(2/π) of its deviation; and roots are compared, for the
+    divergence of most answers is small. In 4 bits that of the connector is more than of second order.
+    """
     layers = search.found.layers
     allocation = _uniform(search, "w4cfp16", component)
-    measured = search.quality(allocation.rules(layers), search.answers.measured)
+    measured = search.quality(allocation.rules(layers), search.answers.samples)
     effects = search.effects
     assert effects is not None
     together = np.sum([effects[w][allocation.schemes[layer.name]] for layer in layers for w in layer.weights], axis=0)
-    tokens = measured.positions / IMAGES
-    foretold = float(np.square(together).mean()) / 2 / tokens
-    assert 0.4 < measured.divergence / foretold < 2.5
-    alone = sum(layer.error(search.errors, allocation.schemes[layer.name], LOSS) for layer in layers)
-    assert 0.2 < alone / (2 * IMAGES) / tokens / foretold < 5
+    foretold = float(np.abs(together).mean()) * np.sqrt(np.pi / 2) / np.sqrt(2)
+    assert 0.5 < float(np.sqrt(measured.sums).mean()) / foretold < 2
 
 
 def test_every_component_is_searched(search: TargetSearch) -> None:
