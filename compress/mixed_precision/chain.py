@@ -65,7 +65,7 @@ class Chain:
 
     @torch.no_grad()
     def forward(self) -> None:
-        """Run every component over all of its calls."""
+        """Run every component over all of its calls; once."""
         for name, stream in self.streams.items():
             for call, links in enumerate(self._links[name]):
                 for key, own in _by_input(links).items():

@@ -21,7 +21,7 @@ from pocketport.store import Store
 from tests.pocketport.conftest import perceptron
 
 TARGET = "apple/a18-pro"
-SCHEMES = ("w4cfp16", "w8cfp16")
+SCHEMES = ("w4cfp16", "w4b32fp16", "w8cfp16")
 IMAGES = 16
 
 
@@ -69,6 +69,11 @@ def test_every_component_is_searched(search: TargetSearch) -> None:
     assert {layer.nodes[0].component for layer in search.found.layers} == {"vision", "connector", "prefill"}
     head = next(layer for layer in search.found.layers if "lm_head" in layer.name)
     assert 0 < head.error(search.errors, "w8cfp16", LOSS) < head.error(search.errors, "w4cfp16", LOSS)
+    assert search.effects is not None
+    sizes = {s: sum(float(np.square(own[s]).sum()) / 2 for own in search.effects.values()) for s in SCHEMES}
+    losses = {s: sum(errors[s][LOSS] for errors in search.errors.values()) for s in SCHEMES}
+    assert sizes["w8cfp16"] < sizes["w4b32fp16"] < sizes["w4cfp16"]
+    np.testing.assert_allclose(*([of[s] for s in SCHEMES] for of in (sizes, losses)), rtol=0.3)
     bits = 6.0
     searched = search.search(Budget(bits=bits), confirm=False)
     assert searched.bytes_of(searched.best) <= bits * searched.elements / 8

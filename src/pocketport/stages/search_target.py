@@ -147,7 +147,12 @@ class TargetSearch:
         result = self._stage(key, inputs, produce)
         errors: dict[str, dict[str, Errors]] = json.loads((result.path / "errors.json").read_text("utf-8"))
         with np.load(result.path / "effects.npz") as stored:
-            effects = {w: dict(zip(errors[w], stored[w], strict=True)) for w in stored.files}
+            effects = {
+                f"{name}/{weight}": dict(zip(own, stored[f"{name}/{weight}"], strict=True))
+                for name, weights in schemes.items()
+                for weight, own in weights.items()
+                if f"{name}/{weight}" in stored
+            }
         return errors, effects or None
 
     def _rounded(
