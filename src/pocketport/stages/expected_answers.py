@@ -16,6 +16,7 @@ from pocketport.compress.executors.ort_executor import Arrays, Executor, OrtExec
 from pocketport.compress.families.chat import ImageChat
 from pocketport.compress.families.registry import chat_of
 from pocketport.compress.mixed_precision.next_token import LOGITS, Quality
+from pocketport.compress.pivot.float_weights import with_float_weights
 from pocketport.errors import UsageError
 from pocketport.stages.image_sequences import Answers
 
@@ -88,7 +89,7 @@ def chat_over(bundle: ModelBundle) -> ImageChat:
     factory = chat_of(bundle)
     if factory is None:
         raise UsageError("it does not answer about images", where=bundle.name, fix="give a model that does")
-    executors = {component.name: OrtExecutor(with_float_ends(component.graph)) for component in bundle}
+    executors = {c.name: OrtExecutor(with_float_weights(with_float_ends(c.graph))) for c in bundle}
     return factory(executors, bundle.config, bundle.files)
 
 
