@@ -15,6 +15,7 @@ from pocketport.compress.recipe import load_recipe
 from pocketport.errors import UsageError
 from pocketport.request import Request
 from pocketport.stages.context import Context
+from pocketport.stages.image_sequences import Answers
 from pocketport.stages.search_target import TargetSearch
 from pocketport.stages.searched import Budget
 from pocketport.store import Store
@@ -63,6 +64,19 @@ def test_losses_are_what_the_whole_model_measures(component: str, search: Target
     together = np.sum([effects[w][allocation.schemes[layer.name]] for layer in layers for w in layer.weights], axis=0)
     foretold = float(np.abs(together).mean()) * np.sqrt(np.pi / 2) / np.sqrt(2)
     assert 0.5 < float(np.sqrt(measured.sums).mean()) / foretold < 2
+
+
+def test_nothing_is_measured_on_what_was_calibrated_on(search: TargetSearch) -> None:
+    """Fewer images for errors than for calibration: those to measure on lie behind both."""
+    few, behind = search.answers.data(2, 3)
+    calibrated = search.context.request.calibration_samples
+    assert (few.count, behind.count, calibrated) == (2, 3, 4)
+    every = _answers_of(search.answers.data(calibrated + 3, 1)[0])
+    assert _answers_of(few) == every[:2] and _answers_of(behind) == every[calibrated:]
+
+
+def _answers_of(answers: Answers) -> list[str | None]:
+    return [answer for _, _, answer in answers.images.samples()]
 
 
 def test_every_component_is_searched(search: TargetSearch) -> None:

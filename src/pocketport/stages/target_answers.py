@@ -58,27 +58,20 @@ class AnswerDivergence:
         self.fingerprint = self.samples.fingerprint
 
     def data(self, count: int, measured: int, seed: int | None = None) -> tuple[Answers, Answers]:
-        """So many images that errors are taken from, and those that pivots are measured on."""
+        """So many images that errors are taken from, and those behind them, and behind calibration's, to measure on."""
         request = self._context.request
-        images = prompt_samples(
-            self._bundle,
-            request.model_copy(
-                update={"calibration_samples": count + measured, "seed": request.seed if seed is None else seed}
-            ),
-        )
+        start = max(count, request.calibration_samples)
+        changes = {"calibration_samples": start + measured, "seed": request.seed if seed is None else seed}
+        images = prompt_samples(self._bundle, request.model_copy(update=changes))
         if images is None or images.count < 2:
             raise UsageError(
-                "there are no images to measure answers on",
-                where="--data",
+                "there are no images to measure answers on", where="--data",
                 fix="give a folder of images, or search with --objective outputs",
-            )
-        answers = Answers(
-            ImageSequences(
-                images.samples, images.count, int(self._bundle.config["prompt"]), 0.0, images.origin, images.fingerprint
-            )
-        )
-        cut = min(count, images.count - 1)
-        return answers.part(0, cut), answers.part(cut, images.count)
+            )  # fmt: skip
+        prompt = int(self._bundle.config["prompt"])
+        answers = Answers(ImageSequences(images.samples, images.count, prompt, 0.0, images.origin, images.fingerprint))
+        last = images.count - 1  # few images: one at least to measure on
+        return answers.part(0, min(count, last)), answers.part(min(start, last), images.count)
 
     def losses(
         self, schemes: Mapping[str, Mapping[str, Sequence[str]]], rounder: Callable[[str], Rounder], scratch: Path,
