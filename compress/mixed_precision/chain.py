@@ -4,6 +4,7 @@ Each component is a `Stream` whose samples are its calls; a prompt about an imag
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import onnx_ir as ir
 import torch
@@ -16,6 +17,8 @@ from pocketport.compress.mixed_precision.route import Part
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream, Visit
 from pocketport.compress.structure import is_float
 from pocketport.errors import UsageError
+
+CPU = torch.device("cpu")
 
 
 class Chain:
@@ -69,9 +72,9 @@ class Chain:
         for name, stream in self.streams.items():
             for call, links in enumerate(self._links[name]):
                 for key, own in _by_input(links).items():
-                    value = stream.activations.get(key, call, torch.device("cpu")).clone()
+                    value = stream.activations.get(key, call, CPU).clone()
                     for link, other, place in own:
-                        given = self.streams[other].activations.get(link.output, place, torch.device("cpu"))
+                        given = self.streams[other].activations.get(link.output, place, CPU)
                         value.view(-1)[link.start : link.start + link.size] = _piece(given, link)
                     stream.activations.put(key, call, value)
             stream.open()
@@ -89,14 +92,9 @@ class Chain:
             finished: of a component.
         """
         for name in reversed(self.streams):
-            stream, owners, own = self.streams[name], self.owners[name], visit(name)
-
-            def of_prompt(
-                call: int, node: ir.Node, x: Tensor, gradient: Tensor, owners: list[int] = owners, own: Visit = own
-            ) -> None:
-                own(owners[call], node, x, gradient)
-
-            stream.backward(lambda node, name=name: visited(name, node), of_prompt, finished(name))  # type: ignore[misc]
+            stream = self.streams[name]
+            of_prompt = partial(_visit_prompt, self.owners[name], visit(name))
+            stream.backward(partial(visited, name), of_prompt, finished(name))
             for call, links in enumerate(self._links[name]):
                 self._hand_back(stream, call, links)
 
@@ -105,30 +103,34 @@ class Chain:
         for key, own in _by_input(links).items():
             if GRADIENT + key not in stream.activations.names(call):
                 continue
-            found = stream.activations.get(GRADIENT + key, call, torch.device("cpu"))
+            found = stream.activations.get(GRADIENT + key, call, CPU)
             stream.activations.drop(GRADIENT + key, call)
             for link, other, place in own:
                 kept = self.streams[other].activations
                 if GRADIENT + link.output in kept.names(place):
-                    gradient = kept.get(GRADIENT + link.output, place, torch.device("cpu")).clone()
+                    gradient = kept.get(GRADIENT + link.output, place, CPU).clone()
                 else:
-                    gradient = torch.zeros_like(kept.get(link.output, place, torch.device("cpu")))
+                    gradient = torch.zeros_like(kept.get(link.output, place, CPU))
                 _piece(gradient, link).add_(found.reshape(-1)[link.start : link.start + link.size])
                 kept.put(GRADIENT + link.output, place, gradient)
 
     def _check_order(self) -> None:
-        names = list(self.streams)
-        for name, calls in self._links.items():
-            for links in calls:
-                if any(names.index(other) >= names.index(name) for _, other, _ in links):
-                    raise UsageError(
-                        f"{name} is called before a component whose results it takes", where="search",
-                        fix="search it in a checkpoint format, where the language model alone is searched",
-                    )  # fmt: skip
+        places = {name: place for place, name in enumerate(self.streams)}
+        needs = {(name, other) for name, calls in self._links.items() for links in calls for _, other, _ in links}
+        for name, other in sorted(needs):
+            if places[other] >= places[name]:
+                raise UsageError(
+                    f"{name} is called before {other}, whose results it takes", where="search",
+                    fix="search with `--objective outputs`",
+                )  # fmt: skip
 
 
 def _always(graph: ir.Model) -> Callable[[Mapping[str, object]], ir.Model]:
     return lambda _: graph
+
+
+def _visit_prompt(owners: Sequence[int], visit: Visit, call: int, node: ir.Node, x: Tensor, gradient: Tensor) -> None:
+    visit(owners[call], node, x, gradient)
 
 
 def _by_input(links: Sequence[tuple[Link, str, int]]) -> dict[str, list[tuple[Link, str, int]]]:

@@ -14,7 +14,7 @@ from pocketport.compress.blockwise.samples import STREAM
 from pocketport.compress.bundle import Component, ModelBundle
 from pocketport.compress.executors.ort_executor import Arrays, Executor
 from pocketport.compress.executors.torch_executor import TorchExecutor
-from pocketport.compress.families.chat import DECODER, ImagePrompt
+from pocketport.compress.families.chat import DECODER, Call, ImagePrompt
 from pocketport.compress.graph import shape_of
 from pocketport.errors import UsageError
 
@@ -60,7 +60,7 @@ def linked_calls(bundle: ModelBundle, prompts: Prompts) -> Iterator[list[LinkedC
     Raises:
         UsageError: the host does more with a component's results than to hand them on.
     """
-    log: list[_Hollow.Run] = []
+    log: list[Call] = []
     hollow = {c.name: _Hollow(c, log) for c in bundle if c.name not in DECODER}
     for prompt, feeds in prompts({**hollow, EMBED: TorchExecutor(bundle[EMBED].graph)}):
         runs, calls = list(log), list[LinkedCall]()
@@ -84,28 +84,20 @@ def linked_calls(bundle: ModelBundle, prompts: Prompts) -> Iterator[list[LinkedC
 class _Hollow:
     """Stands in for a component."""
 
-    @dataclass(frozen=True)
-    class Run:
-        component: str
-        feeds: Arrays
-        results: Arrays
-
-    def __init__(self, component: Component, log: list[Run]) -> None:
-        self._name, self._log = component.name, log
-        self._shapes = {v.name or "": (shape_of(v), _dtype(v.dtype)) for v in component.graph.graph.outputs}
+    def __init__(self, component: Component, log: list[Call]) -> None:
+        self._name, self._log, self._outputs = component.name, log, list(component.graph.graph.outputs)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """NaN; the call is in the log."""
-        results = {name: np.full(shape, np.nan, dtype) for name, (shape, dtype) in self._shapes.items()}
-        self._log.append(self.Run(self._name, dict(feeds), results))
-        return dict(results)
+        results: dict[str, NDArray[np.generic]] = {}
+        for value in self._outputs:
+            assert value.dtype is not None
+            results[value.name or ""] = np.full(shape_of(value), np.nan, value.dtype.numpy())
+        self._log.append(Call(self._name, dict(feeds), results))
+        return results
 
 
-def _dtype(dtype: object) -> np.dtype[np.generic]:
-    return np.dtype(dtype.numpy()) if dtype is not None else np.dtype(np.float32)  # type: ignore[attr-defined]
-
-
-def _links(name: str, start: int, array: NDArray[np.generic], runs: Sequence[_Hollow.Run]) -> Iterator[Link]:
+def _links(name: str, start: int, array: NDArray[np.generic], runs: Sequence[Call]) -> Iterator[Link]:
     """The output that a whole array is, or is a run of elements of; none where it is no result."""
     for place, run in enumerate(runs):
         for output, result in run.results.items():

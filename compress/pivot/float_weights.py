@@ -27,7 +27,7 @@ def with_float_weights(pivot: ir.Model) -> ir.Model:
         v
         for node in known
         for v in node.outputs
-        if not v.is_graph_output() and any(user not in known for user, _ in v.uses())
+        if not v.is_graph_output() and any(user.outputs[0].name not in values for user, _ in v.uses())
     ]
     if not read:
         return copy

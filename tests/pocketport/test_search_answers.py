@@ -1,7 +1,7 @@
 """Mixed precision for a target by what its whole model answers about images."""
 
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from pocketport.compress.recipe import load_recipe
 from pocketport.errors import UsageError
 from pocketport.request import Request
 from pocketport.stages.context import Context
+from pocketport.stages.expected_answers import chat_over
 from pocketport.stages.image_sequences import Answers
 from pocketport.stages.search_target import TargetSearch
 from pocketport.stages.searched import Budget
@@ -34,11 +35,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def search(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetSearch]:
+def search(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> TargetSearch:
     folder = tmp_path_factory.mktemp("search")
     request = Request(source="reference", targets=[TARGET], recipe=str(recipe), calibration_samples=4)
     context = Context(request, Store(folder / "cache"), folder)
-    yield TargetSearch(context, SCHEMES, samples=2 * IMAGES, measured=IMAGES)
+    return TargetSearch(context, SCHEMES, samples=2 * IMAGES, measured=IMAGES)
 
 
 def _uniform(search: TargetSearch, scheme: str, component: str) -> Allocation:
@@ -104,6 +105,11 @@ def test_known_answers_are_forced_and_other_images_get_the_models_own(search: Ta
     ]  # bytes, and the turn's end
     same = expected.compared(search.bundle, part)
     assert same.divergence < 1e-9 and same.positions == sum(map(len, expected.tokens))
+    unknown = [(image, question, None) for image, question, _ in part.images.samples()]
+    asked = Answers(replace(part.images, samples=lambda: iter(unknown), data="unknown"))
+    chat = chat_over(search.bundle)
+    own = [chat.read(image, question).token_ids for image, question, _ in unknown]
+    assert [tokens.tolist() for tokens in answers.expected(asked).tokens] == own
 
 
 def test_a_recipe_for_answers(recipe: Path, tmp_path: Path) -> None:

@@ -18,9 +18,7 @@ from pocketport.compress.families.registry import chat_of
 from pocketport.compress.mixed_precision.next_token import LOGITS, Quality
 from pocketport.compress.pivot.float_weights import with_float_weights
 from pocketport.errors import UsageError
-from pocketport.stages.image_sequences import Answers
-
-PREDICTING = ("prefill", "decode")
+from pocketport.stages.image_sequences import DECODERS, Answers
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def chat_over(bundle: ModelBundle) -> ImageChat:
 def answer_logits(chat: ImageChat, image: Image.Image, question: str, tokens: Sequence[int]) -> NDArray[np.float32]:
     """The logits that every token of an answer is predicted by, each behind the given ones before it, [T, V]."""
     kept: list[NDArray[Any]] = []
-    executors = {n: _Kept(e, kept) if n in PREDICTING else e for n, e in chat.executors.items()}
+    executors = {n: _Kept(e, kept) if n in DECODERS else e for n, e in chat.executors.items()}
     chat.over(executors).force_tokens(image, question, tokens)
     return np.concatenate(kept).astype(np.float32)
 

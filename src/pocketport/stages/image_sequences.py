@@ -21,6 +21,7 @@ from pocketport.data import PromptSample
 from pocketport.errors import InputError, UsageError
 
 ROW_STEP = 32  # samples without padding to the full length have a multiple of it
+MEASURED_IMAGES = 96  # that a search measures on, where nothing is said: their answers are short
 DECODERS = ("prefill", "decode")  # they are what is quantized; all else runs in float to make their inputs
 
 
@@ -69,8 +70,7 @@ class ImageSequences:
             UsageError: the model does not answer about images.
             InputError: a prompt and its answer are longer than S.
         """
-        executors = {c.name: TorchExecutor(c.graph) for c in bundle if c.name not in DECODERS}
-        return (feeds for _, feeds in self.prompts(bundle, host, executors))
+        return (feeds for _, feeds in self.prompts(bundle, host, _float_executors(bundle)))
 
     def prompts(
         self, bundle: ModelBundle, host: DecoderHost, executors: Mapping[str, Executor]
@@ -128,8 +128,7 @@ class Answers:
 
     def feeds(self, bundle: ModelBundle, host: DecoderHost) -> Iterator[Arrays]:
         """As `ImageSequences.feeds`."""
-        executors = {c.name: TorchExecutor(c.graph) for c in bundle if c.name not in DECODERS}
-        return (feeds for _, feeds in self.prompts(bundle, host, executors))
+        return (feeds for _, feeds in self.prompts(bundle, host, _float_executors(bundle)))
 
     def prompts(
         self, bundle: ModelBundle, host: DecoderHost, executors: Mapping[str, Executor]
@@ -146,6 +145,11 @@ class Answers:
             rows = np.zeros_like(feeds[ROW_WEIGHTS])
             rows[-1 - len(chat.answer_tokens(answer)) : -1] = 1  # each row predicts the next one's token
             yield prompt, {**feeds, ROW_WEIGHTS: rows}
+
+
+def _float_executors(bundle: ModelBundle) -> dict[str, Executor]:
+    """Of all that stands before the language model, weights read node by node."""
+    return {c.name: TorchExecutor(c.graph) for c in bundle if c.name not in DECODERS}
 
 
 def row_weights(prompt: ImagePrompt, rows: int, visual_weight: float) -> FloatArray:

@@ -37,9 +37,9 @@ from pocketport.files import write_json
 from pocketport.formats import format_named
 from pocketport.request import Request
 from pocketport.stages.context import Context
-from pocketport.stages.image_sequences import ROW_STEP, Answers, ImageSequences
+from pocketport.stages.image_sequences import MEASURED_IMAGES, ROW_STEP, Answers, ImageSequences
 from pocketport.stages.predictions import Predictions
-from pocketport.stages.searched import Budget, Candidate, Searched, candidates, ranked
+from pocketport.stages.searched import Budget, Candidate, Searched, candidates, load_losses, ranked, save_losses
 from pocketport.stages.sequences import Sequences, sequences_for
 from pocketport.stages.weights import plan_formats, quantize_format, sequence_length
 from pocketport.store import StageResult
@@ -47,7 +47,6 @@ from pocketport.store import StageResult
 CODE = ("compress", "calibration")
 PACKAGES = ("torch", "numpy")
 MEASURED = 8  # sequences of text, beside those of calibration
-MEASURED_IMAGES = 96  # their answers are short
 
 
 class FormatSearch:
@@ -126,14 +125,9 @@ class FormatSearch:
 
         def produce(directory: Path) -> None:
             found = self._measure_errors(directory / ".activations")
-            write_json(directory / "errors.json", found.errors)
-            np.savez(directory / "effects.npz", **{w: own.cpu().numpy() for w, own in found.effects.items()})  # type: ignore[arg-type]
+            save_losses((found.errors, found.effects), directory)
 
-        result = self._stage(key, inputs, produce)
-        errors: dict[str, dict[str, Errors]] = json.loads((result.path / "errors.json").read_text("utf-8"))
-        with np.load(result.path / "effects.npz") as stored:
-            effects = {w: dict(zip(self.found.schemes[w], stored[w], strict=True)) for w in errors}
-        return errors, effects
+        return load_losses(self._stage(key, inputs, produce).path, self.found.schemes)
 
     def _measure_errors(self, scratch: Path) -> Sensitivities:
         generator = torch.Generator().manual_seed(self.context.request.seed)

@@ -1,13 +1,11 @@
 """Mixed precision for a target: the best allocations by the errors of an objective, and what their pivots measure."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
 from pocketport.compress.mixed_precision.next_token import Quality
@@ -18,7 +16,6 @@ from pocketport.compress.pivot.input_scaling import Numbers
 from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, load_recipe, with_rules
 from pocketport.errors import UsageError
-from pocketport.files import write_json
 from pocketport.profiles.device import load_device
 from pocketport.stages.calibrate import calibrate, check_memory, load_statistics
 from pocketport.stages.condition import condition
@@ -27,7 +24,7 @@ from pocketport.stages.held_out import collect_held_out
 from pocketport.stages.image_sequences import Answers
 from pocketport.stages.ingest import ingest, load_bundle
 from pocketport.stages.quantize import quantize
-from pocketport.stages.searched import Budget, Losses, Searched, candidates, ranked
+from pocketport.stages.searched import Budget, Losses, Searched, candidates, load_losses, ranked, save_losses
 from pocketport.stages.target_answers import AnswerDivergence, answers_about_images
 from pocketport.stages.target_noise import OutputNoise
 from pocketport.store import StageResult
@@ -139,20 +136,14 @@ class TargetSearch:
 
         def produce(directory: Path) -> None:
             advance = partial(self.context.progress.advance, key)
-            rounder = partial(partial, self._rounded, factors)
-            errors, effects = self.objective.losses(schemes, rounder, directory / ".activations", advance)
-            write_json(directory / "errors.json", errors)
-            np.savez(directory / "effects.npz", **{w: own.cpu().numpy() for w, own in effects.items()})  # type: ignore[arg-type]
 
-        result = self._stage(key, inputs, produce)
-        errors: dict[str, dict[str, Errors]] = json.loads((result.path / "errors.json").read_text("utf-8"))
-        with np.load(result.path / "effects.npz") as stored:
-            effects = {
-                f"{name}/{weight}": dict(zip(own, stored[f"{name}/{weight}"], strict=True))
-                for name, weights in schemes.items()
-                for weight, own in weights.items()
-                if f"{name}/{weight}" in stored
-            }
+            def rounder(component: str) -> Rounder:
+                return partial(self._rounded, factors, component)
+
+            save_losses(self.objective.losses(schemes, rounder, directory / ".activations", advance), directory)
+
+        by_key = {f"{name}/{weight}": own for name, weights in schemes.items() for weight, own in weights.items()}
+        errors, effects = load_losses(self._stage(key, inputs, produce).path, by_key)
         return errors, effects or None
 
     def _rounded(

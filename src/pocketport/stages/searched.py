@@ -1,9 +1,12 @@
 """What a search for mixed precision is given and what it finds, over a checkpoint format or over a target."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 from torch import Tensor
 
@@ -12,10 +15,30 @@ from pocketport.compress.mixed_precision.pairs import Effects, allocate_pairs
 from pocketport.compress.mixed_precision.sensitivity import MODELS, Errors
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.errors import UsageError
-from pocketport.files import write_text
+from pocketport.files import write_json, write_text
 
 Losses = tuple[dict[str, dict[str, Errors]], dict[str, Tensor]]
 """Weight → scheme → errors, and weight → what each of its schemes does to the loss of each sample, [C, samples], where that is known."""
+
+
+def save_losses(losses: Losses, folder: Path) -> None:
+    """Write what `load_losses` reads."""
+    errors, effects = losses
+    write_json(folder / "errors.json", errors)
+    arrays: dict[str, Any] = {weight: own.cpu().numpy() for weight, own in effects.items()}
+    np.savez(folder / "effects.npz", **arrays)
+
+
+def load_losses(folder: Path, schemes: Mapping[str, Sequence[str]]) -> tuple[dict[str, dict[str, Errors]], Effects]:
+    """Errors, and effects by weight and scheme, of the weights of which they are known.
+
+    Args:
+        folder: written by `save_losses`.
+        schemes: of each weight, in the order in which its effects lie.
+    """
+    errors: dict[str, dict[str, Errors]] = json.loads((folder / "errors.json").read_text("utf-8"))
+    with np.load(folder / "effects.npz") as stored:
+        return errors, {w: dict(zip(schemes[w], stored[w], strict=True)) for w in stored.files}
 
 
 @dataclass(frozen=True)

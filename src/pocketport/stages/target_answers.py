@@ -24,14 +24,13 @@ from pocketport.errors import UsageError
 from pocketport.files import write_json
 from pocketport.stages.context import Context
 from pocketport.stages.expected_answers import ExpectedAnswers
-from pocketport.stages.image_sequences import Answers, ImageSequences
+from pocketport.stages.image_sequences import MEASURED_IMAGES, Answers, ImageSequences
 from pocketport.stages.ingest import load_bundle
 from pocketport.stages.quantize import load_pivot
 from pocketport.stages.searched import Losses
 from pocketport.stages.weights import memory_limit
 from pocketport.store import StageResult
 
-MEASURED = 96  # images, beside those of calibration: their answers are short
 ACTIVATION_SHARE = 0.15  # of the memory limit, for each component
 CODE, PACKAGES = ("compress", "calibration"), ("torch", "numpy", "onnxruntime")
 
@@ -43,7 +42,7 @@ class AnswerDivergence:
         context: whose request has the images, the reference model's own where it names none.
         bundled: the float graphs.
         samples: images that errors are taken from, None for as many as are calibrated on.
-        measured: images that pivots are measured on, None for `MEASURED`.
+        measured: images that pivots are measured on, None for `MEASURED_IMAGES`.
 
     Raises:
         UsageError: there are no images, or one alone.
@@ -54,7 +53,9 @@ class AnswerDivergence:
     ) -> None:
         self._context, self._bundled = context, bundled
         self._bundle = load_bundle(bundled)
-        self.samples, self.measured = self.data(samples or context.request.calibration_samples, measured or MEASURED)
+        self.samples, self.measured = self.data(
+            samples or context.request.calibration_samples, measured or MEASURED_IMAGES
+        )
         self.fingerprint = self.samples.fingerprint
 
     def data(self, count: int, measured: int, seed: int | None = None) -> tuple[Answers, Answers]:
@@ -124,10 +125,9 @@ class AnswerDivergence:
         """What the whole pivot answers, beside the float graphs."""
         key = f"measure {pivot.digest[:8]}"
         self._context.progress.start(key, "measure the quantized model", None)
-        expected = self.expected(samples)
 
         def produce(directory: Path) -> None:
-            write_json(directory / "quality.json", vars(expected.compared(load_pivot(pivot), samples)))
+            write_json(directory / "quality.json", vars(self.expected(samples).compared(load_pivot(pivot), samples)))
 
         result = self._stage(key, {"pivot": pivot.digest, "data": samples.fingerprint}, produce)
         return Quality(**json.loads((result.path / "quality.json").read_text("utf-8")))

@@ -1,7 +1,7 @@
 """What a target's pivot loses as noise over signal at each component's outputs, whatever is behind them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -62,8 +62,11 @@ class OutputNoise:
 
     def figures(self, pivot: StageResult) -> dict[str, float]:
         """Noise over signal on held-out samples, the mean of all outputs."""
-        held_out = collect_held_out(self._context, self._bundled)
-        return {NOISE: self._noise(load_pivot(pivot), held_out)}
+        return {NOISE: self._noise(load_pivot(pivot))}
+
+    @cached_property
+    def _held_out(self) -> StageResult:
+        return collect_held_out(self._context, self._bundled)
 
     def _of_component(
         self, name: str, feeds: Iterator[Arrays], schemes: Mapping[str, Sequence[str]], rounder: Rounder, scratch: Path,
@@ -99,12 +102,12 @@ class OutputNoise:
         family = family_named(self._bundle.family)
         return {} if family is None else family.meaningful_rows(component, feeds, results)
 
-    def _noise(self, pivot: ModelBundle, held_out: StageResult) -> float:
+    def _noise(self, pivot: ModelBundle) -> float:
         ratios: list[float] = []
         for component in pivot:
             if component.name not in self._components:
                 continue
-            known = load_held_out(held_out, component.name)
+            known = load_held_out(self._held_out, component.name)
             executor = OrtExecutor(with_float_ends(component.graph))
             results = [executor.run(feeds) for feeds in known.feeds]
             for name in known.outputs[0]:

@@ -20,6 +20,7 @@ from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executors.ort_executor import Arrays, Executor
 from pocketport.compress.families.chat import ImagePrompt
 from pocketport.compress.families.registry import Lengths, family_of, host_of
+from pocketport.compress.graph import constant
 from pocketport.compress.ingest import ingest
 from pocketport.compress.mixed_precision.chain import Chain
 from pocketport.compress.mixed_precision.checkpoint import with_weights
@@ -84,7 +85,9 @@ def test_gradients_go_all_the_way_back(name: str, bundle: ModelBundle, tmp_path:
     given = []
     for sample in range(COUNT):
         gradient = torch.randn(prefill.activations.get(head.hidden, sample, CPU).shape, generator=generator)
-        given.append(gradient * prefill.counting[sample][:, None])  # type: ignore[index]
+        counting = prefill.counting[sample]
+        assert counting is not None
+        given.append(gradient * counting[:, None])
         prefill.activations.put(GRADIENT + head.hidden, sample, given[-1])
     found: dict[int, Tensor] = {}
 
@@ -99,7 +102,7 @@ def test_gradients_go_all_the_way_back(name: str, bundle: ModelBundle, tmp_path:
     chain.backward(wanted, lambda component: visit, lambda component: lambda part: None)
     assert sorted(found) == list(range(COUNT))
     component = "vision" if name == FIRST else "connector"
-    weight = torch.from_numpy(np.array(bundle[component].graph.graph.initializers[name].const_value.numpy()))  # type: ignore[union-attr]
+    weight = torch.from_numpy(np.array(constant(bundle[component].graph.graph.initializers[name])))
     change = torch.randn(weight.shape, generator=generator) * weight.std() * 1e-3
     above, below = (
         _hidden(with_weights(bundle, {name: weight + sign * change}), tmp_path).double() for sign in (1, -1)
