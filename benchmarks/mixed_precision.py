@@ -1,7 +1,7 @@
 """A scheme for each layer against one for all: quality by bytes, and the bytes saved at equal quality.
 
-``python benchmarks/mixed_precision.py [MODEL] [--format gptq | --target apple/a18-pro] [--recipe gptq] [--bits 2.5 3 3.5]
-[--no-confirm] [--mixtures q4_k_s q4_k_m] [--files THEIRS.gguf] [--report TEXT] [--json FILE]``
+``python benchmarks/mixed_precision.py [MODEL] [--format gptq | --target apple/a18-pro] [--recipe gptq] [--mixed-recipe FILE]
+[--bits 2.5 3 3.5] [--no-confirm] [--mixtures q4_k_s q4_k_m] [--files THEIRS.gguf] [--report TEXT] [--json FILE]``
 
 MODEL is ``reference`` (the default: its own images and answers), ``smollm2`` (SmolLM2-135M and the texts of
 `llm_weights.py`) or a checkpoint's folder. In a format the language model alone is searched; on a target the whole model,
@@ -10,6 +10,9 @@ perplexity where there is text. Errors are measured, and the best of the error m
 of the data; both fronts are reported on another (`--report`, a text; without one the standard library's docstrings).
 Uniform schemes have the same algorithm and calibration data; so have the ``--mixtures`` of a format, its variants whose
 types are laid down by hand. ``--files`` are others' GGUF files of the same model. Both are compared as uniform schemes are.
+
+Uniform schemes are those of ``--recipe``; mixed points may have another one, which splits layers so that parts of them have
+schemes of their own (``--mixed-recipe``; `conditioning.split_hidden`).
 
 A uniform scheme's saving is what the mixed front takes less at its divergence: the bytes between neighbouring mixed
 points are interpolated linearly in the logarithm of the divergence. Schemes that a smaller uniform one is as good as are
@@ -260,6 +263,7 @@ def main() -> None:
     parser.add_argument("--format", help="default: gptq, where there is no --target")
     parser.add_argument("--target", help="vendor/soc, rather than a format")
     parser.add_argument("--recipe", default="gptq")
+    parser.add_argument("--mixed-recipe", help="of mixed points on a target (default: that of uniform schemes)")
     parser.add_argument("--schemes", help="default: those of `SCHEMES`; of gguf and targets all that a search knows")
     parser.add_argument("--uniform", nargs="+", help="those of them that are measured for all layers")
     parser.add_argument(
@@ -286,6 +290,8 @@ def main() -> None:
         parser.error("--exchanges takes one number, or one for each of --bits")
     if options.target and (options.format or options.mixtures or options.files or any(options.exchanges)):
         parser.error("--format, --mixtures, --files and --exchanges are not for a --target")
+    if options.mixed_recipe and not options.target:
+        parser.error("--mixed-recipe is for a --target")
     form = options.format or ("" if options.target else "gptq")
     source = options.model
     if source == "smollm2":
@@ -305,23 +311,30 @@ def main() -> None:
         recipe=options.recipe, data=options.data, sequence_length=options.length, calibration_samples=options.samples,
     )  # fmt: skip
     with BarProgress() as progress, tempfile.TemporaryDirectory() as folder:
-        context = Context(request, Store(options.work / "cache"), Path(folder), progress)
+        store = Store(options.work / "cache")
+        context = Context(request, store, Path(folder), progress)
         chosen = options.schemes or (",".join(SCHEMES) if form and not form.startswith("gguf") else None)
         names = chosen and chosen.split(",")
         search: FormatSearch | TargetSearch
+        mixing: FormatSearch | TargetSearch
         if options.target:
-            search = TargetSearch(
-                context, names, objective="answers", samples=options.error_samples, measured=options.measured_samples
-            )
+            other = request.model_copy(update={"recipe": options.mixed_recipe or options.recipe})
+            search, mixing = (
+                TargetSearch(
+                    Context(own, store, Path(folder), progress), names, objective="answers",
+                    samples=options.error_samples, measured=options.measured_samples,
+                )
+                for own in (request, other)
+            )  # fmt: skip
         else:
-            search = FormatSearch(
+            search = mixing = FormatSearch(
                 context, names, joined=options.joined, samples=options.error_samples, measured=options.measured_samples
             )
         data = reported(search, options.report, options.report_samples)
         plain = uniform(search, options.uniform, data)
         bits = options.bits or steps(plain)
         exchanges = options.exchanges * (len(bits) if len(options.exchanges) == 1 else 1)
-        points = mixed(search, bits, data, confirm=options.confirm, exchanges=exchanges)
+        points = mixed(mixing, bits, data, confirm=options.confirm, exchanges=exchanges)
         others = {"uniform schemes": plain}
         if isinstance(search, FormatSearch):
             others |= {

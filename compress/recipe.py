@@ -22,7 +22,7 @@ SUFFIX = ".yaml"
 
 ObserverName = Literal["min_max", "percentile", "mse", "entropy"]
 RewriteName = Literal[
-    "awq", "center_values", "equalize", "fold_gain", "reorder", "rotate", "rotate_online", "smoothquant"
+    "awq", "center_values", "equalize", "fold_gain", "reorder", "rotate", "rotate_online", "smoothquant", "split_hidden"
 ]
 CacheName = Literal["float", "int8", "int4"]
 AlgorithmName = Literal["rtn", "mse", "hqq", "gptq", "importance", "kmeans", "adaround", "brecq", "sequential_mse"]

@@ -11,6 +11,7 @@ from pocketport.compress.conditioning.reorder import Reorder
 from pocketport.compress.conditioning.rotate import Rotate
 from pocketport.compress.conditioning.rotate_online import RotateOnline
 from pocketport.compress.conditioning.smoothquant import SmoothQuant
+from pocketport.compress.conditioning.split_hidden import SplitHidden
 from pocketport.errors import UsageError
 from pocketport.suggest import nearest
 
@@ -18,7 +19,7 @@ __all__ = ["REWRITES", "Rewrite", "make_rewrite"]
 
 REWRITES: Mapping[str, Callable[..., Rewrite]] = {
     "awq": Awq, "center_values": CenterValues, "equalize": Equalize, "fold_gain": FoldGain, "reorder": Reorder, "rotate": Rotate,
-    "rotate_online": RotateOnline, "smoothquant": SmoothQuant,
+    "rotate_online": RotateOnline, "smoothquant": SmoothQuant, "split_hidden": SplitHidden,
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Rewrites that condition a float model: what they compute stays the same, what is hard to quantize about it does not."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -12,10 +12,26 @@ from pocketport.compress.conditioning.slots import Slot
 from pocketport.compress.conditioning.statistics import ChannelStatistics
 from pocketport.compress.conditioning.streams import NORMS, Chain, Stream
 
-Observe: TypeAlias = Callable[[Mapping[str, Iterable[str]]], Mapping[str, ChannelStatistics]]
-"""Component → tensors to what calibration sees in them, in the graphs as they are now."""
-
 LINEAR_LAYERS = frozenset({"Gemm", "MatMul"})
+
+
+class Observe(Protocol):
+    """What calibration sees of the graphs as they are now."""
+
+    def __call__(self, tensors: Mapping[str, Iterable[str]]) -> Mapping[str, ChannelStatistics]:
+        """Of some tensors of each component, by ``component/tensor``."""
+        ...
+
+    def gradients(self, nodes: Mapping[str, Iterable[str]]) -> Mapping[str, NDArray[np.float64]]:
+        """Σ g² of each output channel of some linear layers of each component, by ``component/node``.
+
+        g are the gradients of answers' predictions whose mean squares are Fisher's information
+        (`mixed_precision.next_token.Head.gradient`). Components that no prompt goes through are not among them.
+
+        Raises:
+            UsageError: the model answers nothing here.
+        """
+        ...
 
 
 class Rewrite(ABC):

@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning import make_rewrite
 from pocketport.compress.conditioning.statistics import ChannelStatistics, observe
@@ -11,9 +14,11 @@ from pocketport.compress.conditioning.streams import Chain
 from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.graph import clone_graph
 from pocketport.compress.recipe import Conditioning
-from pocketport.errors import VerificationError
+from pocketport.errors import UsageError, VerificationError
 
 Feeds = Iterable[tuple[str, Arrays]]
+Gradients = Callable[[ModelBundle, Mapping[str, Iterable[str]]], Mapping[str, NDArray[np.float64]]]
+"""A bundle's, see `Observe.gradients`."""
 
 SHOWN_REASONS = 3
 CHAINED = (("embeds", "vision_tokens", "inputs_embeds"), ("deepstack_tokens_*", "deepstack_embeds_*"))
@@ -37,9 +42,30 @@ class Conditioned:
     crossings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Observed:
+    """An `Observe` of one bundle."""
+
+    bundle: ModelBundle
+    calibration: Callable[[ModelBundle], Feeds]
+    answers: Gradients | None
+
+    def __call__(self, tensors: Mapping[str, Iterable[str]]) -> dict[str, ChannelStatistics]:
+        return observe({c.name: c.graph for c in self.bundle}, self.calibration(self.bundle), tensors)
+
+    def gradients(self, nodes: Mapping[str, Iterable[str]]) -> Mapping[str, NDArray[np.float64]]:
+        if self.answers is None:
+            raise UsageError(
+                "there are no answers whose gradients could be taken", where="recipe, conditioning",
+                fix="leave out `by: gradients`",
+            )  # fmt: skip
+        return self.answers(self.bundle, nodes)
+
+
 def condition(
-    bundle: ModelBundle, steps: Sequence[Conditioning], calibration: Callable[[ModelBundle], Feeds], *, chained: bool
-) -> tuple[ModelBundle, list[Conditioned]]:
+    bundle: ModelBundle, steps: Sequence[Conditioning], calibration: Callable[[ModelBundle], Feeds], *, chained: bool,
+    gradients: Gradients | None = None,
+) -> tuple[ModelBundle, list[Conditioned]]:  # fmt: skip
     """Apply `steps` in order; `bundle` is unchanged.
 
     Args:
@@ -48,6 +74,7 @@ def condition(
         calibration: makes the calibration feeds of a bundle; called when a rewrite needs statistics, with the bundle as
             it is by then.
         chained: whether data go from component to component only through us, so that what they hold may change.
+        gradients: of the answers, where the model gives any; called when a rewrite needs them.
 
     Raises:
         UsageError: an unknown rewrite or option.
@@ -57,11 +84,8 @@ def condition(
     for step, rewrite in [(s, make_rewrite(s.rewrite, s.options)) for s in steps]:
         graphs = {c.name: clone_graph(c.graph) for c in bundle if fnmatchcase(c.name, step.component)}
         current = bundle.with_graphs(graphs)
-
-        def watch(tensors: Mapping[str, Iterable[str]], current: ModelBundle = current) -> dict[str, ChannelStatistics]:
-            return observe({c.name: c.graph for c in current}, calibration(current), tensors)
-
-        streams, blocked = rewrite(Chain(graphs, links_of(bundle) if chained else {}), watch)
+        observed = _Observed(current, calibration, gradients)
+        streams, blocked = rewrite(Chain(graphs, links_of(bundle) if chained else {}), observed)
         if not streams:
             raise VerificationError(
                 f"it found nothing to change: {_reasons(blocked)}",

@@ -1,17 +1,23 @@
 """Between ingest and calibrate: the exact rewrites that a recipe asks for, and the check that nothing else changed."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pocketport.calibration.metrics import EXACT_DB, sqnr_db
+from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning.condition import condition as condition_bundle
 from pocketport.compress.families.registry import chat_of
 from pocketport.compress.recipe import load_recipe
 from pocketport.data import load_data
 from pocketport.errors import VerificationError
 from pocketport.files import write_json
+from pocketport.stages.answer_gradients import AnswerGradients, answers_of, squared_gradients
 from pocketport.stages.context import Context
 from pocketport.stages.held_out import collect_held_out, load_held_out
 from pocketport.stages.ingest import load_bundle
@@ -20,6 +26,7 @@ from pocketport.store import StageResult
 LEAST_DB = 80.0  # float32 rounding alone leaves 100 and more
 REWRITES_FILE, EQUIVALENCE_FILE = "conditioning.json", "equivalence.json"
 CODE = ("compress", "calibration")
+PACKAGES = ("onnxruntime", "numpy", "onnx-ir", "torch")
 
 
 def condition(context: Context, ingested: StageResult) -> StageResult:
@@ -35,23 +42,25 @@ def condition(context: Context, ingested: StageResult) -> StageResult:
     bundle = load_bundle(ingested)
     data = load_data(bundle, context.request)
     context.progress.start("condition", "condition: " + ", ".join(s.rewrite for s in steps), None)
+    chat = chat_of(bundle) is not None
     inputs = {
-        "bundle": ingested.digest,
-        "data": data.fingerprint,
-        "steps": [step.model_dump() for step in steps],
-    }
+        "bundle": ingested.digest, "data": data.fingerprint, "steps": [step.model_dump() for step in steps],
+        "seed": context.request.seed,
+    }  # fmt: skip
 
     def produce(directory: Path) -> None:
+        def gradients(current: ModelBundle, nodes: Mapping[str, Iterable[str]]) -> dict[str, NDArray[np.float64]]:
+            found = AnswerGradients(current, answers_of(current, context.request), context.request)
+            return squared_gradients(found, directory / ".activations", nodes)
+
         conditioned, done = condition_bundle(
-            bundle,
-            steps,
-            lambda current: load_data(current, context.request).calibration(),
-            chained=chat_of(bundle) is not None,
-        )
+            bundle, steps, lambda current: load_data(current, context.request).calibration(), chained=chat,
+            gradients=gradients if chat else None,
+        )  # fmt: skip
         conditioned.save(directory / "bundle")
         write_json(directory / REWRITES_FILE, [asdict(d) for d in done])
 
-    result = context.store.run("condition", inputs, produce, code=CODE, packages=("onnxruntime", "numpy", "onnx-ir"))
+    result = context.store.run("condition", inputs, produce, code=CODE, packages=PACKAGES)
     return context.record("condition", result)
 
 
