@@ -17,7 +17,9 @@ schemes of their own (``--mixed-recipe``; `conditioning.split_hidden`).
 A uniform scheme's saving is what the mixed front takes less at its divergence: the bytes between neighbouring mixed
 points are interpolated linearly in the logarithm of the divergence. Schemes that a smaller uniform one is as good as are
 left out of the median. Intervals are 90 % of resampled samples (Efron's bootstrap), the same ones for every point. Bytes
-are those of the layers that are searched; the whole model's are beside them. Everything made is in the work folder's
+are those of the layers that are searched; the whole model's are beside them. A target's components each hold their weights,
+the language model's are in prefill and in decode; with ``--once`` what is searched counts once where several components hold it,
+as in a file that they share. Everything made is in the work folder's
 cache, so that the benchmark can be run piece by piece.
 """
 
@@ -26,7 +28,7 @@ import importlib
 import inspect
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from pocketport.commands.console import BarProgress, out, table
 from pocketport.compress.mixed_precision.allocation import Allocation
 from pocketport.compress.mixed_precision.checkpoint import Dequantized
 from pocketport.compress.mixed_precision.next_token import Quality
+from pocketport.compress.mixed_precision.target import TargetLayers
 from pocketport.compress.planning.weights import stored_bytes
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.sources.open import open_source
@@ -211,6 +214,16 @@ def mixed(
     return sorted(points, key=lambda p: p.bytes)
 
 
+def counted_once(found: TargetLayers) -> TargetLayers:
+    """The same with the bytes of one component for each layer, as many as hold it."""
+    layers = []
+    for layer in found.layers:
+        held = len({node.component for node in layer.nodes})
+        costs = {scheme: cost / held for scheme, cost in layer.costs.items()}
+        layers.append(replace(layer, elements=layer.elements // held, costs=costs))
+    return replace(found, layers=tuple(layers))
+
+
 def steps(points: list[Point]) -> list[float]:
     """Budgets in bits, from the smallest uniform scheme's on."""
     first, last = points[0].bits, min(points[-1].bits, MOST_BITS)
@@ -264,6 +277,7 @@ def main() -> None:
     parser.add_argument("--target", help="vendor/soc, rather than a format")
     parser.add_argument("--recipe", default="gptq")
     parser.add_argument("--mixed-recipe", help="of mixed points on a target (default: that of uniform schemes)")
+    parser.add_argument("--once", action="store_true", help="count weights of several components of a target once")
     parser.add_argument("--schemes", help="default: those of `SCHEMES`; of gguf and targets all that a search knows")
     parser.add_argument("--uniform", nargs="+", help="those of them that are measured for all layers")
     parser.add_argument(
@@ -290,8 +304,8 @@ def main() -> None:
         parser.error("--exchanges takes one number, or one for each of --bits")
     if options.target and (options.format or options.mixtures or options.files or any(options.exchanges)):
         parser.error("--format, --mixtures, --files and --exchanges are not for a --target")
-    if options.mixed_recipe and not options.target:
-        parser.error("--mixed-recipe is for a --target")
+    if (options.mixed_recipe or options.once) and not options.target:
+        parser.error("--mixed-recipe and --once are for a --target")
     form = options.format or ("" if options.target else "gptq")
     source = options.model
     if source == "smollm2":
@@ -326,6 +340,8 @@ def main() -> None:
                 )
                 for own in (request, other)
             )  # fmt: skip
+            if options.once:
+                search.found, mixing.found = counted_once(search.found), counted_once(mixing.found)
         else:
             search = mixing = FormatSearch(
                 context, names, joined=options.joined, samples=options.error_samples, measured=options.measured_samples

@@ -20,12 +20,11 @@ from pocketport.compress.mixed_precision.chain import Chain
 from pocketport.compress.mixed_precision.linked_calls import PREFILL, linked_calls
 from pocketport.compress.mixed_precision.next_token import Head
 from pocketport.compress.mixed_precision.route import Part
-from pocketport.compress.mixed_precision.stream import GRADIENT
+from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
 from pocketport.compress.torch_device import best_device
-from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.request import Request
-from pocketport.stages.image_sequences import Answers, ImageSequences
+from pocketport.stages.image_sequences import Answers, images_of
 from pocketport.stages.weights import memory_limit
 
 ACTIVATION_SHARE = 0.15  # of the memory limit, for each component
@@ -90,7 +89,7 @@ class AnswerGradients:
             chain = Chain(self.bundle, linked_calls(self.bundle, prompts), head.hidden, activations, device)
             found = {name: visitor(name, chain.count, opened[name]) for name in chain.streams}
             chain.forward()
-            self._into_head(chain, head, found[PREFILL])
+            put_gradients(chain.streams[PREFILL], head, self.request.seed, found[PREFILL])
             chain.backward(
                 lambda name, node: found[name].wants(node),
                 lambda name: found[name].visit,
@@ -98,17 +97,25 @@ class AnswerGradients:
             )
         return found
 
-    def _into_head(self, chain: Chain, head: Head, found: Visitor) -> None:
-        """Gradients of the hidden states; the vocabulary's projection is behind them and finished at once."""
-        stream, generator = chain.streams[PREFILL], torch.Generator().manual_seed(self.request.seed)
-        wanted = found.wants(head.projection)
-        for sample in range(stream.count):
-            hidden = stream.activations.get(head.hidden, sample, stream.device)
-            visit = partial(found.visit, sample, head.projection) if wanted else None
-            gradient = head.gradient(hidden, generator, stream.counting[sample], visit)
-            stream.activations.put(GRADIENT + head.hidden, sample, gradient)
-        if wanted:
-            found.finish_nodes([head.projection])
+
+def put_gradients(stream: Stream, head: Head, seed: int, visitor: Visitor | None = None) -> None:
+    """Gradients of the predictions by the hidden states that a stream of ``prefill`` holds, for its way back.
+
+    Args:
+        stream: after its way forwards.
+        head: of it.
+        seed: of the gradients' signs, see `Head.gradient`.
+        visitor: may want the vocabulary's projection, which is behind the hidden states and finished at once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wanted = visitor is not None and visitor.wants(head.projection)
+    for sample in range(stream.count):
+        hidden = stream.activations.get(head.hidden, sample, stream.device)
+        visit = partial(visitor.visit, sample, head.projection) if visitor is not None and wanted else None
+        gradient = head.gradient(hidden, generator, stream.counting[sample], visit)
+        stream.activations.put(GRADIENT + head.hidden, sample, gradient)
+    if visitor is not None and wanted:
+        visitor.finish_nodes([head.projection])
 
 
 class _Squares:
@@ -153,14 +160,13 @@ def answers_of(bundle: ModelBundle, request: Request) -> Answers:
     Raises:
         UsageError: there are none, or one alone.
     """
-    images = prompt_samples(bundle, request)
-    if images is None or images.count < 2:
+    answers = images_of(bundle, request)
+    if answers is None or answers.count < 2:
         raise UsageError(
             "there are no images whose answers could be looked at", where="--data",
             fix="give a folder of images, or do without answers (search: --objective outputs; split_hidden: by activations)",
         )  # fmt: skip
-    prompt = int(bundle.config["prompt"])
-    return Answers(ImageSequences(images.samples, images.count, prompt, 0.0, images.origin, images.fingerprint))
+    return answers
 
 
 def _finish(visitor: Visitor, part: Part) -> None:

@@ -17,8 +17,9 @@ from pocketport.compress.families.chat import ImagePrompt
 from pocketport.compress.families.decoder.host import DecoderHost
 from pocketport.compress.families.decoder.rope import FloatArray
 from pocketport.compress.families.registry import chat_of
-from pocketport.data import PromptSample
+from pocketport.data import PromptSample, prompt_samples
 from pocketport.errors import InputError, UsageError
+from pocketport.request import Request
 
 ROW_STEP = 32  # samples without padding to the full length have a multiple of it
 MEASURED_IMAGES = 96  # that a search measures on, where nothing is said: their answers are short
@@ -145,6 +146,19 @@ class Answers:
             rows = np.zeros_like(feeds[ROW_WEIGHTS])
             rows[-1 - len(chat.answer_tokens(answer)) : -1] = 1  # each row predicts the next one's token
             yield prompt, {**feeds, ROW_WEIGHTS: rows}
+
+
+def images_of(bundle: ModelBundle, request: Request) -> Answers | None:
+    """The request's images, as many as it calibrates on, with their answers; None where it has none.
+
+    Raises:
+        InputError: a file is not a readable image.
+    """
+    images = prompt_samples(bundle, request)
+    if images is None:
+        return None
+    length = int(bundle.config["prompt"])
+    return Answers(ImageSequences(images.samples, images.count, length, 0.0, images.origin, images.fingerprint))
 
 
 def _float_executors(bundle: ModelBundle) -> dict[str, Executor]:

@@ -4,13 +4,12 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from torch import Tensor
 
@@ -25,19 +24,18 @@ from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.mixed_precision.pairs import Effects
 from pocketport.compress.mixed_precision.raking import raked
 from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors, Sensitivities
-from pocketport.compress.mixed_precision.stream import GRADIENT
 from pocketport.compress.planning.weights import CALIBRATED_COMPONENT
 from pocketport.compress.quantized_weights import QuantizedWeights
 from pocketport.compress.recipe import Recipe, Rule, load_recipe
 from pocketport.compress.sources.open import open_source
 from pocketport.compress.sources.source import Source
-from pocketport.data import prompt_samples
 from pocketport.errors import UsageError
 from pocketport.files import write_json
 from pocketport.formats import format_named
 from pocketport.request import Request
+from pocketport.stages.answer_gradients import put_gradients
 from pocketport.stages.context import Context
-from pocketport.stages.image_sequences import MEASURED_IMAGES, ROW_STEP, Answers, ImageSequences
+from pocketport.stages.image_sequences import MEASURED_IMAGES, ROW_STEP, Answers, images_of
 from pocketport.stages.predictions import Predictions
 from pocketport.stages.searched import Budget, Candidate, Searched, candidates, load_losses, ranked, save_losses
 from pocketport.stages.sequences import Sequences, sequences_for
@@ -87,21 +85,20 @@ class FormatSearch:
         self, request: Request, count: int, measured: int | None = None
     ) -> tuple[Sequences | Answers, Sequences | Answers]:
         """So many samples that errors are taken from, and what candidates are measured on."""
-        more = request.model_copy(update={"calibration_samples": count + (measured or MEASURED_IMAGES)})
-        images = prompt_samples(self.bundle, more)
-        if images is None:
+        start = max(count, request.calibration_samples)  # those behind calibration's are measured
+        more = request.model_copy(update={"calibration_samples": start + (measured or MEASURED_IMAGES)})
+        answers = images_of(self.bundle, more)
+        if answers is None:
             text = sequences_for(self.bundle, request.data, count + (measured or MEASURED), self.length, request.seed)
             return text.part(0, count), text.part(count, text.count)
-        if images.count < 2:
-            raise UsageError("one image can't both calibrate and measure", where=images.origin, fix="give more images")
-        answers = Answers(
-            ImageSequences(
-                images.samples, images.count, int(self.bundle.config["prompt"]), 0.0, images.origin, images.fingerprint,
-                padded=not self._takes_fewer_rows,
+        last = answers.count - 1  # few images: one at least to measure on
+        if last < 1:
+            raise UsageError(
+                "one image can't both calibrate and measure", where=answers.images.origin, fix="give more images"
             )
-        )  # fmt: skip
-        cut = min(count, images.count - 1)
-        return answers.part(0, cut), answers.part(cut, images.count)
+        if self._takes_fewer_rows:
+            answers = Answers(replace(answers.images, padded=False))
+        return answers.part(0, min(count, last)), answers.part(min(start, last), answers.count)
 
     @property
     def errors(self) -> dict[str, dict[str, Errors]]:
@@ -130,17 +127,13 @@ class FormatSearch:
         return load_losses(self._stage(key, inputs, produce).path, self.found.schemes)
 
     def _measure_errors(self, scratch: Path) -> Sensitivities:
-        generator = torch.Generator().manual_seed(self.context.request.seed)
         advance = partial(self.context.progress.advance, "sensitivities")
         predictions = self.predictions
         with predictions.activations(scratch) as activations:
             stream, head = predictions.stream(self.samples, activations), predictions.head
             sensitivities = Sensitivities(self.found.schemes, self.found.rounded, stream.count, activations, advance)
             stream.forward()
-            for sample in range(stream.count):
-                hidden = activations.get(head.hidden, sample, stream.device)
-                gradient = head.gradient(hidden, generator, stream.counting[sample])
-                activations.put(GRADIENT + head.hidden, sample, gradient)
+            put_gradients(stream, head, self.context.request.seed)
             stream.backward(sensitivities.wants, sensitivities.visit, sensitivities.finish)
         return sensitivities
 
