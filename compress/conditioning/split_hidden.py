@@ -51,7 +51,8 @@ class SplitHidden(Rewrite):
         split: set[ir.Node] = set()
         for stream in found:
             layers = {slot.node for slot in (*stream.writers, *stream.readers)}
-            reason = f"a layer of {stream.name} is split already" if layers & split else _obstacle(stream, self._parts)
+            taken = f"a layer of {stream.name} is split already" if layers & split else None
+            reason = taken or _obstacle(chain, stream, self._parts)
             if reason is not None:
                 blocked[stream.name] = reason
                 continue
@@ -80,7 +81,7 @@ def _hidden(chain: Chain) -> Iterator[tuple[str, ir.Value]]:
                 yield component, x
 
 
-def _obstacle(stream: Stream, parts: int) -> str | None:
+def _obstacle(chain: Chain, stream: Stream, parts: int) -> str | None:
     """Why the stream's channels are not what linear layers, and ops that know no axis, hand to linear layers."""
     if stream.width % parts:
         return f"{parts} equal parts of the {stream.width} channels of {stream.name} there are not"
@@ -92,8 +93,13 @@ def _obstacle(stream: Stream, parts: int) -> str | None:
         producer = value.producer()
         if producer is None or value.is_graph_output() or producer.op_type not in LINEAR_LAYERS | ELEMENTWISE | JOINING:
             return f"{value.name} is more than a hidden channel of an MLP"
+    slots = (*stream.writers, *stream.readers)
+    for slot in slots:
+        constants = chain.graphs[slot.component].graph.initializers
+        if any(f"{slot.name}.{p}" in constants for p in range(parts)):
+            return f"{slot.component} has constants already that are called as parts of {slot.name} would be"
     order: NDArray[np.int32] = np.arange(stream.width, dtype=np.int32)
-    if any(not np.array_equal(slot.channels.ravel(), order) for slot in (*stream.writers, *stream.readers)):
+    if any(not np.array_equal(slot.channels.ravel(), order) for slot in slots):
         return f"the channels of {stream.name} are repeated"
     return None
 

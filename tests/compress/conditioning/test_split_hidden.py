@@ -180,6 +180,15 @@ def test_what_stands_in_the_way(also: bool, parts: int, reason: str) -> None:
         split(bundle, feeds, parts=parts)
 
 
+def test_a_name_that_is_taken() -> None:
+    m = Mlp()
+    hidden = m.g.node("Relu", [m.linear(m.x, "fc", m.matrix(INNER, WIDTH))], "relu")
+    shift = m.g.weight("fc.weight.1", np.ones(OUT, np.float32))
+    bundle, feeds = m.done(m.g.node("Add", [m.linear(hidden, "out", m.matrix(OUT, INNER)), shift], "shifted"))
+    with pytest.raises(VerificationError, match=r"called as parts of fc\.weight would be"):
+        split(bundle, feeds)
+
+
 def test_bits_for_the_loud_part_are_worth_more_than_bits_for_another() -> None:
     bundle, feeds = gated()
     after, expected = split(bundle, feeds, parts=6), outputs(bundle, feeds)
