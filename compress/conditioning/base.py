@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pocketport.compress.conditioning.slots import Slot
 from pocketport.compress.conditioning.statistics import ChannelStatistics
 from pocketport.compress.conditioning.streams import NORMS, Chain, Stream
+from pocketport.compress.structure import is_constant
 
 LINEAR_LAYERS = frozenset({"Gemm", "MatMul"})
 
@@ -54,6 +55,21 @@ def outputs_of(chain: Chain, ops: Iterable[str]) -> Iterator[tuple[str, ir.Value
     kinds = frozenset(ops)
     for component, graph in chain.graphs.items():
         yield from ((component, node.outputs[0]) for node in graph.graph if node.op_type in kinds and not node.domain)
+
+
+def linear_inputs(chain: Chain) -> Iterator[tuple[str, ir.Value]]:
+    """(component, tensor) of what linear layers read."""
+    for component, graph in chain.graphs.items():
+        for node in graph.graph:
+            x, weight = [*node.inputs, None, None][:2]
+            if node.op_type in LINEAR_LAYERS and x is not None and weight is not None and is_constant(weight):
+                yield component, x
+
+
+def in_order(stream: Stream) -> bool:
+    """Whether every constant holds all channels once and in order."""
+    order: NDArray[np.int32] = np.arange(stream.width, dtype=np.int32)
+    return all(np.array_equal(s.channels.ravel(), order) for s in (*stream.writers, *stream.readers))
 
 
 def from_norm(stream: Stream) -> bool:

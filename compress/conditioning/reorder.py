@@ -1,24 +1,21 @@
 """Channels sorted, so that the columns which share a scale are alike."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
 
 from pocketport.compress.conditioning.base import (
-    LINEAR_LAYERS,
     Observe,
     Rewrite,
+    in_order,
     inputs_of,
+    linear_inputs,
     mean_input,
     watched,
 )
 from pocketport.compress.conditioning.search import streams_from
 from pocketport.compress.conditioning.slots import greatest
 from pocketport.compress.conditioning.streams import Chain, Change, Stream
-from pocketport.compress.structure import is_constant
 from pocketport.errors import UsageError
 
 KEYS = ("range", "importance")
@@ -42,8 +39,8 @@ class Reorder(Rewrite):
 
     def __call__(self, chain: Chain, observe: Observe) -> tuple[list[Stream], dict[str, str]]:
         """See `Rewrite`."""
-        found, blocked = streams_from(chain, _inputs(chain), Change.PERMUTE)
-        streams = [s for s in found if s.linear_readers and _whole(s)]
+        found, blocked = streams_from(chain, linear_inputs(chain), Change.PERMUTE)
+        streams = [s for s in found if s.linear_readers and in_order(s)]
         keys = [greatest(s.readers, s.width) for s in streams]
         if self._by == "importance" and streams:
             seen = observe(watched(streams))
@@ -53,18 +50,3 @@ class Reorder(Rewrite):
             for slot in (*stream.writers, *stream.readers):
                 slot.permute(order)
         return streams, blocked
-
-
-def _inputs(chain: Chain) -> Iterator[tuple[str, ir.Value]]:
-    """What linear layers read."""
-    for component, graph in chain.graphs.items():
-        for node in graph.graph:
-            x, weight = [*node.inputs, None, None][:2]
-            if node.op_type in LINEAR_LAYERS and x is not None and weight is not None and is_constant(weight):
-                yield component, x
-
-
-def _whole(stream: Stream) -> bool:
-    """Whether every constant holds all channels once and in order."""
-    order: NDArray[np.int32] = np.arange(stream.width, dtype=np.int32)
-    return all(np.array_equal(s.channels.ravel(), order) for s in (*stream.writers, *stream.readers))

@@ -5,16 +5,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from pocketport.compress.conditioning.base import LINEAR_LAYERS, Observe, Rewrite, inputs_of, mean_input, watched
+from pocketport.compress.conditioning.base import (
+    LINEAR_LAYERS,
+    Observe,
+    Rewrite,
+    in_order,
+    inputs_of,
+    linear_inputs,
+    mean_input,
+    watched,
+)
 from pocketport.compress.conditioning.labels import constant_shape, known_shape
 from pocketport.compress.conditioning.search import ELEMENTWISE, streams_from
 from pocketport.compress.conditioning.slots import Numbers, Slot
 from pocketport.compress.conditioning.streams import Chain, Change, Stream
 from pocketport.compress.passes.rewriting import NodeWriter
-from pocketport.compress.structure import is_constant
 from pocketport.errors import UsageError
 
 JOINING = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -46,7 +53,8 @@ class SplitHidden(Rewrite):
 
     def __call__(self, chain: Chain, observe: Observe) -> tuple[list[Stream], dict[str, str]]:
         """See `Rewrite`."""
-        found, blocked = streams_from(chain, _hidden(chain), Change.PERMUTE)
+        starts = ((component, x) for component, x in linear_inputs(chain) if x.producer() is not None)
+        found, blocked = streams_from(chain, starts, Change.PERMUTE)
         streams: list[Stream] = []
         split: set[ir.Node] = set()
         for stream in found:
@@ -71,16 +79,6 @@ class SplitHidden(Rewrite):
         return streams, blocked
 
 
-def _hidden(chain: Chain) -> Iterator[tuple[str, ir.Value]]:
-    """What linear layers read and other nodes write."""
-    for component, graph in chain.graphs.items():
-        for node in graph.graph:
-            x, weight = [*node.inputs, None, None][:2]
-            layer = node.op_type in LINEAR_LAYERS and weight is not None and is_constant(weight)
-            if layer and x is not None and x.producer() is not None:
-                yield component, x
-
-
 def _obstacle(chain: Chain, stream: Stream, parts: int) -> str | None:
     """Why the stream's channels are not what linear layers, and ops that know no axis, hand to linear layers."""
     if stream.width % parts:
@@ -93,13 +91,11 @@ def _obstacle(chain: Chain, stream: Stream, parts: int) -> str | None:
         producer = value.producer()
         if producer is None or value.is_graph_output() or producer.op_type not in LINEAR_LAYERS | ELEMENTWISE | JOINING:
             return f"{value.name} is more than a hidden channel of an MLP"
-    slots = (*stream.writers, *stream.readers)
-    for slot in slots:
+    for slot in (*stream.writers, *stream.readers):
         constants = chain.graphs[slot.component].graph.initializers
         if any(f"{slot.name}.{p}" in constants for p in range(parts)):
             return f"{slot.component} has constants already that are called as parts of {slot.name} would be"
-    order: NDArray[np.int32] = np.arange(stream.width, dtype=np.int32)
-    if any(not np.array_equal(slot.channels.ravel(), order) for slot in slots):
+    if not in_order(stream):
         return f"the channels of {stream.name} are repeated"
     return None
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import Component, ModelBundle
+from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.planning.legality import Legality
 
 ROWS, WIDTH, VOCAB, HEADS = 8, 32, 64, 2
@@ -129,3 +130,12 @@ def cached_bundle() -> tuple[ModelBundle, list[tuple[str, dict[str, np.ndarray]]
 
 def produced(graph: ir.Model) -> Iterator[str]:
     return (v.name or "" for node in graph.graph for v in node.outputs)
+
+
+def outputs(bundle: ModelBundle, feeds: list[tuple[str, Arrays]], tensor: str = "") -> np.ndarray:
+    """A tensor (without a name: the first output) of the component ``main`` on every feed, float64."""
+    graph = bundle["main"].graph.clone()
+    if tensor:
+        graph.graph.outputs[:] = [v for n in graph.graph for v in n.outputs if v.name == tensor]
+    executor = OrtExecutor(graph)
+    return np.stack([executor.run(values)[executor.outputs[0]] for _, values in feeds]).astype(np.float64)

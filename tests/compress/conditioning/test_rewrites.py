@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_models import ROWS, WIDTH, block, block_feeds, bundle_of, cnn_bundle, legality
+from small_models import ROWS, WIDTH, block, block_feeds, bundle_of, cnn_bundle, legality, outputs
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
@@ -30,15 +30,6 @@ def weight(bundle: ModelBundle, name: str) -> np.ndarray:
     value = bundle["main"].graph.graph.initializers[name]
     assert value.const_value is not None
     return np.array(value.const_value.numpy())
-
-
-def outputs(bundle: ModelBundle, feeds: Feeds, tensor: str = "") -> np.ndarray:
-    """A tensor (without a name: the first output) of every feed."""
-    graph = bundle["main"].graph.clone()
-    if tensor:
-        graph.graph.outputs[:] = [v for n in graph.graph for v in n.outputs if v.name == tensor]
-    executor = OrtExecutor(graph)
-    return np.stack([executor.run(values)[executor.outputs[0]] for _, values in feeds])
 
 
 def gated(rng: np.random.Generator, gains: np.ndarray) -> tuple[ModelBundle, Feeds]:

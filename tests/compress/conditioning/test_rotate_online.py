@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_models import bundle_of, cnn_bundle, legality
+from small_models import bundle_of, cnn_bundle, legality, outputs
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
@@ -11,7 +11,7 @@ from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning.condition import condition
 from pocketport.compress.conditioning.hadamard import hadamard_factors
-from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.pivot.apply import apply_plan
 from pocketport.compress.planning.plan import make_plan
 from pocketport.compress.recipe import Conditioning, Recipe
@@ -46,14 +46,6 @@ def gated(*, transposed: bool = True, inner: int = INNER, also: bool = False) ->
 
 def rotated(bundle: ModelBundle) -> ModelBundle:
     return condition(bundle, [Conditioning(rewrite="rotate_online")], lambda _: iter(()), chained=False)[0]
-
-
-def outputs(bundle: ModelBundle, feeds: Feeds, tensor: str = "") -> np.ndarray:
-    graph = bundle["main"].graph.clone()
-    if tensor:
-        graph.graph.outputs[:] = [v for n in graph.graph for v in n.outputs if v.name == tensor]
-    executor = OrtExecutor(graph)
-    return np.stack([executor.run(values)[executor.outputs[0]] for _, values in feeds]).astype(np.float64)
 
 
 def weight(bundle: ModelBundle, name: str) -> np.ndarray:

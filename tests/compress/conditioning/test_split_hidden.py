@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_models import bundle_of, legality
+from small_models import bundle_of, legality, outputs
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
@@ -14,7 +14,7 @@ from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.conditioning import make_rewrite
 from pocketport.compress.conditioning.condition import condition
-from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
+from pocketport.compress.executors.ort_executor import Arrays
 from pocketport.compress.pivot.apply import apply_plan
 from pocketport.compress.planning.plan import TensorKind, make_plan
 from pocketport.compress.recipe import Conditioning, Recipe
@@ -84,14 +84,6 @@ def split(
         None if gradients is None else lambda _, nodes: {k: g for k, g in gradients.items() if k[5:] in nodes["main"]}
     )
     return condition(bundle, steps, lambda _: iter(feeds), chained=False, gradients=found)[0]
-
-
-def outputs(bundle: ModelBundle, feeds: Feeds, tensor: str = "") -> np.ndarray:
-    graph = bundle["main"].graph.clone()
-    if tensor:
-        graph.graph.outputs[:] = [v for n in graph.graph for v in n.outputs if v.name == tensor]
-    executor = OrtExecutor(graph)
-    return np.stack([executor.run(values)[executor.outputs[0]] for _, values in feeds]).astype(np.float64)
 
 
 def weights(bundle: ModelBundle) -> dict[str, np.ndarray]:
