@@ -23,7 +23,7 @@ from pocketport.calibration.reductions import (
     without_padding,
 )
 from pocketport.calibration.sessions import open_session
-from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
+from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics, tensors_of
 from pocketport.errors import InputError, UsageError
 from pocketport.workers import processors
 
@@ -67,7 +67,8 @@ def calibrate(
     Args:
         graphs: component → float graph.
         feeds: (component, inputs by name) pairs, in any order; read once.
-        hessians: component → inputs of linear layers (by column) and convolutions (by channel) whose full Σ xᵀx is wanted; the diagonal is always kept.
+        hessians: component → inputs of linear layers (by column) and convolutions (by channel) whose full Σ xᵀx is wanted, or
+            several inputs of linear layers as `side_by_side` calls them; the diagonal is always kept.
         only: component → what is wanted; everything, for any plan, where it is None. Knowing it, onnxruntime may join and
             reorder the rest of the graph, so that numbers differ in the last digits of float32.
         threads: runs at once; by default as many as there are processors, at most `MOST_THREADS`.
@@ -157,6 +158,8 @@ class _Capture:
         self._component = component
         self._samples = 0
         self._hessians = hessians
+        named = {v.name for v in (*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs))}
+        self._together = {name: tensors_of(name) for name in sorted(hessians - named)}
         self._only = only
         self._inputs = [v.name or "" for v in graph.graph.inputs]
         produced = [v for node in graph.graph if node.op_type not in MOVEMENT_OPS for v in node.outputs if _is_float(v)]
@@ -172,7 +175,8 @@ class _Capture:
         self._ranged = {v.name or "" for v in produced}
         self._float_inputs = [v.name or "" for v in graph.graph.inputs if _is_float(v) and self._wants(v)]
         fetched = [v for v in (*produced, *extra) if self._wants(v)]
-        self._sessions = [(names, open_session(graph, names, optimize=only is not None)) for names in _chunks(fetched)]
+        chunks = _chunks(fetched, self._together.values())
+        self._sessions = [(names, open_session(graph, names, optimize=only is not None)) for names in chunks]
 
     def _wants(self, value: ir.Value) -> bool:
         return self._only is None or value.name in self._only.tensors
@@ -197,7 +201,13 @@ class _Capture:
         given = {name: run.inputs[name] for name in self._float_inputs if run.first and name in run.inputs}
         real = real_rows(run.inputs)
         found = given | dict(zip(names, values, strict=False))
-        return {name: self._seen(name, value, real, run.sample) for name, value in found.items()}
+        seen = {name: self._seen(name, value, real, run.sample) for name, value in found.items()}
+        known = {**run.inputs, **found}
+        for name, parts in self._together.items():
+            if not found.keys().isdisjoint(parts) and known.keys() >= set(parts):
+                columns = [without_padding(known[part], real) for part in parts]
+                seen[name] = _Seen(moment=row_moment(np.concatenate(columns, axis=-1), full=True))
+        return seen
 
     def _seen(self, name: str, value: NDArray[Any], real: NDArray[np.bool_] | None, sample: int) -> _Seen:
         linear = name in self._linear
@@ -258,16 +268,30 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
-def _chunks(values: Sequence[ir.Value]) -> list[list[str]]:
-    """Names in groups of at most CHUNK_BYTES (unknown dimensions count as 1)."""
+def _chunks(values: Sequence[ir.Value], together: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Names in groups of at most CHUNK_BYTES (unknown dimensions count as 1), or of what must be fetched `together`."""
     chunks: list[list[str]] = [[]]
     size = 0
-    for value in values:
-        dims = [d if isinstance(d, int) else 1 for d in value.shape or ()]
-        nbytes = 4 * int(np.prod(dims, dtype=np.int64))
+    for unit in _units(values, together):
+        nbytes = sum(_bytes(value) for value in unit)
         if chunks[-1] and size + nbytes > CHUNK_BYTES:
             chunks.append([])
             size = 0
-        chunks[-1].append(value.name or "")
+        chunks[-1] += [value.name or "" for value in unit]
         size += nbytes
     return chunks
+
+
+def _units(values: Sequence[ir.Value], together: Iterable[Sequence[str]]) -> list[list[ir.Value]]:
+    """Values one by one, those together that one run must fetch, in the order of the first of them."""
+    units = {value.name or "": [value] for value in values}
+    for names in together:
+        own = {id(units[name]): units[name] for name in names if name in units}
+        joined = [value for unit in own.values() for value in unit]
+        units |= {value.name or "": joined for value in joined}
+    return list({id(unit): unit for unit in units.values()}.values())
+
+
+def _bytes(value: ir.Value) -> int:
+    dims = [d if isinstance(d, int) else 1 for d in value.shape or ()]
+    return 4 * int(np.prod(dims, dtype=np.int64))

@@ -1,5 +1,6 @@
 """What calibration saw: target-independent, so that one pass serves every target and scheme."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,18 @@ from numpy.typing import NDArray
 from pocketport.calibration.observers import Histogram
 from pocketport.calibration.storage import read_npz, write_npz
 from pocketport.errors import InputError
+
+_SIDE_BY_SIDE = " + "
+
+
+def side_by_side(tensors: Iterable[str]) -> str:
+    """What the moments of the columns of several tensors together are called; of one tensor they are called as it is."""
+    return _SIDE_BY_SIDE.join(tensors)
+
+
+def tensors_of(name: str) -> tuple[str, ...]:
+    """The inverse of `side_by_side`."""
+    return tuple(name.split(_SIDE_BY_SIDE))
 
 
 @dataclass
@@ -63,7 +76,8 @@ class Statistics:
 
     Attributes:
         histograms: values, by ``component/tensor``.
-        moments: second moments of linear layers' and convolutions' inputs by channel, by ``component/tensor``.
+        moments: second moments of linear layers' and convolutions' inputs by channel, by ``component/tensor``; of several
+            together by ``component/`` and what `side_by_side` calls them.
         taps: Σ over samples of the mean input under each tap of a convolution, [C, *kernel], by ``component/weight``.
         samples: how many samples each component ran on.
         channels: extremes of the tensors that `moments` has, and of keys without padding (``present_key_i``), by channel.

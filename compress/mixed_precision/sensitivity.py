@@ -14,6 +14,8 @@ With x the rows that meet a weight W [N, K], g the gradients of the loss by its 
     few samples know it roughly. So only its size is taken from them, once a weight, and how schemes compare from
     ½ Σₙ sₙ·Δwₙ H' Δwₙᵀ, which takes rows to be independent: H' = Σ |g|² xxᵀ and s = Σ g² / Σ |g|². Tokens that nothing
     depends on, however large they are, count for nothing.
+
+Of layers whose outputs are added up, x is but for W H Wᵀ what the later ones do not make up for (`summed_inputs`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from pocketport.compress.blockwise.activations import Activations
 from pocketport.compress.mixed_precision.route import Part
+from pocketport.compress.mixed_precision.summed_inputs import Sum, SummedInputs, Visit
 from pocketport.compress.structure import WeightOperand, weight_operand
 from pocketport.compress.torch_device import stored_as_torch
 
@@ -61,13 +64,15 @@ class _Moments:
     """What is summed up for one weight.
 
     Attributes:
-        hessian: Σ xxᵀ, [K, K].
+        inputs: Σ xxᵀ of what the layer is fed, [K, K].
+        hessian: Σ xxᵀ of what errors meet, the same tensor where that is the same.
         heeded: Σ |g|² xxᵀ, [K, K].
         outputs: Σ g² of each output, [N].
         rows: of x.
         samples: of each visit, whose rows are kept.
     """
 
+    inputs: Tensor
     hessian: Tensor
     heeded: Tensor
     outputs: Tensor
@@ -84,11 +89,12 @@ class Sensitivities:
         count: samples.
         activations: takes one layer's rows and gradients, until its weights are rounded.
         advance: called with the number of weights done.
+        sums: layers that are rounded one after the other.
     """
 
     def __init__(
         self, schemes: Mapping[str, Sequence[str]], rounder: Rounder, count: int, activations: Activations,
-        advance: Callable[[int], None] | None = None,
+        advance: Callable[[int], None] | None = None, sums: Sequence[Sum] = (),
     ) -> None:  # fmt: skip
         self.errors: dict[str, dict[str, Errors]] = {}
         """Weight → scheme → errors."""
@@ -97,6 +103,7 @@ class Sensitivities:
         self._schemes, self._rounder, self._advance = schemes, rounder, advance
         self._count, self._activations = count, activations
         self._moments: dict[str, _Moments] = {}
+        self._sums = SummedInputs(sums)
 
     def wants(self, node: ir.Node) -> bool:
         """Whether a node computes with one of the weights."""
@@ -107,15 +114,24 @@ class Sensitivities:
         """Sum up one sample of a node, or some rows of one."""
         operand = weight_operand(node)
         assert operand is not None
-        rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        for visit in self._sums.visited(operand.value.name or "", x, gradient):
+            self._sum_up(sample, visit)
+
+    def _sum_up(self, sample: int, visit: Visit) -> None:
+        name, gradients = visit.weight, visit.gradient.reshape(-1, visit.gradient.shape[-1])
         energy = gradients.square().sum(1, keepdim=True)
         seen = energy[:, 0] > 0  # what nothing depends on is padding
-        rows, gradients, energy = rows[seen], gradients[seen], energy[seen]
-        name = operand.value.name or ""
+        gradients, energy = gradients[seen], energy[seen]
+        inputs, rows = (x.reshape(-1, x.shape[-1])[seen] for x in (visit.inputs, visit.unexplained))
+        alike = visit.unexplained is visit.inputs
         if name not in self._moments:
-            self._moments[name] = _Moments(_square(rows), _square(rows), gradients.new_zeros(gradients.shape[1]))
+            hessian = _square(rows)
+            summed = hessian if alike else _square(rows)
+            self._moments[name] = _Moments(summed, hessian, _square(rows), gradients.new_zeros(gradients.shape[1]))
         moments = self._moments[name]
         moments.hessian.addmm_(rows.T, rows)
+        if not alike:
+            moments.inputs.addmm_(inputs.T, inputs)
         scaled = rows * energy.sqrt()
         moments.heeded.addmm_(scaled.T, scaled)
         moments.outputs += gradients.square().sum(0)
@@ -196,7 +212,7 @@ def _square(rows: Tensor) -> Tensor:
 
 def _errors(weight: Tensor, change: Tensor, moments: _Moments) -> Errors:
     noise = torch.linalg.vecdot(change @ moments.hessian, change).sum()
-    signal = torch.linalg.vecdot(weight @ moments.hessian, weight).sum()
+    signal = torch.linalg.vecdot(weight @ moments.inputs, weight).sum()
     shares = moments.outputs / moments.outputs.sum().clamp_min(torch.finfo(torch.float32).tiny)
     loss = torch.linalg.vecdot(change @ moments.heeded, change) @ shares / 2
     trace = moments.heeded.diagonal().sum() / weight.numel() * change.square().sum()

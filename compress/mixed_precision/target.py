@@ -8,16 +8,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from pocketport.calibration.statistics import SecondMoment, Statistics
+from pocketport.calibration.statistics import SecondMoment, Statistics, side_by_side
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executors.torch_executor import OPS
 from pocketport.compress.graph import dimensions
 from pocketport.compress.mixed_precision.allocation import Layer, Node, literal
 from pocketport.compress.mixed_precision.sensitivity import Inputs
+from pocketport.compress.mixed_precision.summed_inputs import Sum
 from pocketport.compress.pivot.input_scaling import Numbers, input_factors
+from pocketport.compress.pivot.sums import residuals, rounding_order
 from pocketport.compress.pivot.weights import quantize_weight
 from pocketport.compress.planning.legality import Legality
-from pocketport.compress.planning.plan import Plan, TensorKind, TensorPlan, make_plan
+from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, with_rules
 from pocketport.compress.schemes import Granularity, Scheme
 from pocketport.compress.structure import weight_operand
@@ -106,6 +108,34 @@ class TargetLayers:
         """Scheme → ``component/tensor`` → factors, as `input_factors` has them where all weights have that scheme."""
         return {scheme: input_factors(bundle, plan, statistics) for scheme, plan in self.whole.items()}
 
+    @property
+    def summed(self) -> bool:
+        """Whether there are layers of a sum, which are rounded one after the other."""
+        return any(t.terms for plan in self.whole.values() for component in plan for t in component.tensors)
+
+    def sums(self, component: str, statistics: Statistics) -> list[Sum]:
+        """Those of a component; where schemes differ in what takes part, the ones with most layers.
+
+        Args:
+            component: its name.
+            statistics: of a calibration for all plans of `whole`.
+        """
+        free = set(self.schemes(component))
+        found = []
+        for terms in sorted(
+            (own for p in self.whole.values() for own in _sums_of(p[component])), key=len, reverse=True
+        ):
+            weights = tuple(term.weight for term in terms)
+            if free.issuperset(weights):
+                free.difference_update(weights)
+                moment = statistics.moments[f"{component}/{side_by_side(term.source for term in terms)}"]
+                inputs = [statistics.moments[f"{component}/{term.source}"] for term in terms]
+                order = rounding_order(inputs)
+                left = residuals(moment, [len(x.diagonal) for x in inputs], order)
+                shares = tuple(torch.from_numpy(left[place].shares) for place in order)
+                found.append(Sum(tuple(weights[place] for place in order), shares))
+        return found
+
     def rounded(
         self, key: str, schemes: Sequence[str], weight: Tensor, inputs: Inputs,
         factors: Mapping[str, Mapping[str, Numbers]],
@@ -131,6 +161,21 @@ class TargetLayers:
             done = quantize_weight(matrix if plan.channel_axis == 0 else matrix.T, plan, moment, None)
             back = done.encoding.dequantize(done.integers)
             yield torch.from_numpy((back if plan.channel_axis == 0 else back.T) / s).to(weight.device)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """The weight of a layer of a sum, and its input in the float graph."""
+
+    weight: str
+    source: str
+
+
+def _sums_of(plan: ComponentPlan) -> Iterator[tuple[_Term, ...]]:
+    sources = {t.tensor: t.scaled for t in plan.tensors if t.scaled}
+    weights = {t.activation: t.tensor for t in plan.tensors if t.terms}
+    for terms in {t.terms: None for t in plan.tensors if t.terms}:
+        yield tuple(_Term(weights[x], sources.get(x, x)) for x in terms)
 
 
 def target_layers(

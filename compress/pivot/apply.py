@@ -1,16 +1,14 @@
 """Plan and statistics → pivot: the quantized QDQ graphs, and the table of their encodings."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
-from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import Encoding, EncodingTable, Palette, encoding_for_range
-from pocketport.calibration.statistics import SecondMoment, Statistics
+from pocketport.calibration.statistics import Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.integer_cache import key_ranges, with_integer_cache
 from pocketport.compress.executors.ort_executor import Samples
@@ -20,7 +18,8 @@ from pocketport.compress.pivot.input_scaling import input_factors, scale_inputs
 from pocketport.compress.pivot.low_rank import LowRank, add_branch, rounded
 from pocketport.compress.pivot.qdq import QdqWriter
 from pocketport.compress.pivot.ranges import group_encodings
-from pocketport.compress.pivot.weights import QuantizedTensor, channel_scales, quantize_weight
+from pocketport.compress.pivot.weight_rounding import WeightRounding
+from pocketport.compress.pivot.weights import QuantizedTensor, channel_scales
 from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan
 from pocketport.errors import InputError, UsageError, VerificationError
 
@@ -127,15 +126,14 @@ class _Applier:
         progress: Callable[[int], None] | None,
         known: MutableMapping[str, QuantizedTensor] | None = None,
     ) -> None:
-        self._factors = input_factors(bundle, plan, statistics)
-        bundle, statistics = scale_inputs(bundle, plan, statistics, self._factors)
+        factors = input_factors(bundle, plan, statistics)
+        bundle, statistics = scale_inputs(bundle, plan, statistics, factors)
         self.bundle = bundle
         self._plan = plan
         self._statistics = statistics
         self._progress = progress
         self._done = 0
-        self._known = known
-        self._rounded: dict[str, QuantizedTensor] = {}
+        self._weights = WeightRounding(bundle, plan, statistics, factors, known)
         self.table = EncodingTable()
         self._ranges = group_encodings(bundle, plan, statistics)
 
@@ -162,7 +160,8 @@ class _Applier:
         rank = {TensorKind.ACTIVATION: 0, TensorKind.BIAS: 2}
         constants = {t.tensor: constant(values[t.tensor]) for t in tensors if t.kind is not TensorKind.ACTIVATION}
         biases = {t.partner: t for t in tensors if t.kind is TensorKind.BIAS}
-        for tensor in sorted(tensors, key=lambda t: rank.get(t.kind, 1) + (t.algorithm == "product")):
+        tensors.sort(key=lambda t: rank.get(t.kind, 1) + (t.algorithm == "product"))
+        for tensor in self._weights.ordered(plan.component, tensors):
             self._tensor(plan.component, tensor, values[tensor.tensor], constants, biases, writer)
             self._done += 1
             if self._progress:
@@ -183,7 +182,7 @@ class _Applier:
         if tensor.kind in (TensorKind.WEIGHT, TensorKind.TABLE):
             bias = biases.get(tensor.tensor)
             least = None if bias is None else self._least_scale(component, bias, constants)
-            done = self._weight(component, tensor, real, least)
+            done = self._weights.round(component, tensor, real, least)
             self._correct_bias(component, tensor, value, real, done, least, constants)
         elif tensor.algorithm == "product":
             done = self._product(component, tensor, real)
@@ -211,37 +210,6 @@ class _Applier:
             self.table.encodings[f"{component}/{factor.name}"] = encoding
             writer.constant(factor, integers, encoding)
 
-    def _weight(
-        self, component: str, tensor: TensorPlan, real: NDArray[np.float32], least: NDArray[np.float64] | None
-    ) -> QuantizedTensor:
-        """The same weight in several components is rounded once, on the data of them all.
-
-        Each component counts alike: decode's few rows make every token but the first.
-        """
-        twins = [(component, tensor), *self._twins(component, tensor, real)]
-        keys = sorted(f"{name}/{twin.tensor}" for name, twin in twins)
-        if least is None and keys[0] in self._rounded:
-            return self._rounded[keys[0]]
-        known = (self._statistics.moments.get(f"{name}/{twin.activation}") for name, twin in twins)
-        moments = [m.mean() for m in known if m is not None]
-        done = self._round(keys, real, tensor, reduce(SecondMoment.merged, moments) if moments else None, least)
-        if least is None and len(keys) > 1:
-            self._rounded[keys[0]] = done
-        return done
-
-    def _round(
-        self, keys: list[str], real: NDArray[np.float32], tensor: TensorPlan, moment: SecondMoment | None,
-        least: NDArray[np.float64] | None,
-    ) -> QuantizedTensor:  # fmt: skip
-        if self._known is None:
-            return quantize_weight(real, tensor, moment, least)
-        factors = self._factors.get(f"{keys[0].partition('/')[0]}/{tensor.activation}")
-        bounds = [hashlib.sha256(v.tobytes()).hexdigest() for v in (least, factors) if v is not None]
-        key = f"{keys} {tensor} {bounds}"
-        if key not in self._known:
-            self._known[key] = quantize_weight(real, tensor, moment, least)
-        return self._known[key]
-
     def _correct_bias(
         self, component: str, tensor: TensorPlan, value: ir.Value, real: NDArray[np.float32], done: QuantizedTensor,
         least: NDArray[np.float64] | None, constants: dict[str, NDArray[np.generic] | None],
@@ -258,7 +226,7 @@ class _Applier:
             new = corrected_bias(old, real, done.encoding.dequantize(done.integers), mean)
         source = f"{component}/{tensor.activation}"
         rows = self._statistics.rows.get(source)
-        if rows is not None and source in self.table and not any(self._twins(component, tensor, real)):
+        if rows is not None and source in self.table and not any(self._weights.twins(component, tensor, real)):
             error = mean_rounding_error(rows, self.table[source])
             new = (new - mean_output(next(iter(value.uses())).node, real, error)).astype(np.float32)
         if new is old:
@@ -268,16 +236,6 @@ class _Applier:
         bias.const_value = ir.tensor(new, name=bias.name)
         if bias.name in constants:
             constants[bias.name] = new
-
-    def _twins(self, component: str, tensor: TensorPlan, real: NDArray[np.float32]) -> Iterator[tuple[str, TensorPlan]]:
-        """The weights of other components that have the same name, plan and values."""
-        for other in self._plan:
-            for twin in other.tensors if other.component != component else ():
-                if twin.written_like(tensor):
-                    value = self.bundle[other.component].graph.graph.initializers.get(twin.tensor)
-                    values = constant(value)
-                    if values is not None and np.array_equal(values, real):
-                        yield other.component, twin
 
     def _least_scale(
         self, component: str, bias: TensorPlan, constants: Mapping[str, NDArray[np.generic] | None]

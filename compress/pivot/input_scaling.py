@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pocketport.calibration.encodings import INTEGER_RANGES
 from pocketport.calibration.observers import Histogram
-from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics
+from pocketport.calibration.statistics import ChannelRange, SecondMoment, Statistics, side_by_side
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import clone_graph, constant
 from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan
@@ -275,7 +275,23 @@ def _scaled_statistics(statistics: Statistics, plan: Plan, factors: Mapping[str,
             if tensor.kind is TensorKind.WEIGHT and source in factors and key in made.taps:
                 taps = made.taps[key]
                 made.taps[key] = taps / factors[source].reshape(-1, *(1,) * (taps.ndim - 1))
+        for terms in {t.terms for t in component.tensors if t.terms}:
+            _scale_together(made, component, terms, factors)
     return made
+
+
+def _scale_together(
+    statistics: Statistics, plan: ComponentPlan, terms: Sequence[str], factors: Mapping[str, Numbers]
+) -> None:
+    """Add the moments of inputs side by side of which some are scaled."""
+    sources = {t.tensor: t.scaled for t in plan.tensors if t.scaled}
+    unscaled = f"{plan.component}/{side_by_side(sources.get(x, x) for x in terms)}"
+    if sources.keys().isdisjoint(terms) or unscaled not in statistics.moments:
+        return
+    keys = [f"{plan.component}/{x}" for x in terms]
+    s = np.concatenate([factors.get(key, np.ones_like(statistics.moments[key].diagonal)) for key in keys])
+    key = f"{plan.component}/{side_by_side(terms)}"
+    statistics.moments[key] = _scaled_moment(statistics.moments[unscaled], s)
 
 
 def _scaled_moment(moment: SecondMoment, factors: Numbers) -> SecondMoment:

@@ -47,15 +47,20 @@ def quantize_weight(
     done = _rounded(weight, plan, moment, least_scale)
     if not plan.rank:
         return done
-    error = _as_matrix(weight - done.encoding.dequantize(done.integers), plan)
+    error = as_matrix(weight - done.encoding.dequantize(done.integers), plan)
     importance, hessian = _input_moments(moment, error.shape, weight.shape, plan.op)
     return replace(done, correction=low_rank(error, importance if hessian is None else hessian, plan.rank))
 
 
-def _as_matrix(weight: NDArray[np.floating], plan: TensorPlan) -> NDArray[np.float32]:
-    """Output channels first, [N, K]."""
+def as_matrix(weight: NDArray[np.floating], plan: TensorPlan) -> NDArray[np.float32]:
+    """A weight with the output channels first, [N, K]."""
     moved = np.moveaxis(np.asarray(weight, np.float32), plan.channel_axis or 0, 0)
     return np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+
+
+def as_laid(matrix: NDArray[np.float32], plan: TensorPlan) -> NDArray[np.float32]:
+    """A linear layer's matrix [N, K] as its weight lies in the graph."""
+    return np.moveaxis(matrix, 0, plan.channel_axis or 0)
 
 
 def _rounded(
@@ -63,7 +68,7 @@ def _rounded(
 ) -> QuantizedTensor:
     channel = plan.channel_axis or 0
     moved = np.moveaxis(np.asarray(weight, np.float32), channel, 0)
-    matrix = _as_matrix(weight, plan)
+    matrix = as_matrix(weight, plan)
     columns = matrix.shape[1]
     importance, hessian = _input_moments(moment, matrix.shape, np.asarray(weight).shape, plan.op)
     if plan.algorithm == "gptq" and not plan.on_samples and hessian is None:

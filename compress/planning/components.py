@@ -17,6 +17,7 @@ from pocketport.compress.planning.legality import Legality, WeightRule
 from pocketport.compress.planning.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.planning.regions import Groups, Regions, find_regions, join_moved
 from pocketport.compress.planning.settling import LANGUAGE_ROLES, Settled, Settler
+from pocketport.compress.planning.sums import rounded_together
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.reconstruction.options import OPTIONS, read_options, rounds_on_samples
 from pocketport.compress.schemes import Granularity
@@ -341,7 +342,8 @@ class _ComponentPlanner:
             for name in self._values if name in self.regions.quantized or name in self.regions.kept_float
         ]  # fmt: skip
         self._check_integers(activations)
-        return ComponentPlan(self.name, str(self._default.scheme), (*self._constants(groups), *activations))
+        constants = rounded_together(self.graph, list(self._constants(groups)))
+        return ComponentPlan(self.name, str(self._default.scheme), (*constants, *activations))
 
     def _check_integers(self, activations: Sequence[TensorPlan]) -> None:
         """A scheme with integer activations that leaves them all float would be a silent no-op."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pocketport.calibration.capture import Selection
 from pocketport.calibration.observers import EXTREMES
+from pocketport.calibration.statistics import side_by_side
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.cache.nodes import KEY
 from pocketport.compress.planning.legality import Legality
@@ -53,6 +54,8 @@ class TensorPlan:
         activation: activation that meets this constant at `node`: the x of s_x · s_w and of the Hessian.
         partner: for biases: the weight of the same node.
         rank: of the correction in 8 bits beside a weight; 0: it has none. See `compress.pivot.low_rank`.
+        terms: for the weight of a layer whose output is added to others' which are rounded together with it: the activations
+            of all of them, in the order of the graph; empty for any other. See `compress.pivot.sums`.
         scaled: for an activation that is divided by a factor a channel before it is rounded: the tensor without that.
         why: the rule or legality that this comes from.
         elements: number of elements (0 where not static).
@@ -79,6 +82,7 @@ class TensorPlan:
     group: str = ""
     activation: str = ""
     partner: str = ""
+    terms: tuple[str, ...] = ()
     scaled: str = ""
     rank: int = 0
     elements: int = 0
@@ -177,8 +181,11 @@ class Plan:
         wanted: dict[str, list[str]] = {}
         for component in self.components:
             sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
-            inputs = {t.activation for t in component.tensors if t.rank or (t.algorithm == "gptq" and not t.on_samples)}
-            names = sorted({sources.get(name, name) for name in inputs})
+            inputs = {
+                t.terms or (t.activation,) for t in component.tensors
+                if t.rank or t.terms or (t.algorithm == "gptq" and not t.on_samples)
+            }  # fmt: skip
+            names = sorted({side_by_side(sources.get(name, name) for name in together) for together in inputs})
             if names:
                 wanted[component.component] = names
         return wanted
@@ -225,7 +232,12 @@ class Plan:
 def _tensor(document: Mapping[str, Any]) -> TensorPlan:
     fixed = document["fixed"]
     return TensorPlan(
-        **{**document, "kind": TensorKind(document["kind"]), "fixed": None if fixed is None else tuple(fixed)}
+        **{
+            **document,
+            "kind": TensorKind(document["kind"]),
+            "fixed": None if fixed is None else tuple(fixed),
+            "terms": tuple(document["terms"]),
+        }
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from pocketport.calibration import capture
 from pocketport.calibration.capture import Selection, calibrate
 from pocketport.calibration.observers import Histogram
-from pocketport.calibration.statistics import Statistics
+from pocketport.calibration.statistics import Statistics, side_by_side
 from pocketport.compress.builder import GraphBuilder
 from pocketport.errors import InputError, UsageError
 
@@ -56,6 +56,33 @@ def test_histograms_and_moments_are_those_of_numpy(monkeypatch: pytest.MonkeyPat
     assert first.full is None and np.allclose(first.diagonal, np.square(inputs).sum((0, 1)), rtol=1e-5)
     assert statistics.samples == {"main": 3}
     assert "main/moved" not in statistics.histograms  # a Reshape repeats the values of its input
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_moments_of_tensors_side_by_side(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    """Even where no two tensors fit into one run; padding is left out."""
+    monkeypatch.setattr(capture, "CHUNK_BYTES", chunk_bytes)
+    rng = np.random.default_rng(3)
+    g = GraphBuilder("main")
+    x, mask = g.input("x", (4, 6)), g.input("attention_mask", (4,))
+    a, between, b = (g.node(op, [x], name) for op, name in (("Relu", "a"), ("Tanh", "between"), ("Neg", "b")))
+    for value in (a, between, b, x):
+        weight = g.weight(f"{value.name}.weight", rng.standard_normal((6, 2)).astype(np.float32))
+        g.output(g.node("MatMul", [value, weight], f"{value.name}.y"))
+    g.output(g.node("Neg", [mask], "negated"))
+    values = rng.standard_normal((3, 4, 6)).astype(np.float32)
+    masked = np.array([0, 1, 1, 1], np.float32)
+    feeds = [("main", {"x": v, "attention_mask": masked}) for v in values]
+    names = [side_by_side(together) for together in (("a", "b"), ("b", "x"), ("x", "between"))]
+    statistics = calibrate({"main": g.finish()}, feeds, hessians={"main": names})
+    rows = values[:, 1:].reshape(-1, 6)
+    known = {"a": np.maximum(rows, 0), "b": -rows, "x": rows, "between": np.tanh(rows)}
+    for name in names:
+        expected = np.concatenate([known[part] for part in name.split(" + ")], axis=1)
+        found = statistics.moments[f"main/{name}"]
+        assert found.rows == len(rows) == 9 and found.full is not None
+        np.testing.assert_allclose(found.full, expected.T @ expected, rtol=1e-4, atol=1e-5)
+    assert all(statistics.moments[f"main/{part}"].rows == 9 for part in known)  # each once, in whatever runs
 
 
 def test_more_samples_take_no_more_memory() -> None:

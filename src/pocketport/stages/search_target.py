@@ -11,6 +11,7 @@ from torch import Tensor
 from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.mixed_precision.pairs import Effects
 from pocketport.compress.mixed_precision.sensitivity import Errors, Inputs, Rounder
+from pocketport.compress.mixed_precision.summed_inputs import Sum
 from pocketport.compress.mixed_precision.target import target_layers
 from pocketport.compress.pivot.input_scaling import Numbers
 from pocketport.compress.planning.plan import Plan, make_plan
@@ -45,7 +46,7 @@ class Objective(Protocol):
 
     def losses(
         self, schemes: Mapping[str, Mapping[str, Sequence[str]]], rounder: Callable[[str], Rounder], scratch: Path,
-        advance: Callable[[int], None],
+        advance: Callable[[int], None], sums: Mapping[str, Sequence[Sum]],
     ) -> Losses:  # fmt: skip
         """Errors and effects by ``component/weight``.
 
@@ -54,6 +55,7 @@ class Objective(Protocol):
             rounder: of a component.
             scratch: a file for what memory is short for; others beside it begin with its name.
             advance: called with the number of weights done.
+            sums: of each component those layers that are rounded one after the other.
         """
         ...
 
@@ -126,13 +128,17 @@ class TargetSearch:
         key, total = "sensitivities", sum(map(len, schemes.values()))
         self.context.progress.start(key, "errors of every layer in every scheme", total)
         plans = {s: {k: asdict(t) for k, t in own.items()} for s, own in self.found.plans.items()}
-        inputs = {
+        inputs: dict[str, Any] = {
             "bundle": self._bundled.digest, "objective": type(self.objective).__name__, "data": self.objective.fingerprint,
             "schemes": schemes, "plans": plans,
         }  # fmt: skip
         factors: dict[str, dict[str, Numbers]] = {}
-        if self.found.scales_inputs:
-            factors = self.found.factors(self.bundle, load_statistics(calibrate(self.context, self._bundled, {})))
+        sums: dict[str, list[Sum]] = {}
+        if self.found.scales_inputs or self.found.summed:
+            calibrated = calibrate(self.context, self._bundled, dict(self.found.whole))
+            inputs["statistics"], statistics = calibrated.digest, load_statistics(calibrated)
+            factors = self.found.factors(self.bundle, statistics)
+            sums = {name: self.found.sums(name, statistics) for name in self.found.components}
 
         def produce(directory: Path) -> None:
             advance = partial(self.context.progress.advance, key)
@@ -140,7 +146,7 @@ class TargetSearch:
             def rounder(component: str) -> Rounder:
                 return partial(self._rounded, factors, component)
 
-            save_losses(self.objective.losses(schemes, rounder, directory / ".activations", advance), directory)
+            save_losses(self.objective.losses(schemes, rounder, directory / ".activations", advance, sums), directory)
 
         by_key = {f"{name}/{weight}": own for name, weights in schemes.items() for weight, own in weights.items()}
         errors, effects = load_losses(self._stage(key, inputs, produce).path, by_key)

@@ -14,6 +14,7 @@ from pocketport.compress.families.registry import chat_of
 from pocketport.compress.mixed_precision.linked_calls import PREFILL
 from pocketport.compress.mixed_precision.next_token import Quality
 from pocketport.compress.mixed_precision.sensitivity import Errors, Rounder, Sensitivities
+from pocketport.compress.mixed_precision.summed_inputs import Sum
 from pocketport.files import write_json
 from pocketport.stages.answer_gradients import AnswerGradients, answers_of
 from pocketport.stages.context import Context
@@ -61,14 +62,16 @@ class AnswerDivergence:
 
     def losses(
         self, schemes: Mapping[str, Mapping[str, Sequence[str]]], rounder: Callable[[str], Rounder], scratch: Path,
-        advance: Callable[[int], None],
+        advance: Callable[[int], None], sums: Mapping[str, Sequence[Sum]],
     ) -> Losses:  # fmt: skip
         """See `Objective`."""
         found: dict[str, Sensitivities] = {}
 
         def visitor(name: str, count: int, activations: Activations) -> Sensitivities:
             own = partial(_advance, advance, found, name)
-            found[name] = Sensitivities(schemes.get(name, {}), rounder(name), count, activations, own)
+            found[name] = Sensitivities(
+                schemes.get(name, {}), rounder(name), count, activations, own, sums.get(name, ())
+            )
             return found[name]
 
         AnswerGradients(self._bundle, self.samples, self._context.request).show(scratch, visitor)

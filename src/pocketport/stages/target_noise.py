@@ -16,6 +16,7 @@ from pocketport.compress.families.registry import family_named
 from pocketport.compress.mixed_precision.outputs import output_gradient
 from pocketport.compress.mixed_precision.sensitivity import Errors, Rounder, Sensitivities
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
+from pocketport.compress.mixed_precision.summed_inputs import Sum
 from pocketport.compress.structure import is_float
 from pocketport.compress.torch_device import best_device
 from pocketport.data import load_data
@@ -49,14 +50,14 @@ class OutputNoise:
 
     def losses(
         self, schemes: Mapping[str, Mapping[str, Sequence[str]]], rounder: Callable[[str], Rounder], scratch: Path,
-        advance: Callable[[int], None],
+        advance: Callable[[int], None], sums: Mapping[str, Sequence[Sum]],
     ) -> Losses:  # fmt: skip
         """See `Objective`; samples' effects are not known, for each component has samples of its own."""
         errors: dict[str, dict[str, Errors]] = {}
         for name in self._components:
             feeds = islice((f for component, f in self._data.calibration() if component == name), SAMPLES)
             own = partial(_advance, advance, len(errors))
-            found = self._of_component(name, feeds, schemes[name], rounder(name), scratch, own)
+            found = self._of_component(name, feeds, schemes[name], rounder(name), scratch, own, sums.get(name, ()))
             errors |= {f"{name}/{weight}": one for weight, one in found.errors.items()}
         return errors, {}
 
@@ -70,7 +71,7 @@ class OutputNoise:
 
     def _of_component(
         self, name: str, feeds: Iterator[Arrays], schemes: Mapping[str, Sequence[str]], rounder: Rounder, scratch: Path,
-        advance: Callable[[int], None],
+        advance: Callable[[int], None], sums: Sequence[Sum],
     ) -> Sensitivities:  # fmt: skip
         graph = self._bundle[name].graph
         outputs = [v.name or "" for v in graph.graph.outputs if is_float(v)]
@@ -79,7 +80,7 @@ class OutputNoise:
         budget = int(ACTIVATION_SHARE * memory_limit(self._context.request))
         with Activations(scratch, budget) as activations:
             stream = Stream(lambda _: graph, _kept(feeds, fed), outputs, activations, best_device())
-            sensitivities = Sensitivities(schemes, rounder, stream.count, activations, advance)
+            sensitivities = Sensitivities(schemes, rounder, stream.count, activations, advance, sums)
             stream.forward()
             for sample in range(stream.count):
                 values = {
