@@ -11,7 +11,7 @@ that gains anything; then some layers of the best solution are drawn anew, and s
 and Stützle 2003, doi 10.1007/0-306-48056-5_11).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from pocketport.compress.mixed_precision.sensitivity import LOSS, Errors
 PAIRS = "pairs"
 RESTARTS = 100
 DRAWN = 4  # layers at a time
+ROWS = 64  # of a matrix of pairs, gone through at a time
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -156,8 +157,6 @@ class _Search:
 
     def __init__(self, choices: Choices, budget: float) -> None:
         self._choices, self._budget = choices, budget * (1 + SLACK)
-        self._others = choices.owners[:, None] != choices.owners
-        np.fill_diagonal(self._others, True)  # one layer alone may change too
 
     def drawn(self, chosen: Places, generator: np.random.Generator) -> Places:
         """Some layers drawn anew, and then others, one after the other, made as cheap as can be until all fit."""
@@ -173,16 +172,47 @@ class _Search:
 
     def descended(self, start: Places) -> Places:
         """With one or two layers at a time changed, whichever gain most within the budget, while that gains anything."""
-        chosen, matrix, owners = start.copy(), self._choices.matrix, self._choices.owners
+        choices, chosen = self._choices, start.copy()
+        owners, crossed = choices.owners, self._crossed(start)
+        diagonal = np.arange(len(owners))
         while True:
-            present = chosen[owners]
-            gains, costs = self._choices.changes(chosen), self._choices.costs - self._choices.costs[present]
-            crossed = matrix - matrix[:, present] - matrix[present] + matrix[np.ix_(present, present)]
-            changes, taken = gains[:, None] + gains + 2 * crossed, costs[:, None] + costs
-            np.fill_diagonal(changes, gains)
-            np.fill_diagonal(taken, costs)
-            changes[~self._others | (taken > self._budget - self._choices.costs[chosen].sum())] = np.inf
-            first, second = divmod(int(np.argmin(changes)), len(owners))
-            if not changes[first, second] < -SLACK * abs(self._choices.loss(chosen)):
+            gains, costs = choices.changes(chosen), choices.costs - choices.costs[chosen[owners]]
+            crossed[diagonal, diagonal] = -gains  # one layer alone may change too, which adds its gain once
+            best, first, second = self._best_pair(gains, costs, crossed, self._budget - choices.costs[chosen].sum())
+            if not best < -SLACK * abs(choices.loss(chosen)):
                 return chosen
             chosen[owners[first]], chosen[owners[second]] = first, second
+            self._cross(crossed, chosen, (owners[first], owners[second]))
+
+    @staticmethod
+    def _best_pair(gains: Floats, costs: Floats, crossed: Floats, room: float) -> tuple[float, int, int]:
+        """The least that two choices add together, and which; or one, twice. Pairs are gone through as a cache holds them."""
+        found = []
+        for start in range(0, len(gains), ROWS):
+            rows = slice(start, start + ROWS)
+            changes = np.add.outer(gains[rows], gains[start:])
+            changes += crossed[rows, start:]
+            taken = np.add.outer(costs[rows], costs[start:])
+            np.fill_diagonal(taken, costs[rows])
+            np.putmask(changes, taken > room, np.inf)
+            first, second = divmod(int(np.argmin(changes)), changes.shape[1])
+            found.append((float(changes[first, second]), start + first, start + second))
+        return min(found)
+
+    def _crossed(self, chosen: Places) -> Floats:
+        """What two choices add together beyond what each of them adds, [C, C]; two of one layer there can't be."""
+        matrix, owners = self._choices.matrix, self._choices.owners
+        present = chosen[owners]
+        crossed: Floats = 2 * (matrix - matrix[:, present] - matrix[present] + matrix[np.ix_(present, present)])
+        crossed[owners[:, None] == owners] = np.inf
+        return crossed
+
+    def _cross(self, crossed: Floats, chosen: Places, layers: Iterable[int]) -> None:
+        """The same again in place, where some layers have another choice now."""
+        matrix, owners = self._choices.matrix, self._choices.owners
+        present = chosen[owners]
+        for layer in layers:
+            own, now = owners == layer, chosen[layer]
+            rows = 2 * (matrix[own] - matrix[own][:, present] - matrix[now] + matrix[now, present])
+            rows[:, own] = np.inf
+            crossed[own], crossed[:, own] = rows, rows.T
