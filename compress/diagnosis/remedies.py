@@ -67,7 +67,7 @@ def remedies(
             *_palettes(leader, scheme, legality),
         ]
         found += [*_more_bits(scheme, legality), *_float_weight(legality)]
-        members = [leader]
+        members = [t for t in switch.tensors if t.kind is TensorKind.WEIGHT]
     elif leader.kind is TensorKind.CONSTANT:
         found, members = [*_wider(scheme, legality), *_float_activation(scheme, legality)], [leader]
     else:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pocketport.calibration.statistics import side_by_side
 from pocketport.compress.diagnosis.samples import Samples, output_noise
 from pocketport.compress.executors.ort_executor import OrtExecutor
 from pocketport.compress.graph import clone_graph, constant
@@ -20,7 +21,8 @@ FLAGS = "switches"  # the graph input that turns roundings on
 class Switch:
     """Tensors that are rounded together or not at all.
 
-    Activations that hold the same data share an encoding, and a bias goes along with its layer's weight.
+    Activations that hold the same data share an encoding, and a bias goes along with its layer's weight. The weights of a
+    sum make up for each other's rounding.
 
     Attributes:
         tensors: their plans, the one that the others follow first.
@@ -34,6 +36,11 @@ class Switch:
         return self.tensors[0]
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        """Those among them that are weights."""
+        return tuple(t.tensor for t in self.tensors if t.kind is TensorKind.WEIGHT)
+
+    @property
     def is_activation(self) -> bool:
         """Whether calibration, and not only the weights, decides about its range."""
         return self.leader.kind is TensorKind.ACTIVATION
@@ -42,9 +49,11 @@ class Switch:
 def switches_of(plan: ComponentPlan) -> list[Switch]:
     """Every quantized tensor of the component in one switch; constants first, then activations in graph order."""
     groups: dict[str, list[TensorPlan]] = {}
+    sums = {t.tensor: side_by_side(t.terms) for t in plan.tensors if t.terms}
     for tensor in plan.tensors:
         if tensor.quantized:
-            groups.setdefault(tensor.group or tensor.partner or tensor.tensor, []).append(tensor)
+            weight = tensor.partner or tensor.tensor
+            groups.setdefault(tensor.group or sums.get(weight, weight), []).append(tensor)
     rank = (TensorKind.ACTIVATION, TensorKind.WEIGHT, TensorKind.TABLE, TensorKind.NORM, TensorKind.CONSTANT)
     leading = {kind: index for index, kind in enumerate(rank)}
     return [Switch(tuple(sorted(g, key=lambda t: leading.get(t.kind, len(rank))))) for g in groups.values()]
@@ -96,7 +105,7 @@ class SwitchedGraph:
                 else:
                     self._stored(tensor.tensor, self._values[f"{tensor.tensor}/dq"], flag)
             for bias, weight in corrected.items():
-                if weight == switch.leader.tensor:
+                if weight in switch.weights:
                     self._stored(bias, copy.graph.initializers[bias], flag)
         copy.graph.sort()
         self._executor = OrtExecutor(copy)

@@ -26,7 +26,7 @@ class TensorError:
         plan: what was done to it.
         switch: index of its switch in `switches_of` the component.
         local_db: SQNR of its own rounding, given float inputs. Of an activation: of itself. Of a weight, with its bias:
-            of what its node makes of float inputs when nothing else is rounded.
+            of what its node makes of float inputs when nothing else is rounded; of the weights of a sum: of their sum.
         cumulative_db: SQNR in the pivot, with all roundings before it and its own. Of a weight: of what its node makes.
     """
 
@@ -85,14 +85,22 @@ class FloatProbe:
         copy = clone_graph(reference)
         made = {v.name or "": v for node in copy.graph for v in node.outputs}
         inputs = {v.name for v in copy.graph.inputs}
-        self.results: dict[str, str] = {}  # constant → what its node makes
+        self.results: dict[str, str] = {}  # constant → what its node makes; weights of a sum: what adds up the last one
+        self.pairs: dict[str, tuple[str, str]] = {}  # constant → that, and the same where it alone is rounded
         outputs = {t.tensor: made[t.tensor] for t in self.activations if t.tensor not in inputs}
         for switch in self.constants:
-            node, alone = self._alone(copy, switch)
-            result = node.outputs[0]
-            self.results[switch.leader.tensor] = result.name or ""
-            outputs[result.name or ""] = result
-            outputs[_alone_name(switch.leader.tensor)] = alone
+            leader, nodes = switch.leader.tensor, self._nodes(copy, switch)
+            result, alone = nodes[0].outputs[0], self._alone(copy, switch, nodes[0])
+            self.results[leader] = result.name or ""
+            if len(nodes) > 1:
+                twins = [alone, *(self._alone(copy, switch, node) for node in nodes[1:])]
+                self.results[leader] = next(iter(nodes[-1].outputs[0].uses())).node.outputs[0].name or ""
+                result, alone = (
+                    _added(copy, values, f"{leader}/{kind}")
+                    for kind, values in (("sum", [node.outputs[0] for node in nodes]), ("alone sum", twins))
+                )
+            self.pairs[leader] = result.name or "", alone.name or ""
+            outputs |= {value.name or "": value for value in (result, alone)}
         copy.graph.outputs[:] = list(outputs.values())
         copy.graph.sort()
         self._executor = OrtExecutor(copy)
@@ -117,30 +125,35 @@ class FloatProbe:
             return np.asarray(constant(self.pivot.graph.initializers[tensor]))
         return self.written(tensor).dequantize(stored.astype(np.int32))
 
-    def _alone(self, copy: ir.Model, switch: Switch) -> tuple[ir.Node, ir.Value]:
-        """The first node that reads a constant, and a twin of it that reads the rounded one (and the bias with it)."""
+    @staticmethod
+    def _nodes(copy: ir.Model, switch: Switch) -> list[ir.Node]:
+        """The first node that reads a constant; of the weights of a sum that of each."""
+        wanted = switch.weights if len(switch.weights) > 1 else (switch.leader.tensor,)
+        return [next(n for n in copy.graph if any(v is not None and v.name == w for v in n.inputs)) for w in wanted]
+
+    def _alone(self, copy: ir.Model, switch: Switch, node: ir.Node) -> ir.Value:
+        """What a twin of the node makes that reads what is rounded together."""
         leader = switch.leader.tensor
-        node = next(n for n in copy.graph if any(v is not None and v.name == leader for v in n.inputs))
-        names = {t.tensor for t in switch.tensors} | {b for b, w in self._corrected.items() if w == leader}
+        names = {t.tensor for t in switch.tensors} | {b for b, w in self._corrected.items() if w in switch.weights}
+        prefix = f"{leader}/alone/{node.name}"
         inputs: list[ir.Value | None] = []
         for value in node.inputs:
             if value is None or value.name not in names:
                 inputs.append(value)
                 continue
             array = self.rounded(value.name or "").astype(np.asarray(constant(value)).dtype)
-            tensor = ir.tensor(array, name=f"{leader}/alone/{value.name}")
+            tensor = ir.tensor(array, name=f"{prefix}/{value.name}")
             stored = ir.Value(name=tensor.name, shape=value.shape, type=value.type, const_value=tensor)
             copy.graph.register_initializer(stored)
             inputs.append(stored)
         twin = ir.Node(
-            node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs),
-            name=_alone_name(leader),
-        )  # fmt: skip
+            node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs), name=prefix
+        )
         for output, own in zip(twin.outputs, node.outputs, strict=True):
-            output.name = _alone_name(leader) if own is node.outputs[0] else f"{_alone_name(leader)}/{own.name}"
+            output.name = f"{prefix}/{own.name}"
             output.shape, output.type = own.shape, own.type
         copy.graph.append(twin)
-        return node, twin.outputs[0]
+        return twin.outputs[0]
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Tensors by name; graph inputs among them."""
@@ -148,8 +161,12 @@ class FloatProbe:
         return {**{k: np.asarray(v) for k, v in feeds.items()}, **self._executor.run(wanted)}
 
 
-def _alone_name(tensor: str) -> str:
-    return f"{tensor}/alone"
+def _added(copy: ir.Model, values: Sequence[ir.Value], name: str) -> ir.Value:
+    node = ir.node("Sum", values, name=name)
+    total = node.outputs[0]
+    total.name, total.shape, total.type = name, values[0].shape, values[0].type
+    copy.graph.append(node)
+    return total
 
 
 def tensor_errors(probe: FloatProbe, pivot: ir.Model, feeds: Sequence[Arrays]) -> list[TensorError]:
@@ -176,8 +193,8 @@ def tensor_errors(probe: FloatProbe, pivot: ir.Model, feeds: Sequence[Arrays]) -
                 real = np.asarray(tensors[plan.tensor], np.float32)
                 encoding = probe.encoding(plan.tensor)
                 add(plan.tensor, real, encoding.dequantize(encoding.quantize(real)))
-        for constant_name, result in probe.results.items():
-            add(constant_name, tensors[result], tensors[_alone_name(constant_name)])
+        for constant_name, (result, alone) in probe.pairs.items():
+            add(constant_name, tensors[result], tensors[alone])
     found = []
     for index, switch in enumerate(probe.switches):
         for plan in switch.tensors if switch.is_activation else switch.tensors[:1]:

@@ -24,7 +24,8 @@ def rounded_together(graph: ir.Model, constants: Sequence[TensorPlan]) -> list[T
         own = [weights[name] for name in names if name in weights]
         if len(own) > 1 and any(t.algorithm == "gptq" for t in own):
             terms |= dict.fromkeys((t.tensor for t in own), tuple(t.activation for t in own))
-    return [replace(t, terms=terms[t.tensor]) if t.tensor in terms else t for t in constants]
+    why = "rounded together with the layers that are added to it"
+    return [replace(t, terms=terms[t.tensor], why=f"{t.why}; {why}") if t.tensor in terms else t for t in constants]
 
 
 def summed_layers(graph: ir.Model) -> list[tuple[ir.Node, ...]]:

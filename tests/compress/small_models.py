@@ -1,6 +1,7 @@
 """Small float bundles for the quantization tests."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.planning.legality import Legality
 
 ROWS, WIDTH, VOCAB, HEADS = 8, 32, 64, 2
+TERMS = (32, 48, 16)
 
 
 def legality(**changes: object) -> Legality:
@@ -126,6 +128,28 @@ def cached_bundle() -> tuple[ModelBundle, list[tuple[str, dict[str, np.ndarray]]
     bundle.shared = [["prefill/present_key", "decode/past_key", "decode/present_key"]]
     feeds = [("prefill", block_feeds(rng)) for _ in range(3)]
     return bundle, [*feeds, *(("decode", block_feeds(rng, cached=True)) for _ in range(3))]
+
+
+def summed(*, parts: bool, relu: bool = False) -> tuple[ModelBundle, list[tuple[str, Arrays]]]:
+    """y = Σ Wₚ·xₚ of `TERMS` columns each, or of one tensor that is all of them, from the same source; layouts differ."""
+    fixed = np.random.default_rng(1)
+    g = GraphBuilder("main")
+    spread = fixed.standard_normal((24, sum(TERMS))).astype(np.float32)
+    weight = fixed.standard_normal((32, sum(TERMS))).astype(np.float32)
+    source = g.input("source", (ROWS, 24))
+    total = None
+    cuts = np.cumsum((0, *(TERMS if parts else (sum(TERMS),))))
+    for p, (first, last) in enumerate(pairwise(cuts)):
+        hidden = g.node("MatMul", [source, g.weight(f"spread.{p}", spread[:, first:last].copy())], f"hidden.{p}")
+        x = g.node("Relu", [hidden], f"x.{p}") if relu else hidden
+        own = g.weight(f"w.{p}", weight[:, first:last].copy() if p else weight[:, first:last].T.copy())
+        bias = [g.weight("bias", fixed.standard_normal(32).astype(np.float32))] if p == 0 else []
+        layer = g.node("Gemm", [x, own, *bias], f"down.{p}", transB=int(p > 0))
+        total = layer if total is None else g.node("Add", [total, layer], f"sum.{p}")
+    assert total is not None
+    g.output(g.node("Identity", [total], "end", output="y"))
+    feeds = [("main", {"source": fixed.standard_normal((ROWS, 24)).astype(np.float32)}) for _ in range(40)]
+    return bundle_of(main=g.finish()), feeds
 
 
 def produced(graph: ir.Model) -> Iterator[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from roundings import Samples, as_proto, quantized, run
-from small_models import block_bundle, legality
+from small_models import block_bundle, legality, summed
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
@@ -47,6 +47,12 @@ def test_a_remedy_speaks_about_every_node_that_holds_the_data() -> None:
     wider = next(r for r in remedies("main", switch_of(plan, "k_proj"), legality()) if r.name == "16-bit activation")
     assert {rule.name for rule in wider.rules} >= {"k_proj", "k.split", "k.heads", "k.transposed"}
     assert {(rule.component, rule.scheme) for rule in wider.rules} == {("main", "w8a16")} and wider.cost is Cost.BITS
+
+
+def test_a_remedy_speaks_about_all_layers_of_a_sum() -> None:
+    _, _, plan, _ = quantized(summed(parts=True), "w4cfp32")
+    finer = next(r for r in remedies("main", switch_of(plan, "w.1"), legality(), columns=32) if r.name == "blocks of 16")
+    assert {rule.name for rule in finer.rules} == {"down.0", "down.1", "down.2"}
 
 
 def test_what_pays_is_kept_and_holds_when_applied_whole(tmp_path: Path) -> None:

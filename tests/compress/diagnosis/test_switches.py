@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from roundings import Samples, as_proto, quantized, run, stored, with_constants
-from small_models import block_bundle, cached_bundle, cnn_bundle
+from small_models import block_bundle, cached_bundle, cnn_bundle, summed
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.metrics import sqnr_db
@@ -96,3 +96,20 @@ def test_what_holds_the_same_data_is_one_switch() -> None:
     _, _, plan, _ = quantized(block_bundle(), "w8a8")
     names = [{t.tensor for t in s.tensors} for s in switches_of(plan["main"])]
     assert {"k_proj", "k.split", "k.heads", "k.transposed", "present_key"} <= next(n for n in names if "k_proj" in n)
+
+
+def test_the_weights_of_a_sum_are_one_switch(tmp_path: Path) -> None:
+    """One of them alone has in it what it makes up for of the others."""
+    source = summed(parts=True)
+    bundle, pivot, plan, _ = quantized(source, "w4cfp32")
+    names = {f"w.{p}" for p in range(3)}
+    switched = SwitchedGraph(bundle["main"].graph, pivot["main"].graph, plan["main"])
+    (index,) = [i for i, s in enumerate(switched.switches) if names & set(s.weights)]
+    assert set(switched.switches[index].weights) == names
+    feeds = [f for _, f in source[1][:4]]
+    proto, quantized_proto = (as_proto(b["main"].graph, tmp_path) for b in (bundle, pivot))
+    edited = with_constants(proto, {n: stored(quantized_proto, n) for n in names})
+    samples = Samples(bundle["main"].graph, feeds, tmp_path)
+    got = [run(edited, f) for f in feeds]
+    expected = sqnr_db(samples.used(samples.outputs, "y"), samples.used(got, "y"))
+    assert noise_db(switched.noise(samples, [index])["y"]) == pytest.approx(expected, abs=0.01)

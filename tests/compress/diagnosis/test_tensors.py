@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from roundings import as_proto, quantized, rounded, run, stored, with_constants
-from small_models import block_bundle, cnn_bundle
+from small_models import block_bundle, cnn_bundle, summed
 
 from pocketport.calibration.encodings import encoding_for_range
 from pocketport.calibration.metrics import sqnr_db
@@ -55,6 +55,20 @@ def test_local_and_cumulative_are_those_of_onnxruntime(make, scheme: str, tmp_pa
         after = [run(edited, f, [result]) for f in feeds]
         expected = sqnr_db(joined(before, result), joined(after, result))
         assert found[name].local_db == pytest.approx(expected, abs=0.05), name
+
+
+def test_weights_of_a_sum_are_judged_by_the_sum(tmp_path: Path) -> None:
+    source = summed(parts=True)
+    bundle, pivot, plan, table = quantized(source, "w4cfp32")
+    graph, feeds = bundle["main"].graph, [f for _, f in source[1][:4]]
+    probe = FloatProbe(graph, pivot["main"].graph, plan["main"], table)
+    found = {e.plan.tensor: e for e in tensor_errors(probe, pivot["main"].graph, feeds)}
+    assert found.keys() == {"w.0", *(f"spread.{p}" for p in range(3))}
+    proto, quantized_proto = as_proto(graph, tmp_path), as_proto(pivot["main"].graph, tmp_path)
+    edited = with_constants(proto, {f"w.{p}": stored(quantized_proto, f"w.{p}") for p in range(3)})
+    floats, alone, pivots = ([{"y": run(p, f)["y"]} for f in feeds] for p in (proto, edited, quantized_proto))
+    assert found["w.0"].local_db == pytest.approx(sqnr_db(joined(floats, "y"), joined(alone, "y")), abs=0.05)
+    assert found["w.0"].cumulative_db == pytest.approx(sqnr_db(joined(floats, "y"), joined(pivots, "y")), abs=0.05)
 
 
 def test_a_fit_counts_what_is_cut_off_and_which_levels_are_used() -> None:

@@ -1,15 +1,13 @@
 """Layers of a sum: least squares of numpy's, GPTQ of the whole matrix, and the error of the sum that is left."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from small_models import bundle_of, legality
+from small_models import TERMS, bundle_of, legality, summed
 
 from pocketport.calibration.capture import calibrate
 from pocketport.calibration.statistics import SecondMoment, Statistics
-from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.pivot.apply import apply_component, apply_plan
@@ -19,7 +17,7 @@ from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe
 from pocketport.errors import InputError
 
-ROWS, SOURCE, WIDTHS, OUT = 16, 24, (32, 48, 16), 32
+SOURCE, WIDTHS, OUT = 24, TERMS, 32
 ORDER = (2, 0, 1)
 Feeds = list[tuple[str, Arrays]]
 rng = np.random.default_rng(0)
@@ -70,28 +68,6 @@ def test_the_loudest_inputs_come_first() -> None:
     loudness = (1.0, 9.0, 4.0)
     inputs = [moment_of(np.full((rows, 5), a, np.float32)) for rows, a in zip((90, 10, 50), loudness, strict=True)]
     assert rounding_order(inputs) == [1, 2, 0]
-
-
-def summed(*, parts: bool, relu: bool = False) -> tuple[ModelBundle, Feeds]:
-    """y = Σ Wₚ·xₚ of three tensors, or of one that is all of them, from the same source."""
-    fixed = np.random.default_rng(1)
-    g = GraphBuilder("main")
-    spread = fixed.standard_normal((SOURCE, sum(WIDTHS))).astype(np.float32)
-    weight = fixed.standard_normal((OUT, sum(WIDTHS))).astype(np.float32)
-    source = g.input("source", (ROWS, SOURCE))
-    total = None
-    cuts = np.cumsum((0, *(WIDTHS if parts else (sum(WIDTHS),))))
-    for p, (first, last) in enumerate(pairwise(cuts)):
-        hidden = g.node("MatMul", [source, g.weight(f"spread.{p}", spread[:, first:last].copy())], f"hidden.{p}")
-        x = g.node("Relu", [hidden], f"x.{p}") if relu else hidden
-        own = g.weight(f"w.{p}", weight[:, first:last].copy() if p else weight[:, first:last].T.copy())
-        bias = [g.weight("bias", fixed.standard_normal(OUT).astype(np.float32))] if p == 0 else []
-        layer = g.node("Gemm", [x, own, *bias], f"down.{p}", transB=int(p > 0))
-        total = layer if total is None else g.node("Add", [total, layer], f"sum.{p}")
-    assert total is not None
-    g.output(g.node("Identity", [total], "end", output="y"))
-    feeds = [("main", {"source": fixed.standard_normal((ROWS, SOURCE)).astype(np.float32)}) for _ in range(40)]
-    return bundle_of(main=g.finish()), feeds
 
 
 def planned(bundle: ModelBundle, rules: list[dict[str, object]], **changes: object) -> Plan:
