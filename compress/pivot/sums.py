@@ -88,6 +88,10 @@ class SummedWeights:
         """Under which the weight at this place is rounded."""
         return self._left[place].moment
 
+    def later(self, place: int) -> tuple[int, ...]:
+        """Places of the weights that come after it."""
+        return self._left[place].later
+
     def wanted(self, place: int, weight: Matrix) -> Matrix:
         """The weight at this place [N, K], with what it makes up for."""
         return weight + self._added[place] if place in self._added else weight

@@ -107,6 +107,8 @@ class WeightRounding:
         wanted = together.wanted(place, as_matrix(real, tensor))
         done = self._round(keys, as_laid(wanted, tensor), tensor, together.moment(place), least)
         together.rounded(place, wanted - as_matrix(done.encoding.dequantize(done.integers), tensor))
+        if not together.later(place):
+            del self._sums[key]  # its moments are large
         return done
 
     def _summed(self, twins: Sequence[Twin]) -> SummedWeights:

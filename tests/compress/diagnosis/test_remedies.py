@@ -51,7 +51,9 @@ def test_a_remedy_speaks_about_every_node_that_holds_the_data() -> None:
 
 def test_a_remedy_speaks_about_all_layers_of_a_sum() -> None:
     _, _, plan, _ = quantized(summed(parts=True), "w4cfp32")
-    finer = next(r for r in remedies("main", switch_of(plan, "w.1"), legality(), columns=32) if r.name == "blocks of 16")
+    finer = next(
+        r for r in remedies("main", switch_of(plan, "w.1"), legality(), columns=32) if r.name == "blocks of 16"
+    )
     assert {rule.name for rule in finer.rules} == {"down.0", "down.1", "down.2"}
 
 
