@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sum:
-    """Layers whose outputs are added up and which are rounded one after the other, see `compress.pivot.sums`.
+    """Layers whose outputs are added up and which are rounded one after the other, see `compress.pivot.summed_weights`.
 
     Attributes:
         weights: of the layers, in that order.

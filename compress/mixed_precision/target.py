@@ -16,7 +16,7 @@ from pocketport.compress.mixed_precision.allocation import Layer, Node, literal
 from pocketport.compress.mixed_precision.sensitivity import Inputs
 from pocketport.compress.mixed_precision.summed_inputs import Sum
 from pocketport.compress.pivot.input_scaling import Numbers, input_factors
-from pocketport.compress.pivot.sums import residuals, rounding_order
+from pocketport.compress.pivot.summed_weights import residuals, rounding_order
 from pocketport.compress.pivot.weights import quantize_weight
 from pocketport.compress.planning.legality import Legality
 from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan, make_plan

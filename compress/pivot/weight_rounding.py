@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pocketport.calibration.statistics import SecondMoment, Statistics, side_by_side
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.graph import constant
-from pocketport.compress.pivot.sums import SummedWeights, residuals, rounding_order
+from pocketport.compress.pivot.summed_weights import SummedWeights, residuals, rounding_order
 from pocketport.compress.pivot.weights import QuantizedTensor, as_laid, as_matrix, quantize_weight
 from pocketport.compress.planning.plan import Plan, TensorPlan
 from pocketport.errors import InputError

@@ -17,7 +17,7 @@ from pocketport.compress.planning.legality import Legality, WeightRule
 from pocketport.compress.planning.plan import ComponentPlan, TensorKind, TensorPlan
 from pocketport.compress.planning.regions import Groups, Regions, find_regions, join_moved
 from pocketport.compress.planning.settling import LANGUAGE_ROLES, Settled, Settler
-from pocketport.compress.planning.sums import rounded_together
+from pocketport.compress.planning.summed_layers import rounded_together
 from pocketport.compress.recipe import Recipe, Rule
 from pocketport.compress.reconstruction.options import OPTIONS, read_options, rounds_on_samples
 from pocketport.compress.schemes import Granularity

@@ -55,7 +55,7 @@ class TensorPlan:
         partner: for biases: the weight of the same node.
         rank: of the correction in 8 bits beside a weight; 0: it has none. See `compress.pivot.low_rank`.
         terms: for the weight of a layer whose output is added to others' which are rounded together with it: the activations
-            of all of them, in the order of the graph; empty for any other. See `compress.pivot.sums`.
+            of all of them, in the order of the graph; empty for any other. See `compress.pivot.summed_weights`.
         scaled: for an activation that is divided by a factor a channel before it is rounded: the tensor without that.
         why: the rule or legality that this comes from.
         elements: number of elements (0 where not static).

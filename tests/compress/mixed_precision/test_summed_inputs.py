@@ -19,7 +19,7 @@ from pocketport.compress.mixed_precision.sensitivity import Inputs, Sensitivitie
 from pocketport.compress.mixed_precision.stream import GRADIENT, Stream
 from pocketport.compress.mixed_precision.summed_inputs import Sum, SummedInputs
 from pocketport.compress.mixed_precision.target import TargetLayers, target_layers
-from pocketport.compress.pivot.sums import SummedWeights, residuals
+from pocketport.compress.pivot.summed_weights import SummedWeights, residuals
 from pocketport.compress.recipe import Recipe
 
 ROWS, WIDTH, PARTS, COUNT = 12, 16, 3, 8

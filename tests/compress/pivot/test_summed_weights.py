@@ -11,7 +11,7 @@ from pocketport.calibration.statistics import SecondMoment, Statistics
 from pocketport.compress.bundle import ModelBundle
 from pocketport.compress.executors.ort_executor import Arrays, OrtExecutor
 from pocketport.compress.pivot.apply import apply_component, apply_plan
-from pocketport.compress.pivot.sums import SummedWeights, residuals, rounding_order
+from pocketport.compress.pivot.summed_weights import SummedWeights, residuals, rounding_order
 from pocketport.compress.pivot.weights import QuantizedTensor
 from pocketport.compress.planning.plan import Plan, make_plan
 from pocketport.compress.recipe import Recipe

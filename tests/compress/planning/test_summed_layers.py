@@ -9,7 +9,7 @@ from small_models import bundle_of, legality
 
 from pocketport.compress.builder import GraphBuilder
 from pocketport.compress.planning.plan import Plan, TensorKind, make_plan
-from pocketport.compress.planning.sums import summed_layers
+from pocketport.compress.planning.summed_layers import summed_layers
 from pocketport.compress.recipe import Recipe
 
 ROWS, WIDTH = 8, 32
