@@ -17,7 +17,7 @@ from pocketport.compress.mixed_precision.sensitivity import Inputs
 from pocketport.compress.mixed_precision.summed_inputs import Sum
 from pocketport.compress.pivot.input_scaling import Numbers, input_factors
 from pocketport.compress.pivot.summed_weights import residuals, rounding_order
-from pocketport.compress.pivot.weights import quantize_weight
+from pocketport.compress.pivot.weights import as_laid, as_matrix, quantize_weight
 from pocketport.compress.planning.legality import Legality
 from pocketport.compress.planning.plan import ComponentPlan, Plan, TensorKind, TensorPlan, make_plan
 from pocketport.compress.recipe import Recipe, Rule, with_rules
@@ -158,9 +158,9 @@ class TargetLayers:
             full = np.asarray(hessian / np.outer(s, s), np.float32)
             moment = SecondMoment(full.diagonal().astype(np.float64), max(inputs.rows, 1), full)
             matrix = weight.cpu().numpy() * s
-            done = quantize_weight(matrix if plan.channel_axis == 0 else matrix.T, plan, moment, None)
-            back = done.encoding.dequantize(done.integers)
-            yield torch.from_numpy((back if plan.channel_axis == 0 else back.T) / s).to(weight.device)
+            done = quantize_weight(as_laid(matrix, plan), plan, moment, None)
+            back = as_matrix(done.encoding.dequantize(done.integers), plan)
+            yield torch.from_numpy(back / s).to(weight.device)
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,9 @@ class _Term:
 
 
 def _sums_of(plan: ComponentPlan) -> Iterator[tuple[_Term, ...]]:
-    sources = {t.tensor: t.scaled for t in plan.tensors if t.scaled}
     weights = {t.activation: t.tensor for t in plan.tensors if t.terms}
     for terms in {t.terms: None for t in plan.tensors if t.terms}:
-        yield tuple(_Term(weights[x], sources.get(x, x)) for x in terms)
+        yield tuple(_Term(weights[x], plan.sources.get(x, x)) for x in terms)
 
 
 def target_layers(

@@ -163,7 +163,7 @@ def input_factors(bundle: ModelBundle, plan: Plan, statistics: Statistics) -> di
     found = {}
     for component in plan:
         graph = bundle[component.component].graph
-        sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
+        sources = component.sources
         for name, weights in scaled_layers(component).items():
             source = f"{component.component}/{sources[name]}"
             if source not in statistics.channels:
@@ -241,7 +241,7 @@ def scale_inputs(
 def _scaled_graph(bundle: ModelBundle, plan: ComponentPlan, factors: Mapping[str, Numbers]) -> ir.Model:
     graph = clone_graph(bundle[plan.component].graph)
     quantized = frozenset(t.tensor for t in plan.tensors if t.quantized and t.kind is not TensorKind.ACTIVATION)
-    sources = {t.tensor: t.scaled for t in plan.tensors if t.scaled}
+    sources = plan.sources
     for name, layers in scaled_layers(plan).items():
         weights = [graph.graph.initializers[t.tensor] for t in layers]
         insert_scaling(graph, {sources[name]: [_reader(w) for w in weights]})
@@ -284,7 +284,7 @@ def _scale_together(
     statistics: Statistics, plan: ComponentPlan, terms: Sequence[str], factors: Mapping[str, Numbers]
 ) -> None:
     """Add the moments of inputs side by side of which some are scaled."""
-    sources = {t.tensor: t.scaled for t in plan.tensors if t.scaled}
+    sources = plan.sources
     unscaled = f"{plan.component}/{side_by_side(sources.get(x, x) for x in terms)}"
     if sources.keys().isdisjoint(terms) or unscaled not in statistics.moments:
         return

@@ -124,7 +124,7 @@ class WeightRounding:
 
     def _order(self, component: str, terms: Sequence[str]) -> list[int]:
         """Of the terms of a sum; by the inputs of the float model, so that all schemes have the same."""
-        sources = {t.tensor: t.scaled for t in self._plan[component].tensors if t.scaled}
+        sources = self._plan[component].sources
         return rounding_order([self._statistics.moments[f"{component}/{sources.get(x, x)}"] for x in terms])
 
     def _round(

@@ -125,6 +125,11 @@ class ComponentPlan:
     tensors: tuple[TensorPlan, ...]
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Scaled activations and what each is without its factors, in the float graph."""
+        return {t.tensor: t.scaled for t in self.tensors if t.scaled}
+
+    @property
     def bytes_before(self) -> int:
         """Stored bytes of the component's float constants."""
         return sum(t.bytes_before for t in self.tensors)
@@ -180,7 +185,7 @@ class Plan:
         """component → inputs of the layers that need a full Σ xᵀx, as `calibrate` takes them."""
         wanted: dict[str, list[str]] = {}
         for component in self.components:
-            sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
+            sources = component.sources
             inputs = {
                 t.terms or (t.activation,) for t in component.tensors
                 if t.rank or t.terms or (t.algorithm == "gptq" and not t.on_samples)
@@ -198,7 +203,7 @@ class Plan:
         }  # fmt: skip
         found = {}
         for component in self.components:
-            sources = {t.tensor: t.scaled for t in component.tensors if t.scaled}
+            sources = component.sources
             quantized = [t for t in component.tensors if t.quantized and t.kind is TensorKind.ACTIVATION]
             read = {t.activation for t in component.tensors if t.kind is TensorKind.WEIGHT and t.activation}
             keys = {f"present_{s}" for s in self.cache.states if s.startswith(KEY)} if self.cache else set[str]()

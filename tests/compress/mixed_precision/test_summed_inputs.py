@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from small_models import bundle_of, legality
@@ -32,16 +33,17 @@ def searched() -> tuple[ModelBundle, TargetLayers, list[Arrays]]:
     rng = np.random.default_rng(0)
     g = GraphBuilder("main")
 
-    def layer(x: object, weight: str, name: str) -> object:
-        return g.node("MatMul", [x, g.weight(weight, rng.standard_normal((WIDTH, WIDTH)).astype(np.float32))], name)  # type: ignore[list-item]
+    def layer(x: ir.Value, weight: str, name: str) -> ir.Value:
+        return g.node("MatMul", [x, g.weight(weight, rng.standard_normal((WIDTH, WIDTH)).astype(np.float32))], name)
 
     source = g.input("source", (ROWS, WIDTH))
-    total = None
+    total: ir.Value | None = None
     for p in range(PARTS):
-        x = g.node("Relu", [layer(source, f"s.{p}", f"h.{p}")], f"x.{p}")  # type: ignore[list-item]
+        x = g.node("Relu", [layer(source, f"s.{p}", f"h.{p}")], f"x.{p}")
         y = layer(x, f"w.{p}", f"down.{p}")
-        total = y if total is None else g.node("Add", [total, y], f"sum.{p}")  # type: ignore[list-item]
-    g.output(g.node("Tanh", [total], "tanh", output="y"))  # type: ignore[list-item]
+        total = y if total is None else g.node("Add", [total, y], f"sum.{p}")
+    assert total is not None
+    g.output(g.node("Tanh", [total], "tanh", output="y"))
     feeds: list[Arrays] = [{"source": rng.standard_normal((ROWS, WIDTH)).astype(np.float32)} for _ in range(COUNT)]
     bundle = bundle_of(main=g.finish())
     base = Recipe.model_validate({"name": "t", "rules": [{"name": "h.*", "scheme": "float"}]})
