@@ -172,9 +172,10 @@ class _Term:
 
 
 def _sums_of(plan: ComponentPlan) -> Iterator[tuple[_Term, ...]]:
+    sources = plan.sources
     weights = {t.activation: t.tensor for t in plan.tensors if t.terms}
     for terms in {t.terms: None for t in plan.tensors if t.terms}:
-        yield tuple(_Term(weights[x], plan.sources.get(x, x)) for x in terms)
+        yield tuple(_Term(weights[x], sources.get(x, x)) for x in terms)
 
 
 def target_layers(
